@@ -1,0 +1,78 @@
+# `make help` lists the targets. Everything is installed into .venv, from uv.lock, by hash.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+
+# The first Python 3.11 or 3.12 that can make virtual environments.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+	if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
+	then echo $$python; break; fi; done)
+
+# --inexact: `make serve` after `make test` must not uninstall what the tests need.
+SYNC = .venv/bin/uv sync --quiet --frozen --inexact --python .venv/bin/python
+
+.PHONY: help
+help: ## Show this help.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: serve
+serve: .venv/serving ## Set up and serve the model that ships with the project, on http://127.0.0.1:8080.
+	@exec .venv/bin/deit serve
+
+.PHONY: test
+test: .venv/development ## Set up and pass the tests.
+	@.venv/bin/pytest $(PYTEST)
+
+.PHONY: lint
+lint: .venv/development ## Check style and types.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.PHONY: format
+format: .venv/development ## Format the code and apply the safe fixes.
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.PHONY: setup
+setup: .venv/development ## Set up everything that development needs, with the pre-commit hooks.
+	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
+
+.PHONY: perf-analyzer
+perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
+
+.PHONY: system
+system: ## Install the Debian packages that a bare machine lacks (needs root).
+	apt-get update -qq
+	apt-get install -qq --no-install-recommends python3 python3-venv libpython3-stdlib "libpython$$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+
+.PHONY: clean
+clean: ## Remove the environments and everything that tools cached.
+	rm -rf .venv .perf-analyzer .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/uv: requirements/uv.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 with venv was found. Install one (Debian: make system), or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Making .venv with $(PYTHON), which takes a few seconds"
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements/uv.txt
+	@touch $@
+
+.venv/serving: .venv/uv uv.lock pyproject.toml
+	@echo "Installing what serving needs, about 200 MB"
+	@$(SYNC) --no-default-groups --extra serving
+	@touch $@
+
+.venv/development: .venv/uv uv.lock pyproject.toml
+	@echo "Installing every stage and the development tools, about 6 GB with torch: some minutes"
+	@$(SYNC) --all-extras
+	@touch $@ .venv/serving
+
+# perf_analyzer is in the platform wheel of tritonclient 2.50.0; newer wheels hold none or need glibc 2.38. It links to
+# Debian's libb64 and to CUDA's runtime, also where there is no GPU.
+.perf-analyzer/ready: requirements/perf-analyzer.txt
+	@echo "Making .perf-analyzer"
+	@rm -rf .perf-analyzer && $(PYTHON) -m venv .perf-analyzer
+	@.perf-analyzer/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-deps --requirement requirements/perf-analyzer.txt
+	@cd .perf-analyzer && apt-get download -qq libb64-0d && dpkg-deb --extract libb64-0d_*.deb libb64
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m deit`, so that `torchrun -m deit train ...` works."""
+
+from deit.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""The `deit` command: a table of subcommands, each stage imported only when its subcommand runs."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from deit import __version__
+from deit.errors import DeitError
+
+# name -> (module with a typer `app`, one line of help)
+SUBCOMMANDS = {
+    "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
+    "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
+    "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
+    "benchmark": ("benchmark.command", "Measure a running server."),
+}
+
+# The extra whose absence explains a missing module, by the top-level name that failed to import.
+EXTRA_OF_MODULE = {
+    **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow"), "training"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "pytriton"), "serving"),
+    "httpx": "benchmark",
+}
+
+
+class LazySubcommands(TyperGroup):
+    """Lists the subcommands without importing their stages, and imports the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (_, help_line) in SUBCOMMANDS.items():
+            self.commands[name] = TyperCommand(name, help=help_line)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in SUBCOMMANDS:
+            module, _ = SUBCOMMANDS[args[0]]
+            self.commands[args[0]] = typer.main.get_command(importlib.import_module(module).app)
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=LazySubcommands,
+    help="Distil, export, serve and benchmark DeiT image classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deit-server {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def deit(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command. Exit status: 0 done, 1 the work failed (one line on stderr), 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except DeitError as error:
+        sys.exit(f"deit: {error}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA_OF_MODULE:
+            raise
+        extra = EXTRA_OF_MODULE[missing]
+        sys.exit(f"deit: {missing} is not installed; install it with: pip install 'deit-server[{extra}]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # `deit ... | head`: the reader has what it wanted. Python would complain again when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

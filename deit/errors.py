@@ -1,0 +1,41 @@
+"""Errors that the user can mend.
+
+    DeitError
+    ├── DataError          a data set or image folder that cannot be used
+    ├── CheckpointError    a checkpoint that cannot be read, written or resumed
+    ├── TrainingError      a run that cannot start, or whose loss is no number
+    ├── RepositoryError    a model or model repository that cannot be published or loaded
+    ├── ServingError       Triton or the gateway cannot start or go on
+    └── BenchmarkError     a measurement that could not be made
+
+The command prints the message as one line and exits with status 1. A message names the thing, what was found and the
+next step. Anything else that reaches the top is a bug and keeps its traceback.
+"""
+
+
+class DeitError(Exception):
+    """Something the user can mend; its message is written for them."""
+
+
+class DataError(DeitError):
+    """A data set that is missing, of an unknown layout, or holds no usable image."""
+
+
+class CheckpointError(DeitError):
+    """A checkpoint that is missing, damaged, unsafe to open, or of another architecture."""
+
+
+class TrainingError(DeitError):
+    """A training run that cannot start as asked, or whose loss is no longer a number."""
+
+
+class RepositoryError(DeitError):
+    """A model that failed its parity check, or a model repository that cannot be written or read."""
+
+
+class ServingError(DeitError):
+    """Triton or the gateway cannot start: a port, a library, a platform or a model stands in the way."""
+
+
+class BenchmarkError(DeitError):
+    """A measurement that could not be made."""

@@ -1,0 +1,72 @@
+"""The served model: names that the exporter writes and the gateway reads, through Triton.
+
+A model takes `images` and gives `probabilities`; a distilled one gives its two heads as well. What the gateway must
+know beyond shapes travels as `parameters` of config.pbtxt, because Triton may run on another machine.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+IMAGES = "images"
+"""Input, uint8 (N, H, W, 3), RGB, already resized and cropped. Normalisation is the first layer of the graph."""
+
+PROBABILITIES = "probabilities"
+"""Output, float32 (N, classes): the mean of both heads' softmax (arXiv:2012.12877 section 4), or the only head's."""
+
+CLASS_PROBABILITIES = "class_probabilities"
+"""Output of a distilled model, float32 (N, classes): softmax of the class token's head."""
+
+DISTILLATION_PROBABILITIES = "distillation_probabilities"
+"""Output of a distilled model, float32 (N, classes): softmax of the distillation token's head."""
+
+ONNX_FILE = "model.onnx"
+CONFIG_FILE = "config.pbtxt"
+
+PREPROCESSING_PARAMETER = "preprocessing"
+"""Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
+
+PROVENANCE_PARAMETER = "provenance"
+"""Key in config.pbtxt's parameters; the value is `Provenance.to_json()`."""
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
+"""What a model may be called: a folder name that is safe in a URL and in a metric label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a model came from and how it was proven.
+
+    Attributes:
+        architecture: timm's name of the architecture.
+        checkpoint_sha256: of the weights file the graph was made from.
+        precision: of the arithmetic in the graph, such as "fp32".
+        readout: what `probabilities` is: "joint-probability" or, for a model with one head, "class".
+        teacher: name of the teacher, or None when the model was not distilled (or its checkpoint does not say).
+        parity_images: real images the graph was compared with PyTorch on.
+        parity_max_difference: largest absolute difference of a probability on them.
+        metrics: accuracies that came with the checkpoint, such as {"joint_top1": 0.81}.
+        versions: of the tools that made the graph.
+    """
+
+    architecture: str
+    checkpoint_sha256: str
+    precision: str
+    readout: str
+    teacher: str | None
+    parity_images: int
+    parity_max_difference: float
+    metrics: dict[str, float]
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Provenance":
+        fields: dict[str, Any] = json.loads(text)
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"not a description of provenance: {error}") from error

@@ -1,0 +1,32 @@
+"""A command whose options are the fields of a frozen dataclass: name, type, default and help stand in one place.
+
+A field is declared as `epochs: Annotated[int, typer.Option(help="...")] = 300`; the dataclass checks the values in
+`__post_init__` with ValueError, which becomes a usage error (exit status 2).
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+
+Config = TypeVar("Config")
+
+
+def command_of(config_class: type[Config]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
+    """Decorates `run(config)` so that typer sees one option for each field of `config_class`."""
+
+    def decorate(run: Callable[[Config], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            try:
+                config = config_class(**values)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+            run(config)
+
+        command.__doc__ = run.__doc__
+        command.__annotations__ = get_type_hints(config_class, include_extras=True)
+        command.__signature__ = inspect.signature(config_class)  # type: ignore[attr-defined]
+        return command
+
+    return decorate

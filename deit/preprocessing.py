@@ -1,0 +1,102 @@
+"""From an RGB picture to the pixels a model reads: resize the shorter side, crop the centre.
+
+This is timm's evaluation transform up to the point where it turns to floats, bit for bit, in Pillow and numpy alone.
+Mean and standard deviation belong here too, because they travel with the geometry, but the exported graph applies them.
+Source: `transforms_imagenet_eval` in https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/transforms_factory.py
+with `Resize` and `CenterCrop` of torchvision.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# A 1 x 30,000 strip resized to 256 pixels across would be 256 x 7,680,000. Above this many pixels only the crop window
+# is resized; there the result may differ from timm's in the last bit, which no photograph reaches (aspect ratio above
+# 250).
+LARGEST_RESIZED_PIXELS = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a model expects of an image.
+
+    Attributes:
+        image_size: side of the square the model reads, in pixels.
+        crop_pct: the share of the resized shorter side that the crop keeps; 0.875 resizes to 256 for a 224 crop.
+        interpolation: Pillow's resampling filter by timm's name.
+        mean, std: per channel in RGB order, for pixels scaled to 0..1. The exported graph applies them.
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size {self.image_size}: must be at least 1 pixel")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct}: must be above 0 and at most 1")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation {self.interpolation!r}: must be one of {', '.join(RESAMPLING)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: must be three numbers each, std above 0")
+
+    @property
+    def resize_px(self) -> int:
+        """The shorter side after resizing, in pixels."""
+        return math.floor(self.image_size / self.crop_pct)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocessing":
+        """Raises ValueError that names the field when a value is missing, unknown or out of range."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
+        try:
+            return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a description of preprocessing: {error}") from error
+
+
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """The pixels a model reads, uint8 (image_size, image_size, 3) in RGB order, from an RGB image of any size."""
+    size = preprocessing.image_size
+    resampling = RESAMPLING[preprocessing.interpolation]
+    width, height = image.size
+    resized = _resized_size(width, height, preprocessing.resize_px)
+    # torchvision's CenterCrop rounds half to even, as Python does
+    left, top = round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)
+    if resized[0] * resized[1] > LARGEST_RESIZED_PIXELS:
+        scale_x, scale_y = width / resized[0], height / resized[1]
+        window = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+        return np.asarray(image.resize((size, size), resampling, box=window))
+    if resized != image.size:
+        image = image.resize(resized, resampling)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _resized_size(width: int, height: int, shorter_px: int) -> tuple[int, int]:
+    """Width and height after scaling the shorter side to `shorter_px`; the longer side is cut, not rounded."""
+    if width <= height:
+        return shorter_px, int(shorter_px * height / width)
+    return int(shorter_px * width / height), shorter_px

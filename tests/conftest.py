@@ -1,0 +1,65 @@
+"""Pictures, small data sets and the shared data that every stage's tests use."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+REPOSITORY_ROOT = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """CIFAR-10, 500 ImageNet photographs, DeiT-Ti's weights and hostile images, which are not ours to publish."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the development data in {SHARED_DATA}, which is not part of the repository")
+    return SHARED_DATA
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An RGB picture with the soft gradients, edges and grain of a photograph."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    grain = random.normal(0, 6, (height, width, 3))
+    pixels = np.clip(np.asarray(coarse.filter(ImageFilter.UnsharpMask(4))) + grain, 0, 255)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+@pytest.fixture(scope="session")
+def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that a model learns in seconds: grainy 16-pixel squares in three colours, as parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("colours")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 192), ("test", 48)):
+        rows, labels = [], []
+        for index in range(count):
+            label = index % len(COLOURS)
+            colour = np.array(list(COLOURS.values())[label])
+            pixels = np.clip(colour + random.normal(0, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
+            rows.append({"bytes": encoded(Image.fromarray(pixels), "PNG"), "path": f"{index}.png"})
+            labels.append(label)
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(COLOURS)}}
+        schema = pa.schema(
+            [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+            metadata={"huggingface": json.dumps({"info": {"features": features}})},
+        )
+        pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), folder / f"{split}.parquet")
+    return folder

@@ -1,0 +1,59 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deit import __version__
+
+DEIT = Path(sys.executable).with_name("deit")
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([DEIT, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"deit-server {__version__}\n"
+
+
+def test_help_names_every_subcommand() -> None:
+    text = run("--help").stdout
+    assert all(name in text for name in ("train", "export", "serve", "benchmark"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "finding"),
+    [
+        (["sreve"], "Did you mean 'serve'"),
+        (["export"], "--images"),
+        (["export", "--images", "x"], "give either --checkpoint or --timm"),
+        (["train", "--data", "x", "--name", "y", "--distillation", "hard"], "needs a --teacher"),
+        (["train", "--data", "x", "--name", "y", "--batch-size", "3"], "must be even"),
+        (["train", "--data", "x", "--name", "y", "--min-learning-rate", "1"], "the cosine would rise"),
+        (["train", "--data", "x", "--name", "y", "--model-arg", "patch_size"], "must be KEY=VALUE"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_names_the_finding(arguments: list[str], finding: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert finding in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_failed_work_exits_with_1_and_one_line(tmp_path: Path) -> None:
+    done = run("train", "--data", "nowhere", "--name", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == ("deit: nowhere is not a folder. --data takes a folder with the splits train and test.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from deit import cli
+
+    monkeypatch.setattr(cli, "app", lambda: __import__("torch_that_is_not_there"))
+    monkeypatch.setitem(cli.EXTRA_OF_MODULE, "torch_that_is_not_there", "training")
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == (
+        "deit: torch_that_is_not_there is not installed; install it with: pip install 'deit-server[training]'"
+    )
