@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from deit.errors import TrainingError
+from deit.preprocessing import Preprocessing
+from tests.training.conftest import TINY, tiny_student
+from training.checkpoint import save_checkpoint
+from training.model import Normalize, Teacher, create_model, head_logits, load_teacher
+
+IMAGENET = Preprocessing(
+    image_size=16, crop_pct=1.0, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+HALF = Preprocessing(image_size=24, crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "image_size", "parameters"),
+    [  # computed from the paper's table 1
+        ("deit_tiny_patch16_224", 224, 5_717_416),
+        ("deit_tiny_distilled_patch16_224", 224, 5_910_800),
+        ("deit_small_distilled_patch16_224", 224, 22_436_432),
+    ],
+)
+def test_parameter_counts_are_the_papers(architecture: str, image_size: int, parameters: int) -> None:
+    model = create_model(architecture, num_classes=1000, image_size=image_size, drop_path=0, model_args={})
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_the_class_token_starts_as_in_deit() -> None:
+    torch.manual_seed(0)
+    assert 0.01 < tiny_student().cls_token.std() < 0.03  # timm starts from 1e-6
+
+
+def test_head_logits_average_to_timms_own_forward() -> None:
+    model = tiny_student().eval()
+    images = torch.randn(5, 3, 16, 16)
+    with torch.inference_mode():
+        class_logits, distillation_logits = head_logits(model, images)
+        torch.testing.assert_close((class_logits + distillation_logits) / 2, model(images))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "finding"),
+    [("deit_huge", {}, "has no model 'deit_huge'"), ("resnet18", {"patch_size": 4}, "timm cannot make resnet18")],
+)
+def test_what_timm_cannot_make_is_named(architecture: str, arguments: dict[str, int], finding: str) -> None:
+    with pytest.raises(TrainingError, match=finding):
+        create_model(architecture, num_classes=3, image_size=16, drop_path=0, model_args=arguments)
+
+
+def test_a_teacher_sees_its_own_statistics_and_resolution() -> None:
+    seen = []
+
+    class Witness(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return images.mean(dim=(2, 3))
+
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    Teacher("witness", Witness(), HALF, student=IMAGENET)(Normalize(IMAGENET)(pixels))
+    expected = torch.nn.functional.interpolate(Normalize(HALF)(pixels), size=(24, 24), mode="bicubic")
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=0)  # normalised twice in float32
+
+
+def test_a_teacher_stays_frozen_and_in_evaluation_mode() -> None:
+    convnet = create_model("resnet18", num_classes=3, image_size=24, drop_path=0, model_args={"channels": [8] * 4})
+    teacher = Teacher("convnet", convnet, HALF, student=IMAGENET)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+    logits = teacher(torch.randn(4, 3, 16, 16))
+    assert not logits.requires_grad
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("labels", "finding"),
+    [(("red", "green", "yellow"), "decides among 3 classes"), (("red", "green"), "decides among 3 classes")],
+)
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, labels: tuple[str, ...], finding: str) -> None:
+    save_checkpoint(
+        tmp_path / "teacher", tiny_student(), label_names=("red", "green", "blue"), preprocessing=TINY, deit={}
+    )
+    with pytest.raises(TrainingError, match=finding):
+        load_teacher(str(tmp_path / "teacher"), label_names=labels, student=IMAGENET)
+
+
+def test_a_teacher_that_is_nowhere_is_named() -> None:
+    with pytest.raises(TrainingError, match="neither a checkpoint folder nor a model of timm"):
+        load_teacher("runs/nobody/checkpoint", label_names=("a",), student=IMAGENET)

@@ -1,0 +1,1 @@
+"""Distillation of DeiT: from images and a teacher to a checkpoint folder. Needs torch and timm."""

@@ -1,0 +1,133 @@
+"""What `deit train` was asked to do. Free of torch, so that `deit train --help` is instant."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Option
+
+Distillation = Literal["none", "hard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Learning rates are absolute: nothing scales them behind your back."""
+
+    data: Annotated[
+        Path,
+        Option(
+            help="Data set: a folder with train and test as parquet files, or as folders with a folder for each class."
+        ),
+    ]
+    name: Annotated[str, Option(help="Name of the run; everything it writes goes to RUNS/NAME.")]
+    runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
+    resume: Annotated[bool, Option("--resume", help="Go on after the last epoch that RUNS/NAME finished.")] = False
+
+    model: Annotated[str, Option(help="timm's name of the architecture.")] = "deit_tiny_distilled_patch16_224"
+    model_arg: Annotated[
+        list[str] | None,
+        Option(
+            metavar="KEY=VALUE",
+            help="Argument of timm's create_model, value in JSON: patch_size=4. Repeatable.",
+        ),
+    ] = None
+    image_size: Annotated[int, Option(min=8, help="Side of the images the model reads, in pixels.")] = 224
+    crop_pct: Annotated[
+        float,
+        Option(help="Share of the shorter side that the evaluation crop keeps; 0.875 resizes to 256 for 224."),
+    ] = 0.875
+    drop_path: Annotated[float, Option(min=0, max=0.9, help="Stochastic depth: rate of the last block.")] = 0.1
+
+    distillation: Annotated[
+        Distillation,
+        Option(help="hard: the distillation token learns the teacher's decision (paper section 4)."),
+    ] = "none"
+    teacher: Annotated[
+        str | None, Option(help="Checkpoint folder, or timm's tagged name, such as regnety_160.deit_in1k.")
+    ] = None
+
+    epochs: Annotated[int, Option(min=1)] = 300
+    batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 1024
+    optimizer: Annotated[str, Option(help="timm's name of the optimiser.")] = "adamw"
+    learning_rate: Annotated[float, Option(help="At the peak, for the whole batch.")] = 1e-3
+    min_learning_rate: Annotated[float, Option(help="Where the cosine ends.")] = 1e-5
+    warmup_learning_rate: Annotated[float, Option(help="Where the warm-up starts.")] = 1e-6
+    warmup_epochs: Annotated[int, Option(min=0, help="Linear warm-up, part of the epochs.")] = 5
+    weight_decay: Annotated[float, Option(min=0, help="Not applied to biases, norms, tokens and positions.")] = 0.05
+    clip_grad_norm: Annotated[float | None, Option(min=0, help="Clip the gradient's norm; off unless given.")] = None
+
+    min_crop_area: Annotated[
+        float,
+        Option(min=0.01, max=1, help="Smallest share of the area that a random crop keeps (images above 32 px)."),
+    ] = 0.08
+    auto_augment: Annotated[
+        str | None,
+        Option(help="timm's RandAugment description, such as rand-m9-mstd0.5-inc1; off unless given."),
+    ] = None
+    random_erasing: Annotated[float, Option(min=0, max=1, help="Share of the images with a box of noise.")] = 0.25
+    mixup_alpha: Annotated[float, Option(min=0, help="Beta parameter of mixup; 0 switches it off.")] = 0.8
+    cutmix_alpha: Annotated[float, Option(min=0, help="Beta parameter of CutMix; 0 switches it off.")] = 1.0
+    mixing_probability: Annotated[float, Option(min=0, max=1, help="Share of the batches that are mixed.")] = 1.0
+    label_smoothing: Annotated[float, Option(min=0, max=0.9)] = 0.1
+
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], Option(help="auto: bf16 autocast where the machine computes in it.")
+    ] = "auto"
+    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
+    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    seed: Annotated[int, Option(min=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.distillation == "none" and self.teacher is not None:
+            raise ValueError("--teacher without --distillation: add --distillation hard, or leave the teacher out")
+        if self.distillation != "none" and self.teacher is None:
+            raise ValueError(
+                f"--distillation {self.distillation} needs a --teacher: a checkpoint folder or a timm name"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--min-learning-rate {self.min_learning_rate:g} is above --learning-rate {self.learning_rate:g}: "
+                "the cosine would rise"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"--warmup-epochs {self.warmup_epochs}: must be below --epochs {self.epochs}")
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(f"--batch-size {self.batch_size}: mixup pairs the images of a batch, so it must be even")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"--name {self.name!r}: must be a folder name")
+        self.model_args  # noqa: B018  a bad --model-arg is found here
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed by mixup or CutMix."""
+        return self.mixing_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return self.runs / self.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights, as plain data: all but where the run lies and the device it runs on."""
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        for place in ("runs", "resume", "device"):
+            del values[place]
+        return values
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """`--model-arg` as a dictionary; a value that is no JSON is taken as text."""
+        arguments: dict[str, Any] = {}
+        for text in self.model_arg or []:
+            key, equals, value = text.partition("=")
+            if not equals or not key.isidentifier():
+                raise ValueError(f"--model-arg {text!r}: must be KEY=VALUE, such as patch_size=4")
+            try:
+                arguments[key] = json.loads(value)
+            except json.JSONDecodeError:
+                arguments[key] = value
+        return arguments

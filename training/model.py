@@ -1,0 +1,155 @@
+"""Students and teachers, made by timm, and the two heads of a distilled DeiT."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from deit.checkpoint import read_checkpoint_config
+from deit.errors import TrainingError
+from deit.preprocessing import Preprocessing
+from training.checkpoint import load_checkpoint
+
+
+def create_model(
+    architecture: str, *, num_classes: int, image_size: int, drop_path: float, model_args: dict[str, Any]
+) -> nn.Module:
+    """A model with random weights; `model_args` go to timm's `create_model`.
+
+    The class token starts from a normal distribution of std 0.02 as in DeiT; timm 1.0.31 uses 1e-6.
+
+    Raises:
+        TrainingError: timm does not know the architecture or refuses an argument.
+    """
+    defaults = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
+    if defaults is None:
+        raise TrainingError(
+            f"timm {timm.__version__} has no model {architecture!r}; `timm.list_models('deit*')` lists the DeiT ones"
+        )
+    size = (
+        {"img_size": image_size} if defaults.fixed_input_size else {}
+    )  # a convnet takes any size and no such argument
+    try:
+        model: nn.Module = timm.create_model(
+            architecture, num_classes=num_classes, drop_path_rate=drop_path, **{**size, **model_args}
+        )
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise TrainingError(f"timm cannot make {architecture} with {model_args or 'its defaults'}: {error}") from error
+    if isinstance(model, VisionTransformer) and model.cls_token is not None:
+        nn.init.trunc_normal_(model.cls_token, std=0.02)
+    return model
+
+
+def is_distilled(model: nn.Module) -> bool:
+    """Whether the model has a distillation token with a head of its own."""
+    return isinstance(model, VisionTransformerDistilled)
+
+
+def head_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits of the class head and, for a distilled model, of the distillation head, each (N, classes).
+
+    timm's own forward averages both in evaluation. Args: normalised images (N, 3, H, W).
+    """
+    if not isinstance(model, VisionTransformerDistilled):
+        return model(images), None
+    tokens = model.forward_features(images)
+    return model.head(tokens[:, 0]), model.head_dist(tokens[:, 1])
+
+
+class Normalize(nn.Module):
+    """uint8 images (N, 3, H, W) to floats with the given mean and standard deviation, per channel of pixels in 0..1."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() / 255 - self.mean) / self.std
+
+
+class Teacher(nn.Module):
+    """A frozen model that answers for the student's batches, whatever resolution and statistics it was trained with.
+
+    It sees the student's augmented, erased and mixed images (the paper's setting), converted to its own normalisation
+    and resized to its own resolution.
+    """
+
+    def __init__(self, name: str, model: nn.Module, preprocessing: Preprocessing, student: Preprocessing) -> None:
+        super().__init__()
+        self.name = name
+        self._model = model.requires_grad_(False)
+        self._image_size = preprocessing.image_size
+        # (x * std_s + mean_s - mean_t) / std_t as one multiplication and addition
+        student_mean, student_std = torch.tensor(student.mean), torch.tensor(student.std)
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.register_buffer("_scale", (student_std / std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_shift", ((student_mean - mean) / std).view(1, 3, 1, 1), persistent=False)
+        self._scale: Tensor
+        self._shift: Tensor
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """A teacher stays in evaluation mode: batch statistics and drop-path must not move with the student's
+        batches.
+        """
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) for images normalised for the student, (N, 3, H, W)."""
+        images = images * self._scale + self._shift
+        if images.shape[-1] != self._image_size:
+            images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")
+        logits: Tensor = self._model(images)
+        return logits
+
+
+def load_teacher(spec: str, *, label_names: tuple[str, ...], student: Preprocessing) -> Teacher:
+    """The teacher named by a checkpoint folder or by timm's tagged name.
+
+    Raises:
+        TrainingError: it decides among other classes than the student. Its head is never replaced silently.
+    """
+    if Path(spec).exists():
+        config = read_checkpoint_config(Path(spec))
+        model = load_checkpoint(Path(spec))
+        preprocessing, num_classes = config.preprocessing, config.num_classes
+        if config.label_names is not None and config.label_names != label_names:
+            raise TrainingError(
+                f"the teacher {spec} decides among {_some(config.label_names)}, the data among {_some(label_names)}: "
+                "take a teacher trained on these classes, in this order"
+            )
+    elif timm.is_model(spec):
+        try:
+            model = timm.create_model(spec, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(f"the weights of the teacher {spec} cannot be had: {error}") from error
+        data = timm.data.resolve_model_data_config(model)
+        preprocessing = Preprocessing(
+            image_size=data["input_size"][1],
+            crop_pct=data["crop_pct"],
+            interpolation=data["interpolation"],
+            mean=data["mean"],
+            std=data["std"],
+        )
+        num_classes = model.num_classes
+    else:
+        raise TrainingError(f"--teacher {spec!r} is neither a checkpoint folder nor a model of timm {timm.__version__}")
+    if num_classes != len(label_names):
+        raise TrainingError(
+            f"the teacher {spec} decides among {num_classes} classes, the data has {len(label_names)}: take a teacher "
+            "trained on this data (`deit train` without --teacher trains one)"
+        )
+    return Teacher(spec, model, preprocessing, student)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
