@@ -1,0 +1,68 @@
+"""What `deit export` was asked to do. Free of torch, so that `deit export --help` is instant."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from deit.model import MODEL_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """One export: from a checkpoint to a new version of a model in a repository."""
+
+    images: Annotated[
+        Path,
+        Option(
+            help="Real images to prove the graph on: a data set as `deit train` takes it, a parquet file, or a folder "
+            "of images."
+        ),
+    ]
+    checkpoint: Annotated[
+        Path | None,
+        Option(
+            help="Checkpoint folder of `deit train` or timm, or a .pth or .safetensors file (needs --architecture)."
+        ),
+    ] = None
+    timm: Annotated[str | None, Option(help="timm's tagged name, such as deit_tiny_distilled_patch16_224.fb_in1k.")] = (
+        None
+    )
+    architecture: Annotated[
+        str | None, Option(help="timm's name of the architecture of a weights file, such as deit_tiny_patch16_224.")
+    ] = None
+    labels: Annotated[
+        str | None,
+        Option(help="Class names, when the checkpoint has none: a file with one a line, or imagenet-1k."),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        Option(
+            help="Share of the shorter side the crop keeps, instead of the checkpoint's; DeiT's own code uses 0.875."
+        ),
+    ] = None
+
+    repository: Annotated[Path, Option(help="Triton model repository to publish in.")] = Path("model_repository")
+    name: Annotated[str | None, Option(help="Name of the model; the architecture's name unless given.")] = None
+    parity_images: Annotated[int, Option(min=1, help="How many of the images the graph is compared on.")] = 64
+
+    max_batch_size: Annotated[int, Option(min=1, help="Most images Triton computes at once.")] = 32
+    instances: Annotated[int, Option(min=1, help="Copies of the model that compute side by side on each device.")] = 1
+    threads: Annotated[int, Option(min=0, help="CPU threads of each instance; 0: all cores.")] = 0
+    queue_delay_us: Annotated[
+        int, Option(min=0, help="How long Triton waits for a fuller batch; above 0 every lone request waits that long.")
+    ] = 0
+    queue_size: Annotated[int, Option(min=1, help="Requests that may wait before Triton refuses more.")] = 256
+    queue_timeout_ms: Annotated[
+        int,
+        Option(min=1, help="Longest wait in the queue; also the ceiling of the deadlines that requests may ask for."),
+    ] = 10_000
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.timm is None):
+            raise ValueError("give either --checkpoint or --timm")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
+        if self.name is not None and not MODEL_NAME.fullmatch(self.name):
+            raise ValueError(f"--name {self.name!r}: must match {MODEL_NAME.pattern}")

@@ -1,0 +1,57 @@
+"""PyTorch to ONNX: one file, dynamic batch, LayerNormalization kept as one node."""
+
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from deit.errors import RepositoryError
+from deit.model import IMAGES
+from export.joint import JointClassifier
+
+# From 17 on LayerNormalization is one operator. Taken apart it overflows in half precision, which has ruined many ViTs
+# on TensorRT (https://github.com/NVIDIA/TensorRT/issues/2709). 18 is what torch's exporter writes without converting.
+OPSET = 18
+
+
+def export_graph(classifier: JointClassifier, image_size: int, path: Path) -> None:
+    """Write `classifier` to `path` as ONNX.
+
+    Raises:
+        RepositoryError: the exporter cannot express the model.
+    """
+    # The batch of the example is neither 0 nor 1, which the exporter would take for constants.
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings():
+            # torch 2.14 warns about its own use of deprecated internals while it exports; nothing in our hands
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                classifier.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[IMAGES],
+                output_names=list(classifier.output_names),
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RepositoryError(
+            f"torch {torch.__version__} cannot export {type(classifier.model).__name__}: {error}"
+        ) from error
+    assert program is not None  # with dynamo=True it returns a program
+    program.save(path, external_data=False)
+    check_graph(path)
+
+
+def check_graph(path: Path) -> None:
+    """Raises RepositoryError when the file is no valid ONNX, or keeps weights in other files."""
+    graph = onnx.load(path, load_external_data=False).graph
+    if any(tensor.external_data for tensor in graph.initializer):
+        raise RepositoryError(f"{path} keeps weights in other files; a served model is one file")
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RepositoryError(f"{path} is not valid ONNX: {error}") from error
