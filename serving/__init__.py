@@ -1,0 +1,1 @@
+"""Serving: Triton behind an HTTP gateway that classifies uploaded images."""

@@ -1,0 +1,160 @@
+"""`deit serve`: options and their environment variables. Flag before environment before default."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deit.log import LogFormat, configure_logging
+from serving.settings import Limits, ServeSettings, TritonPorts
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+DEFAULTS = ServeSettings(model_repository=Path("model_repository"))
+
+# The panels of --help. A pair of flags makes its panel wide, therefore perf_analyzer's options have their own.
+GATEWAY, TRITON, LIMITS, PERF_ANALYZER = "Gateway", "Triton", "Limits of one request", "Measuring with perf_analyzer"
+
+
+@app.command()
+def serve(
+    model_repository: Annotated[
+        Path,
+        typer.Option(
+            envvar="DEIT_MODEL_REPOSITORY",
+            help="Folder of models that `deit export` wrote. Change it to serve your own.",
+        ),
+    ] = DEFAULTS.model_repository,
+    host: Annotated[
+        str,
+        typer.Option(
+            envvar="DEIT_HOST",
+            help="Address to listen on. 0.0.0.0 admits other machines; put a proxy with TLS in front.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.host,
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_PORT",
+            help="Port to listen on; 0 takes a free one. Change it when 8080 is taken.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.port,
+    default_model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DEIT_DEFAULT_MODEL",
+            help="Answers requests that name no model. Set it when there are several; without it, the first by name.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            envvar="DEIT_LOG_FORMAT",
+            help="How to write the log on stderr. Choose json when a program reads it.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.log_format,
+    triton_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DEIT_TRITON_URL",
+            metavar="HOST:PORT",
+            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; without it, one is started here.",
+            rich_help_panel=TRITON,
+        ),
+    ] = None,
+    start_timeout_s: Annotated[
+        float,
+        typer.Option(
+            envvar="DEIT_START_TIMEOUT_S",
+            help="Seconds until every model must be loaded. Raise it when Triton builds TensorRT engines.",
+            rich_help_panel=TRITON,
+        ),
+    ] = DEFAULTS.start_timeout_s,
+    triton_grpc_port: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_TRITON_GRPC_PORT",
+            help="gRPC port of the embedded Triton, on loopback. Change it when 8001 is taken.",
+            rich_help_panel=TRITON,
+        ),
+    ] = DEFAULTS.triton_ports.grpc,
+    triton_metrics_port: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_TRITON_METRICS_PORT",
+            help="Metrics port of the embedded Triton, on loopback. Change it when 8002 is taken.",
+            rich_help_panel=TRITON,
+        ),
+    ] = DEFAULTS.triton_ports.metrics,
+    max_body_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_BODY_BYTES",
+            help="Largest upload. Raise it for very large photographs; each request may hold this much memory.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_body_bytes,
+    max_image_pixels: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IMAGE_PIXELS",
+            help="Largest width x height. Raise it for cameras above 25 megapixels; decoding takes 8 bytes a pixel.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_image_pixels,
+    request_timeout_s: Annotated[
+        float,
+        typer.Option(
+            envvar="DEIT_REQUEST_TIMEOUT_S",
+            help="Seconds until a request is given up. Raise it for slow uploads, lower it when callers wait less.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.request_timeout_s,
+    triton_http: Annotated[
+        bool,
+        typer.Option(
+            envvar="DEIT_TRITON_HTTP",
+            help="Open the embedded Triton's own HTTP port, on loopback, for perf_analyzer.",
+            rich_help_panel=PERF_ANALYZER,
+        ),
+    ] = False,
+    triton_http_port: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_TRITON_HTTP_PORT",
+            help="That port. Change it when 8000 is taken.",
+            rich_help_panel=PERF_ANALYZER,
+        ),
+    ] = 8000,
+) -> None:
+    """Serve a model repository: Triton behind an HTTP gateway."""
+    try:
+        settings = ServeSettings(
+            model_repository=model_repository,
+            host=host,
+            port=port,
+            triton_url=triton_url,
+            triton_ports=TritonPorts(
+                grpc=triton_grpc_port,
+                metrics=triton_metrics_port,
+                http=triton_http_port if triton_http else None,
+            ),
+            default_model=default_model,
+            start_timeout_s=start_timeout_s,
+            limits=Limits(
+                max_body_bytes=max_body_bytes,
+                max_image_pixels=max_image_pixels,
+                request_timeout_s=request_timeout_s,
+            ),
+            log_format=log_format,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    configure_logging(settings.log_format)
+    from serving.launcher import serve as serve_models  # after parsing, so that --help and errors are quick
+
+    serve_models(settings)

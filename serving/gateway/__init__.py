@@ -1,0 +1,1 @@
+"""The HTTP gateway: uploaded images in, predictions out."""

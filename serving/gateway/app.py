@@ -1,0 +1,115 @@
+"""The gateway as an ASGI application."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from deit import __version__
+from serving.gateway.errors import (
+    PROBLEM_SCHEMA,
+    InvalidParameter,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+)
+from serving.gateway.images import ImageDecoder
+from serving.gateway.middleware import BodyLimit, RequestEnvelope
+from serving.gateway.models import ServedModel
+from serving.gateway.readiness import Readiness
+from serving.gateway.routes import STATIC, router
+from serving.gateway.state import GatewayState
+from serving.gateway.triton_client import TritonClient
+from serving.settings import Limits
+
+
+def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_model: str, limits: Limits) -> FastAPI:
+    """The application for these models of the Triton at `triton_url`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        client, decoder = TritonClient(triton_url), ImageDecoder(limits.max_image_pixels)
+        readiness = Readiness(client, models.values())
+        app.state.gateway = GatewayState(
+            models=models,
+            default_model=default_model,
+            limits=limits,
+            client=client,
+            decoder=decoder,
+            readiness=readiness,
+        )
+        await readiness.ask()  # /readyz tells the truth from the first request on
+        watch = asyncio.create_task(readiness.watch())
+        yield
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+        decoder.close()
+        await client.close()
+
+    app = FastAPI(
+        title="deit-server",
+        summary="Classifies images with distilled DeiT models.",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    app.add_middleware(RequestEnvelope)  # added last, therefore the outermost
+    _describe_problems(app)
+    return app
+
+
+async def _answer_problem(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's own check of the query parameters."""
+    assert isinstance(error, RequestValidationError)
+    errors = [{"parameter": str(each["loc"][-1]), "reason": each["msg"]} for each in error.errors()]
+    found = "; ".join(f"{each['parameter']}: {each['reason']}" for each in errors)
+    return InvalidParameter(found, errors=errors).response()
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:100]
+    if error.status_code == 404:
+        return NotFound(f"there is nothing at {path}").response()
+    if error.status_code == 405:
+        response = MethodNotAllowed(f"{path} does not take {request.method}").response()
+        response.headers.update(error.headers or {})  # Allow
+        return response
+    return MalformedRequest(str(error.detail)).response()
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the schema of problem details into OpenAPI, in place of FastAPI's for its own validation errors."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = generate()
+            schemas = schema["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            schemas["Problem"] = PROBLEM_SCHEMA
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]

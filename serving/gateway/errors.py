@@ -1,0 +1,173 @@
+"""Every error that the gateway answers: one table, as problem details (RFC 9457).
+
+A problem's `type` is stable and resolves on the gateway itself: GET /problems/image-too-large explains it. `detail`
+says what was found this time, in words for the caller; it holds nothing internal.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from starlette.responses import JSONResponse
+
+MEDIA_TYPE = "application/problem+json"
+
+RETRY_AFTER_S = 1
+"""Long enough for a queue of some hundred images to move on a CPU, short enough for a caller to wait."""
+
+
+class Problem(Exception):
+    """One row of the table; the docstring of each class is its explanation.
+
+    Args:
+        detail: what was found this time.
+        extensions: further members of the answer, such as the failing parameters.
+    """
+
+    status: ClassVar[int]
+    name: ClassVar[str]
+    title: ClassVar[str]
+    headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, detail: str, **extensions: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extensions = extensions
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "type": f"/problems/{self.name}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **self.extensions,
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, dict(self.headers), MEDIA_TYPE)
+
+
+class MalformedRequest(Problem):
+    """The request cannot be read: the body is empty, or the multipart form is broken or has no file field `image`."""
+
+    status, name, title = 400, "malformed-request", "The request cannot be read"
+
+
+class NotFound(Problem):
+    """There is nothing at this path. /docs lists what there is."""
+
+    status, name, title = 404, "not-found", "No such page"
+
+
+class UnknownModel(Problem):
+    """No model of this name is served. GET /models lists those that are."""
+
+    status, name, title = 404, "unknown-model", "No such model"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, but not for this method. /docs lists what there is."""
+
+    status, name, title = 405, "method-not-allowed", "Wrong method"
+
+
+class BodyTimeout(Problem):
+    """The body did not arrive in time. Send it faster, or a smaller image."""
+
+    status, name, title = 408, "body-timeout", "The body arrived too slowly"
+
+
+class BodyTooLarge(Problem):
+    """The body has more bytes than the server accepts. Send a smaller or more compressed image."""
+
+    status, name, title = 413, "body-too-large", "The body is too large"
+
+
+class ImageTooLarge(Problem):
+    """The image has more pixels than the server decodes, whatever its size in bytes. Send a smaller one."""
+
+    status, name, title = 413, "image-too-large", "The image has too many pixels"
+
+
+class UnsupportedType(Problem):
+    """The body is not a JPEG, PNG or WebP image, or is labelled as something that cannot hold one."""
+
+    status, name, title = 415, "unsupported-type", "Not a JPEG, PNG or WebP image"
+
+
+class UndecodableImage(Problem):
+    """The image begins like a JPEG, PNG or WebP, but is truncated or damaged."""
+
+    status, name, title = 422, "undecodable-image", "The image cannot be decoded"
+
+
+class ImageTooComplex(Problem):
+    """The image is built to cost far more time than its size suggests, such as a JPEG with hundreds of scans."""
+
+    status, name, title = 422, "image-too-complex", "The image takes too long to decode"
+
+
+class InvalidParameter(Problem):
+    """A query parameter has a value that it cannot have. `errors` lists each."""
+
+    status, name, title = 422, "invalid-parameter", "A parameter is not valid"
+
+
+class Internal(Problem):
+    """The server failed. The request id finds the reason in its log."""
+
+    status, name, title = 500, "internal", "The server failed"
+
+
+class NotReady(Problem):
+    """Triton is not ready, or a model does not answer. Try again later."""
+
+    status, name, title = 503, "not-ready", "The server is not ready"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_S)}
+
+
+class Overloaded(Problem):
+    """More requests wait than the server can answer in time. Try again after the time in Retry-After."""
+
+    status, name, title = 503, "overloaded", "The server is overloaded"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_S)}
+
+
+class DeadlineExceeded(Problem):
+    """The answer was not ready in time."""
+
+    status, name, title = 504, "deadline-exceeded", "The answer took too long"
+
+
+PROBLEMS: Mapping[str, type[Problem]] = {problem.name: problem for problem in Problem.__subclasses__()}
+
+
+def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route for OpenAPI: one entry a status, one example a problem."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for problem in problems:
+        response = responses.setdefault(
+            problem.status,
+            {
+                "description": problem.title,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        example = problem(problem.__doc__ or problem.title).body()
+        response["content"][MEDIA_TYPE]["examples"][problem.name] = {"summary": problem.title, "value": example}
+        for header in problem.headers:
+            response["headers"] = {header: {"description": "Seconds to wait", "schema": {"type": "integer"}}}
+    return responses
+
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "title": "Problem",
+    "description": "Problem details, RFC 9457",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "enum": [f"/problems/{name}" for name in PROBLEMS]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+    },
+}

@@ -1,0 +1,139 @@
+"""The models that are served, learnt from Triton over gRPC alone, because Triton may run on another machine.
+
+Shapes come from Triton's metadata, preprocessing and provenance from the parameters of config.pbtxt, labels through the
+classification extension. Checked once, at the start: a model that does not fit is an error before the first request.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from deit.errors import ServingError
+from deit.model import IMAGES, PREPROCESSING_PARAMETER, PROBABILITIES, PROVENANCE_PARAMETER, Provenance
+from deit.preprocessing import Preprocessing
+from serving.triton.connection import connect
+
+logger = logging.getLogger(__name__)
+
+# The first inference of a model may build an engine or grow an arena.
+FIRST_INFERENCE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model as requests see it.
+
+    Attributes:
+        version: the newest that was loaded at the start; an answer names the one that gave it.
+        labels: class names in index order.
+        provenance: None for a model that was not made by `deit export`.
+    """
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    provenance: Provenance | None
+
+
+def discover_models(url: str) -> dict[str, ServedModel]:
+    """The models of the Triton at `url` by name, sorted.
+
+    Raises:
+        ServingError: Triton cannot be reached, or a model contradicts itself, or there is none of ours.
+    """
+    try:
+        with connect(url) as client:
+            index = client.get_model_repository_index(as_json=True).get("models", [])
+            ready = sorted({entry["name"] for entry in index if entry.get("state") == "READY"})
+            models = {name: model for name in ready if (model := _read_model(client, name)) is not None}
+    except InferenceServerException as error:
+        raise ServingError(f"the Triton at {url} failed while its models were read: {error.message()}") from error
+    if not models:
+        raise ServingError(
+            f"the Triton at {url} serves no model of `deit export` (it has: {', '.join(ready) or 'none'}); "
+            "put one in its model repository"
+        )
+    return models
+
+
+def _read_model(client: InferenceServerClient, name: str) -> ServedModel | None:
+    config = client.get_model_config(name, as_json=True)["config"]
+    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    if PREPROCESSING_PARAMETER not in parameters:
+        logger.info("the model %s has no parameter %r in config.pbtxt and is not served", name, PREPROCESSING_PARAMETER)
+        return None
+    try:
+        preprocessing = Preprocessing.from_json(parameters[PREPROCESSING_PARAMETER])
+        provenance = None
+        if PROVENANCE_PARAMETER in parameters:
+            provenance = Provenance.from_json(parameters[PROVENANCE_PARAMETER])
+    except ValueError as error:
+        raise ServingError(f"config.pbtxt of the model {name} cannot be read: {error}; export it again") from error
+    metadata = client.get_model_metadata(name, as_json=True)
+    _check_input(name, metadata["inputs"], preprocessing.image_size)
+    return ServedModel(
+        name=name,
+        version=max(metadata["versions"], key=int),
+        labels=_read_labels(client, name, preprocessing.image_size, _class_count(name, metadata["outputs"])),
+        preprocessing=preprocessing,
+        provenance=provenance,
+    )
+
+
+def _check_input(name: str, inputs: list[dict[str, Any]], image_size: int) -> None:
+    expected = (IMAGES, "UINT8", ["-1", str(image_size), str(image_size), "3"])
+    found = [(tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in inputs]
+    if found != [expected]:
+        raise ServingError(
+            f"the model {name} takes {_written(found)}, but its preprocessing makes {_written([expected])}; "
+            "export it again"
+        )
+
+
+def _class_count(name: str, outputs: list[dict[str, Any]]) -> int:
+    for tensor in outputs:
+        if tensor["name"] == PROBABILITIES and tensor["datatype"] == "FP32" and len(tensor["shape"]) == 2:
+            return int(tensor["shape"][1])
+    found = [(tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in outputs]
+    raise ServingError(
+        f"the model {name} gives {_written(found)}, but an output {PROBABILITIES} FP32 [N, classes] is needed; "
+        "export it again"
+    )
+
+
+def _written(tensors: list[tuple[str, str, list[str]]]) -> str:
+    return ", ".join(f"{name} {datatype} [{', '.join(shape)}]" for name, datatype, shape in tensors) or "nothing"
+
+
+def _read_labels(client: InferenceServerClient, name: str, image_size: int, class_count: int) -> tuple[str, ...]:
+    """Class names in index order, from one inference that asks for all classes as `value:index:label`."""
+    images = np.zeros((1, image_size, image_size, 3), np.uint8)
+    result = client.infer(
+        name,
+        [infer_input(images)],
+        outputs=[InferRequestedOutput(PROBABILITIES, class_count=class_count)],
+        client_timeout=FIRST_INFERENCE_TIMEOUT_S,
+    )
+    labels = [""] * class_count
+    for entry in result.as_numpy(PROBABILITIES).reshape(-1):
+        _, index, *label = entry.decode().split(":", maxsplit=2)  # a label may hold colons
+        labels[int(index)] = label[0] if label else ""
+    unnamed = labels.count("")
+    if unnamed:
+        raise ServingError(
+            f"{unnamed} of {class_count} classes of the model {name} have no name; "
+            f"set label_filename of the output {PROBABILITIES} in config.pbtxt and give each class a line in that file"
+        )
+    return tuple(labels)
+
+
+def infer_input(images: np.ndarray[Any, np.dtype[np.uint8]]) -> InferInput:
+    """The tensor `images` of a request, from uint8 (N, H, W, 3)."""
+    tensor = InferInput(IMAGES, list(images.shape), "UINT8")
+    tensor.set_data_from_numpy(images)
+    return tensor

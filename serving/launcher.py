@@ -1,0 +1,180 @@
+"""Runs Triton and the gateway together, in order, until a signal or a failure.
+
+SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has, then Triton stops. A second one ends
+everything at once.
+"""
+
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import typer
+import uvicorn
+
+from deit.errors import ServingError
+from serving.gateway.app import create_app
+from serving.gateway.images import configure_pillow_warnings
+from serving.gateway.models import ServedModel, discover_models
+from serving.settings import ServeSettings
+from serving.triton.connection import wait_until_ready
+from serving.triton.embedded import embedded_triton
+from serving.triton.options import LOOPBACK
+from serving.triton.process import TritonProcess
+
+logger = logging.getLogger(__name__)
+
+# An idle connection is closed after this; below the idle timeout of common proxies.
+KEEP_ALIVE_S = 5
+
+
+def serve(settings: ServeSettings) -> None:
+    """Return when a signal asked for the end.
+
+    Raises:
+        ServingError, RepositoryError: something stands in the way, or Triton ended.
+    """
+    stop = StopSignal()
+    configure_pillow_warnings()
+    try:
+        with ExitStack() as stack:
+            listener = stack.enter_context(reserve_port(settings.host, settings.port))
+            triton = None
+            if settings.triton_url is None:
+                triton = stack.enter_context(embedded_triton(settings.model_repository, settings.triton_ports))
+            url = settings.triton_url or f"{LOOPBACK}:{settings.triton_ports.grpc}"
+
+            def raise_if_in_vain() -> None:
+                stop.raise_if_received()
+                if triton is not None:
+                    triton.raise_if_ended()
+
+            wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
+            models = discover_models(url)
+            stop.raise_if_received()
+            server = gateway_server(settings, url, models, stop, address=url_of(listener))
+            run_gateway(server, listener, triton)
+    except KeyboardInterrupt:
+        logger.info("stopped")
+
+
+def gateway_server(
+    settings: ServeSettings, triton_url: str, models: dict[str, ServedModel], stop: "StopSignal", *, address: str
+) -> "GatewayServer":
+    app = create_app(
+        triton_url,
+        models=models,
+        default_model=choose_default(settings.default_model, models),
+        limits=settings.limits,
+    )
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.limits.request_timeout_s) + 1,
+    )
+    ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
+    return GatewayServer(config, stop, on_ready=lambda: typer.echo(ready))
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C: the first is noted, and heeded where that is safe; the second raises KeyboardInterrupt.
+
+    Python's own handler raises at once, in the middle of whatever runs, such as the constructor of a gRPC client.
+    """
+
+    def __init__(self) -> None:
+        self._is_received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def note(self) -> None:
+        self._is_received = True
+
+    def raise_if_received(self) -> None:
+        if self._is_received:
+            raise KeyboardInterrupt
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.raise_if_received()
+        self.note()
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn, with one meaning for both signals, and a word when it listens and when it stops."""
+
+    def __init__(self, config: uvicorn.Config, stop: StopSignal, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Uvicorn ends on a second SIGINT only, and raises the signals again when it is done."""
+        if self.should_exit:
+            os._exit(128 + sig)  # the kernel kills Triton (with_parent.py); the next start removes its folder
+        self.should_exit = True
+        self._stop.note()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("stopping; finishing the requests in progress")
+        await super().shutdown(sockets)
+
+
+def run_gateway(server: GatewayServer, listener: socket.socket, triton: TritonProcess | None) -> None:
+    """Serve until a signal, or until Triton ends, which raises ServingError."""
+    if triton is not None:
+        threading.Thread(target=stop_when_ended, args=(triton, server), name="triton-watch", daemon=True).start()
+    server.run([listener])
+    if triton is not None:
+        triton.raise_if_ended()
+
+
+def stop_when_ended(triton: TritonProcess, server: GatewayServer) -> None:
+    triton.wait()
+    server.should_exit = True
+
+
+def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
+    if wanted is None:
+        return next(iter(models))
+    if wanted not in models:
+        raise ServingError(f"--default-model {wanted} is not served; choose from: {', '.join(models)}")
+    return wanted
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port (or --host)"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,99 @@
+"""What the user of `deit serve` may set, validated once."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit.log import LogFormat
+
+# Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
+# warning as an error, so a larger limit would not hold.
+PILLOW_MAX_IMAGE_PIXELS = 89_478_485
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may cost.
+
+    Attributes:
+        max_body_bytes: of the request body, before anything is parsed.
+        max_image_pixels: width x height, checked in the header before decoding.
+        request_timeout_s: from the first byte of the body to the answer.
+    """
+
+    max_body_bytes: int = 10 * 2**20
+    max_image_pixels: int = 25_000_000
+    request_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.max_body_bytes < 1:
+            raise ValueError(f"--max-body-bytes {self.max_body_bytes}: must be at least 1; the default is 10485760")
+        if not 1 <= self.max_image_pixels <= PILLOW_MAX_IMAGE_PIXELS:
+            raise ValueError(
+                f"--max-image-pixels {self.max_image_pixels}: must be between 1 and {PILLOW_MAX_IMAGE_PIXELS}, "
+                "above which Pillow refuses an image as a decompression bomb"
+            )
+        if not 0 < self.request_timeout_s < float("inf"):
+            raise ValueError(f"--request-timeout-s {self.request_timeout_s}: must be above 0; the default is 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonPorts:
+    """Where the embedded Triton listens, on loopback. `http` is None unless perf_analyzer needs it."""
+
+    grpc: int = 8001
+    metrics: int = 8002
+    http: int | None = None
+
+    def by_flag(self) -> dict[str, int]:
+        flags = {"--triton-grpc-port": self.grpc, "--triton-metrics-port": self.metrics}
+        return flags if self.http is None else {**flags, "--triton-http-port": self.http}
+
+    def __post_init__(self) -> None:
+        ports = self.by_flag()
+        for flag, port in ports.items():
+            if not 1 <= port <= 65535:
+                raise ValueError(f"{flag} {port}: must be a port from 1 to 65535")
+        if len(set(ports.values())) < len(ports):
+            listed = ", ".join(f"{flag} {port}" for flag, port in ports.items())
+            raise ValueError(f"{listed}: two services of Triton cannot share a port; give each its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """The whole of `deit serve`.
+
+    Attributes:
+        model_repository: the folder Triton loads; without meaning when `triton_url` is set.
+        triton_url: HOST:PORT of a Triton's gRPC service elsewhere, or None to start the embedded one.
+        default_model: answers requests that name no model; None takes the first by name.
+        start_timeout_s: until Triton must have loaded every model.
+    """
+
+    model_repository: Path
+    host: str = "127.0.0.1"
+    port: int = 8080
+    triton_url: str | None = None
+    triton_ports: TritonPorts = TritonPorts()
+    default_model: str | None = None
+    start_timeout_s: float = 120.0
+    limits: Limits = Limits()
+    log_format: LogFormat = "text"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port {self.port}: must be a port from 1 to 65535, or 0 for any free one")
+        if self.triton_url is not None:
+            if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}", self.triton_url):
+                raise ValueError(
+                    f"--triton-url {self.triton_url!r}: must be HOST:PORT of Triton's gRPC service, "
+                    "without http://, such as triton:8001"
+                )
+            if self.triton_ports.http is not None:
+                raise ValueError(
+                    "--triton-http belongs to the embedded Triton, and --triton-url uses another one: drop either"
+                )
+        elif self.port in self.triton_ports.by_flag().values():
+            raise ValueError(f"--port {self.port} is also a port of the embedded Triton; choose another for either")
+        if self.start_timeout_s <= 0:
+            raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")

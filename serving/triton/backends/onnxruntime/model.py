@@ -1,0 +1,188 @@
+"""Triton's `onnxruntime` backend in Python, for a Triton that carries only its Python backend.
+
+Triton looks a backend up by name and takes the native library first, so one model repository serves here and in
+NVIDIA's image, whose `libtriton_onnxruntime.so` this file stands in for. It reads the same keys of config.pbtxt:
+https://github.com/triton-inference-server/onnxruntime_backend#model-config-options. What it cannot honour it logs as a
+warning. It runs in Triton's stub process, one process an instance, and imports nothing of this project.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+# The native backend takes all cores by default. Here an instance is a process, and two of them that each take every
+# core are slower than two with one thread each.
+DEFAULT_INTRA_OP_THREADS = 1
+
+# `optimization { graph { level } }` of the native backend
+GRAPH_OPTIMIZATION = {
+    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+# `execution_accelerators` by the native backend's names
+ACCELERATOR_PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
+# Accelerator parameters whose name differs from the provider's option; the others (`trt_...`) are the same.
+TENSORRT_OPTIONS = {"max_workspace_size_bytes": "trt_max_workspace_size"}
+TENSORRT_PRECISIONS = {"FP32": {}, "FP16": {"trt_fp16_enable": "1"}, "BF16": {"trt_bf16_enable": "1"}}
+
+Config = dict[str, Any]
+Provider = tuple[str, dict[str, str]]
+
+
+class TritonPythonModel:
+    """One instance of one model version; the name and the methods are Triton's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        filename = config.get("default_model_filename") or "model.onnx"
+        path = Path(args["model_repository"], args["model_version"], filename)
+        providers = choose_providers(config, args["model_instance_kind"], args["model_instance_device_id"])
+        try:
+            self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise pb_utils.TritonModelException(f"{path} does not load: {error}") from error
+        self.batches = config["max_batch_size"] > 0
+        self.input_names = [tensor["name"] for tensor in config["input"]]
+        self.output_names = [tensor["name"] for tensor in config["output"]]
+        self._check_names(path)
+        pb_utils.Logger.log_info(
+            f"{args['model_name']} version {args['model_version']}: onnxruntime {onnxruntime.__version__}, "
+            f"{', '.join(self.session.get_providers())}"
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; the batch that Triton formed runs as one."""
+        responses: list[Any] = [None] * len(requests)
+        waiting = []
+        for index, request in enumerate(requests):
+            if request.is_cancelled():
+                responses[index] = failure("the client is gone", pb_utils.TritonError.CANCELLED)
+            else:
+                waiting.append(index)
+        groups = [waiting] if self.batches else [[index] for index in waiting]
+        for group in filter(None, groups):
+            for index, response in zip(group, self._run([requests[i] for i in group]), strict=True):
+                responses[index] = response
+        return responses
+
+    def _run(self, requests: list[Any]) -> list[Any]:
+        wanted = {name for request in requests for name in request.requested_output_names()}
+        names = [name for name in self.output_names if name in wanted]
+        try:
+            inputs = [
+                [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names]
+                for request in requests
+            ]
+            # A lone request is passed on as it lies in shared memory, without a copy.
+            batch = inputs[0] if len(inputs) == 1 else [np.concatenate(parts) for parts in zip(*inputs, strict=True)]
+            outputs = self.session.run(names, dict(zip(self.input_names, batch, strict=True)))
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            return [failure(f"onnxruntime: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
+        if len(requests) == 1:
+            rows = [slice(None)]
+        else:
+            ends = np.cumsum([len(parts[0]) for parts in inputs]).tolist()
+            rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        return [
+            pb_utils.InferenceResponse(
+                [
+                    pb_utils.Tensor(name, output[row])
+                    for name, output in zip(names, outputs, strict=True)
+                    if name in request.requested_output_names()
+                ]
+            )
+            for request, row in zip(requests, rows, strict=True)
+        ]
+
+    def _check_names(self, path: Path) -> None:
+        graph_inputs = {tensor.name for tensor in self.session.get_inputs()}
+        graph_outputs = {tensor.name for tensor in self.session.get_outputs()}
+        if set(self.input_names) != graph_inputs or not set(self.output_names) <= graph_outputs:
+            raise pb_utils.TritonModelException(
+                f"config.pbtxt and {path.name} disagree: the config has inputs {sorted(self.input_names)} and outputs "
+                f"{sorted(self.output_names)}, the graph {sorted(graph_inputs)} and {sorted(graph_outputs)}"
+            )
+
+
+def failure(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def session_options(config: Config) -> onnxruntime.SessionOptions:
+    """Threads, arena and optimisation as config.pbtxt asks by the native backend's names."""
+    parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", DEFAULT_INTRA_OP_THREADS))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+    options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
+    options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
+    if parameters.get("execution_mode", "0") == "1":
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    optimization = config.get("optimization") or {}
+    level = int((optimization.get("graph") or {}).get("level", 0))
+    if level not in GRAPH_OPTIMIZATION:
+        raise pb_utils.TritonModelException(f"optimization graph level {level}: must be -1, 0, 1 or 2")
+    options.graph_optimization_level = GRAPH_OPTIMIZATION[level]
+    key = "session.use_device_allocator_for_initializers"
+    if key in parameters:
+        options.add_session_config_entry(key, parameters[key])
+    if "memory.enable_memory_arena_shrinkage" in parameters:
+        warn(config, "memory.enable_memory_arena_shrinkage is not supported by this backend and has no effect")
+    return options
+
+
+def choose_providers(config: Config, kind: str, device_id: str) -> list[Provider]:
+    """ONNX Runtime's execution providers, first choice first, the CPU always last."""
+    available = onnxruntime.get_available_providers()
+    optimization = config.get("optimization") or {}
+    accelerators = optimization.get("execution_accelerators") or {}
+    asked = accelerators.get(f"{kind.lower()}_execution_accelerator") or []
+    wanted = [accelerator_provider(accelerator, device_id) for accelerator in asked]
+    if kind == "GPU" and all(name != "CUDAExecutionProvider" for name, _ in wanted):
+        # what TensorRT cannot take runs on the GPU too, as with the native backend
+        wanted.append(("CUDAExecutionProvider", {"device_id": device_id}))
+    providers = [provider for provider in wanted if provider[0] in available]
+    missing = [name for name, _ in wanted if name not in available]
+    if missing:
+        # Triton resolves KIND_AUTO before this backend sees it, so an explicit wish cannot be told from a default.
+        warn(
+            config,
+            f"{', '.join(missing)} is not in the installed onnxruntime ({', '.join(available)}); the model runs on "
+            f"{' and '.join(name for name, _ in providers) or 'the CPU'}. For a GPU install onnxruntime-gpu.",
+        )
+    return [*providers, ("CPUExecutionProvider", {})]
+
+
+def accelerator_provider(accelerator: Config, device_id: str) -> Provider:
+    """The provider and its options for one entry of `execution_accelerators`."""
+    name = accelerator["name"]
+    parameters: dict[str, str] = dict(accelerator.get("parameters") or {})
+    if name not in ACCELERATOR_PROVIDERS:
+        raise pb_utils.TritonModelException(
+            f"execution accelerator {name!r} is not known; choose from {', '.join(ACCELERATOR_PROVIDERS)}"
+        )
+    options: dict[str, str] = {} if name == "openvino" else {"device_id": device_id}
+    if name == "tensorrt":
+        precision = parameters.pop("precision_mode", "FP32")
+        if precision not in TENSORRT_PRECISIONS:
+            raise pb_utils.TritonModelException(
+                f"precision_mode {precision!r} is not supported; choose from {', '.join(TENSORRT_PRECISIONS)}"
+            )
+        options |= TENSORRT_PRECISIONS[precision]
+    return ACCELERATOR_PROVIDERS[name], options | {TENSORRT_OPTIONS.get(k, k): v for k, v in parameters.items()}
+
+
+def warn(config: Config, message: str) -> None:
+    pb_utils.Logger.log_warn(f"{config['name']}: {message}")

@@ -1,0 +1,72 @@
+"""The command line of `tritonserver`, by version: a Triton ends at once on an option that it does not know.
+
+What is set: loopback only, gRPC and metrics, no way to load models or files from outside, everything explicit.
+Sources: `src/command_line_parser.cc` of https://github.com/triton-inference-server/server, branch by branch.
+"""
+
+import secrets
+from pathlib import Path
+
+from serving.settings import TritonPorts
+
+LOOPBACK = "127.0.0.1"
+
+EXIT_TIMEOUT_S = 10
+"""How long a stopping Triton waits for requests. The gateway has finished its own by then."""
+
+# Shared memory of a Python backend's instance, for one batch of inputs and outputs. It grows in steps when a batch is
+# larger: 64 images of 224 x 224 are 38.5 MB, and the default of 1 MiB would grow 38 times on the first one.
+SHM_BYTES = 64 * 2**20
+SHM_GROWTH_BYTES = 16 * 2**20
+
+# Protocols that nothing of ours uses, and that other users of the machine could misuse on loopback (CVE-2024-0087,
+# CVE-2025-23319). They ask for a header whose value nobody knows.
+CLOSED_PROTOCOLS = "shared-memory,trace,logging"
+
+# Option -> the first Triton that knows it
+SINCE = {
+    "--allow-client-shm": (2, 68),
+}
+
+
+def triton_options(
+    version: tuple[int, int],
+    *,
+    model_repository: Path,
+    backend_directory: Path,
+    shared_memory_prefix: str,
+    ports: TritonPorts,
+) -> list[str]:
+    """Arguments for this version of Triton."""
+    options = {
+        "--model-repository": str(model_repository),
+        "--backend-directory": str(backend_directory),
+        "--model-control-mode": "none",
+        "--strict-readiness": "true",
+        "--exit-on-error": "true",
+        "--exit-timeout-secs": str(EXIT_TIMEOUT_S),
+        "--log-format": "ISO8601",
+        "--allow-grpc": "true",
+        "--grpc-address": LOOPBACK,
+        "--grpc-port": str(ports.grpc),
+        "--grpc-restricted-protocol": f"{CLOSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}",
+        "--allow-metrics": "true",
+        "--metrics-address": LOOPBACK,
+        "--metrics-port": str(ports.metrics),
+        "--allow-http": "false" if ports.http is None else "true",
+        "--allow-sagemaker": "false",
+        "--allow-vertex-ai": "false",
+        "--allow-client-shm": "false",
+    }
+    if ports.http is not None:
+        options |= {
+            "--http-address": LOOPBACK,
+            "--http-port": str(ports.http),
+        }
+    return [
+        *(f"{option}={value}" for option, value in options.items() if version >= SINCE.get(option, (0, 0))),
+        "--disable-auto-complete-config",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+        f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+    ]

@@ -1,0 +1,135 @@
+"""A running `tritonserver`: started as a child, heard, and stopped."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deit.errors import ServingError
+from serving.triton.options import EXIT_TIMEOUT_S
+
+logger = logging.getLogger(__name__)
+triton_logger = logging.getLogger("triton")
+
+KEPT_LINES = 500
+
+# `2026-01-31T12:00:00Z E 42 file.cc:7] "text"` of Triton, `E0131 12:00:00.123456 42 file.cc:7] text` of its Python stub
+LOG_LINE = re.compile(r"(?:\S+Z (?P<triton>[IWEF]) \d+|(?P<stub>[IWEF])\d{4} \S+ \d+) \S+\] +(?P<text>.*)")
+LEVELS = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+
+# What a Triton with GPU support says at warning and error level on a machine without a GPU.
+HARMLESS = (
+    "Unable to allocate pinned system memory",
+    "CudaDriverHelper has not been initialized",
+    "DCGM unable to start",
+)
+
+
+class TritonProcess:
+    """A `tritonserver` and its Python stubs, in a process group of their own.
+
+    Ctrl-C in a terminal therefore reaches only the launcher, which stops Triton after the gateway has finished. When
+    the launcher is killed, the kernel kills Triton (with_parent.py).
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        # For the kernel the parent is the thread that forks: when that thread ends, Triton is killed.
+        assert threading.current_thread() is threading.main_thread(), "start Triton from the main thread"
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._errors: list[str] = []
+        self._is_stopping = False
+        wrapper = Path(__file__).with_name("with_parent.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-IS", str(wrapper), str(os.getpid()), *command],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+        self._reader = threading.Thread(target=self._read_output, name="triton-output", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Block until Triton has ended; its exit status, negative for a signal."""
+        return self._process.wait()
+
+    def raise_if_ended(self) -> None:
+        """Raises ServingError with Triton's own reason when it has ended and nobody asked it to."""
+        if self._is_stopping or (status := self._process.poll()) is None:
+            return
+        self._reader.join(timeout=1)  # the last lines may still be in the pipe
+        reasons = list(dict.fromkeys(self._errors)) or [line for line in self._lines if line.strip()][-3:]
+        raise ServingError(f"Triton ended with status {status}: {'; '.join(reasons) or 'it said nothing'}")
+
+    def last_lines(self, count: int) -> list[str]:
+        return list(self._lines)[-count:]
+
+    def stop(self, grace_s: float = EXIT_TIMEOUT_S + 5) -> None:
+        """Let Triton unload its models and end; kill it, stubs included, after the grace or on Ctrl-C."""
+        self._is_stopping = True
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=grace_s)
+        except subprocess.TimeoutExpired:
+            logger.warning("Triton did not end within %.0f s and is killed", grace_s)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End Triton and whatever is left of its process group at once."""
+        self._is_stopping = True
+        with contextlib.suppress(ProcessLookupError):  # nothing is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                self._hear(line.rstrip())
+
+    def _hear(self, line: str) -> None:
+        self._lines.append(line)
+        match = LOG_LINE.match(line)
+        if match is None:  # tables, tracebacks, `error: creating server: ...`
+            triton_logger.debug("%s", line)
+            return
+        level, text = LEVELS[match["triton"] or match["stub"]], unquoted(match["text"])
+        if text.startswith(HARMLESS):
+            level = logging.DEBUG
+        triton_logger.log(level, "%s", text)
+        if level >= logging.ERROR:
+            self._errors.append(text.splitlines()[0])
+
+
+def unquoted(text: str) -> str:
+    """The message of a log line; Triton writes most as a JSON string."""
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text
+    except ValueError:
+        return text

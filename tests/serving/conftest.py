@@ -1,0 +1,266 @@
+"""A small model in a repository, pictures, and `deit serve` as a process."""
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from deit.labels import LABELS_FILE, write_labels
+from deit.model import (
+    CLASS_PROBABILITIES,
+    CONFIG_FILE,
+    DISTILLATION_PROBABILITIES,
+    IMAGES,
+    ONNX_FILE,
+    PREPROCESSING_PARAMETER,
+    PROBABILITIES,
+)
+from deit.preprocessing import Preprocessing
+from serving.gateway.images import configure_pillow_warnings
+from tests.conftest import REPOSITORY_ROOT, encoded
+
+MODEL = "tiny"
+IMAGE_SIZE = 32
+LABELS = ("airplane", "car: blue", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HALF = (0.5, 0.5, 0.5)
+PREPROCESSING = Preprocessing(image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic", mean=HALF, std=HALF)
+
+# The machine may be busy with training.
+START_TIMEOUT_S = 90
+
+
+@pytest.fixture(scope="session")
+def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model, `tiny`, in the format that `deit export` writes. The folder's name has a space, as folders do."""
+    repository = tmp_path_factory.mktemp("model repository")
+    write_model(repository / MODEL)
+    return repository
+
+
+def write_model(folder: Path) -> None:
+    (folder / "1").mkdir(parents=True)
+    onnx.save(two_headed_classifier(), folder / "1" / ONNX_FILE)
+    write_labels(folder / LABELS_FILE, LABELS)
+    (folder / CONFIG_FILE).write_text(config_pbtxt(folder.name))
+
+
+def two_headed_classifier() -> onnx.ModelProto:
+    """uint8 pixels, mean of 4 x 4 squares, a linear layer for each head, softmax, mean of both."""
+    rng = np.random.default_rng(0)
+    features = 3 * (IMAGE_SIZE // 4) ** 2
+    constants = {
+        "scale": np.float32(1 / 255),
+        "half": np.float32(0.5),
+        **{f"weights_{head}": rng.normal(size=(features, len(LABELS))).astype(np.float32) for head in "cd"},
+    }
+    nodes = [
+        helper.make_node("Cast", [IMAGES], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["channels_first"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["channels_first"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+        helper.make_node("Gemm", ["features", "weights_c"], ["class_logits"]),
+        helper.make_node("Gemm", ["features", "weights_d"], ["distillation_logits"]),
+        helper.make_node("Softmax", ["class_logits"], [CLASS_PROBABILITIES]),
+        helper.make_node("Softmax", ["distillation_logits"], [DISTILLATION_PROBABILITIES]),
+        helper.make_node("Add", [CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES], ["sum"]),
+        helper.make_node("Mul", ["sum", "half"], [PROBABILITIES]),
+    ]
+    images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(LABELS)])
+        for name in (PROBABILITIES, CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
+    ]
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "two heads", [images], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model
+
+
+def config_pbtxt(name: str) -> str:
+    outputs = "\n".join(
+        f'output {{ name: "{output}" data_type: TYPE_FP32 dims: [ {len(LABELS)} ] label_filename: "{LABELS_FILE}" }}'
+        for output in (PROBABILITIES, CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
+    )
+    parameters = {"intra_op_thread_count": "1", PREPROCESSING_PARAMETER: PREPROCESSING.to_json()}
+    written_parameters = "\n".join(
+        f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
+        for key, value in parameters.items()
+    )
+    return f"""name: "{name}"
+backend: "onnxruntime"
+max_batch_size: 8
+input {{ name: "{IMAGES}" data_type: TYPE_UINT8 dims: [ {IMAGE_SIZE}, {IMAGE_SIZE}, 3 ] }}
+{outputs}
+dynamic_batching {{
+  max_queue_delay_microseconds: 2000
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: 10000000
+    allow_timeout_override: true
+    max_queue_size: 64
+  }}
+}}
+instance_group {{ kind: KIND_AUTO count: 1 }}
+{written_parameters}
+"""
+
+
+@pytest.fixture(scope="session")
+def photographs(shared_data: Path) -> list[bytes]:
+    """64 ImageNet photographs as JPEG."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(shared_data / "imagenet" / "sample500.parquet", columns=["image"])
+    rows = table.slice(0, 64).to_pylist()
+    return [row["image"]["bytes"] for row in rows]
+
+
+@pytest.fixture
+def pillow_warnings_as_served() -> None:
+    """The filters of the server, for this test: pytest restores its own after each."""
+    configure_pillow_warnings()
+
+
+class DeitServe:
+    """A `deit serve` process on free ports; `url` is set once it is ready."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deit", "serve", *arguments],
+            cwd=REPOSITORY_ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.url = ""
+        self._is_ready = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_until_ready(self) -> "DeitServe":
+        assert self._is_ready.wait(START_TIMEOUT_S), f"not ready:\n{self.output}"
+        assert self.url, f"ended with {self.process.wait()}:\n{self.output}"
+        return self
+
+    def wait(self) -> int:
+        """The exit status."""
+        status = self.process.wait(START_TIMEOUT_S)
+        self._reader.join(START_TIMEOUT_S)
+        return status
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def close(self) -> None:
+        """Killed, because Triton takes seconds to stop; test_lifecycle.py holds that nothing is left behind."""
+        self.process.kill()
+        self.wait()
+
+    def children(self) -> list[int]:
+        """Triton and its Python stubs; they have a process group of their own."""
+        found = [self.process.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, task.read_text().split())
+        return found[1:]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line)
+                if match := re.match(r"Ready: (\S+)", line):
+                    self.url = match[1]
+                    self._is_ready.set()
+        self._is_ready.set()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def running(*arguments: str | Path) -> Iterator[DeitServe]:
+    grpc, metrics = free_ports(2)
+    ports = ["--port=0"]
+    if not any(str(argument).startswith("--triton-url") for argument in arguments):
+        ports += [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
+    server = DeitServe([*ports, *map(str, arguments)])
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def deit_serve() -> Iterator[Callable[..., DeitServe]]:
+    """deit_serve(*arguments) -> a process of one test; later arguments win over the free ports."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(running(*arguments))
+
+
+@pytest.fixture(scope="session")
+def server(model_repository: Path) -> Iterator[DeitServe]:
+    """One ready `deit serve` for all tests that only ask."""
+    with running(
+        "--model-repository", model_repository, "--max-body-bytes=2000000", "--max-image-pixels=1000000"
+    ) as process:
+        yield process.wait_until_ready()
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    """Poll until the condition holds, or fail."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """The process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def scan_bomb() -> Callable[[int], bytes]:
+    """scan_bomb(scans=405) -> a flat progressive JPEG of 4 megapixels whose last scan is repeated."""
+    content = encoded(Image.new("L", (2000, 2000), 128), progressive=True)
+    last_scan = content[content.rindex(b"\xff\xda") : -2]
+    had = content.count(b"\xff\xda")
+    return lambda scans: content[:-2] + last_scan * (scans - had) + content[-2:]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    return free_ports(1)[0]

@@ -1,0 +1,48 @@
+"""4,994 odd, broken and hostile files of other projects: typed errors only, and the outcome recorded for each."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+from serving.gateway.errors import Problem
+from serving.gateway.images import decode
+
+# Where we differ from the recorded outcome on purpose.
+REVIEWED = {
+    # google/wuffs test/data/artificial-png/exif.png: ImageOps.exif_transpose raises on its EXIF, the picture decodes
+    "cee7e15200d0959599acf82673b48033880a73db8231b385befbfe16cfadc21b": "accept",
+}
+
+
+@pytest.mark.usefixtures("pillow_warnings_as_served")
+def test_every_file_is_decoded_or_refused_as_recorded(shared_data):
+    folder = shared_data / "hostile"
+    records = map(json.loads, (folder / "images.jsonl").read_text().splitlines())
+    recorded = {record["sha256"]: record["outcome"] for record in records}
+    outcomes = {name: outcome(content) for name, content in files(folder / "images.tar.zst")}
+    assert len(outcomes) > 4000
+    assert outcomes == recorded | REVIEWED
+
+
+def outcome(content):
+    try:
+        image = decode(content, 25_000_000)
+    except Problem:
+        return "reject"
+    assert image.mode == "RGB"
+    return "accept"
+
+
+def files(archive):
+    """Name and content of every file in a .tar.zst, which Python 3.12 does not open by itself."""
+    if shutil.which("zstd") is None:
+        pytest.skip("needs the command zstd to unpack the files")
+    with contextlib.ExitStack() as stack:
+        zstd = stack.enter_context(subprocess.Popen(["zstd", "-dc", str(archive)], stdout=subprocess.PIPE))
+        tar = stack.enter_context(tarfile.open(fileobj=zstd.stdout, mode="r|"))
+        for member in filter(tarfile.TarInfo.isfile, tar):
+            yield member.name.rpartition("/")[2], tar.extractfile(member).read()

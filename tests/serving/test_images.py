@@ -1,0 +1,207 @@
+"""The rules by which an upload becomes RGB pixels, on pictures made for each rule."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageOps
+
+from serving.gateway.errors import ImageTooComplex, ImageTooLarge, UndecodableImage, UnsupportedType
+from serving.gateway.images import UPRIGHT, decode
+from tests.conftest import encoded, photograph
+
+pytestmark = pytest.mark.usefixtures("pillow_warnings_as_served")
+
+MAX_PIXELS = 25_000_000
+PNG_HEADER_BYTES = 33  # signature and IHDR
+
+
+def png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def pixels(content):
+    image = decode(content, MAX_PIXELS)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return photograph(96, 64)
+
+
+@pytest.mark.parametrize(("file_format", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_a_lossless_file_decodes_to_the_picture(picture, file_format, options):
+    np.testing.assert_array_equal(pixels(encoded(picture, file_format, **options)), np.asarray(picture))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+def test_a_jpeg_decodes_as_pillow_decodes_it(picture, options):
+    content = encoded(picture, "JPEG", **options)
+    np.testing.assert_array_equal(pixels(content), np.asarray(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_every_exif_orientation_ends_upright(picture, orientation, file_format):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = picture if orientation == 1 else picture.transpose(inverse(UPRIGHT[orientation]))
+    options = {"quality": 95, "subsampling": 0} if file_format == "JPEG" else {"lossless": True}
+    if file_format == "PNG":
+        options = {}
+    content = encoded(stored, file_format, exif=exif, **options)
+    assert pixels(content).shape == (64, 96, 3)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    np.testing.assert_array_equal(pixels(content), expected)
+    # JPEG loses a little; a wrong turn differs by far more
+    assert np.abs(pixels(content).astype(int) - np.asarray(picture)).mean() < 6
+
+
+def inverse(transpose):
+    turns = {
+        Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+        Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    }
+    return turns.get(transpose, transpose)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_is_none_is_ignored(picture, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    np.testing.assert_array_equal(pixels(encoded(picture, "PNG", exif=exif)), np.asarray(picture))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12"]
+)
+def test_broken_exif_never_refuses_a_picture(picture, exif):
+    assert pixels(encoded(picture, "JPEG", exif=exif)).shape == (64, 96, 3)
+
+
+def test_cmyk_becomes_rgb(picture):
+    content = encoded(picture.convert("CMYK"), "JPEG", quality=95)
+    assert Image.open(io.BytesIO(content)).mode == "CMYK"
+    assert np.abs(pixels(content).astype(int) - np.asarray(picture)).mean() < 3
+
+
+def test_a_palette_becomes_its_colours(picture):
+    indexed = picture.quantize(32)
+    np.testing.assert_array_equal(pixels(encoded(indexed, "PNG")), np.asarray(indexed.convert("RGB")))
+
+
+def test_grey_becomes_three_equal_channels(picture):
+    grey = np.asarray(picture.convert("L"))
+    np.testing.assert_array_equal(pixels(encoded(picture.convert("L"), "PNG")), np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_transparency_is_composited_on_white(picture, file_format):
+    transparent = picture.copy()
+    transparent.putalpha(Image.linear_gradient("L").resize(picture.size))
+    options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+    alpha = np.asarray(transparent)[..., 3:].astype(float) / 255
+    expected = np.asarray(picture) * alpha + 255 * (1 - alpha)
+    # Pillow composites in integers
+    assert np.abs(pixels(encoded(transparent, file_format, **options)) - expected).max() <= 1
+
+
+def test_an_opaque_alpha_channel_changes_nothing(picture):
+    opaque = picture.copy()
+    opaque.putalpha(255)
+    np.testing.assert_array_equal(pixels(encoded(opaque, "PNG")), np.asarray(picture))
+
+
+def test_a_transparent_palette_entry_is_white():
+    indexed = Image.new("P", (4, 4), 1)
+    indexed.putpalette([0, 0, 0, 200, 0, 0])
+    assert (pixels(encoded(indexed, "PNG", transparency=1)) == 255).all()
+    assert (pixels(encoded(indexed, "PNG", transparency=0)) == [200, 0, 0]).all()
+
+
+def test_sixteen_bit_grey_keeps_its_higher_byte():
+    levels = np.linspace(0, 65535, 64 * 96).reshape(64, 96).astype(np.uint16)
+    content = encoded(Image.fromarray(levels), "PNG")
+    np.testing.assert_array_equal(pixels(content)[..., 0], levels >> 8)
+
+
+def test_a_transparent_level_of_sixteen_bit_grey_is_white():
+    content = encoded(Image.fromarray(np.array([[0, 700], [1000, 65535]], np.uint16)), "PNG")
+    transparent_level = png_chunk(b"tRNS", struct.pack(">H", 1000))  # Pillow writes none for this mode
+    content = content[:PNG_HEADER_BYTES] + transparent_level + content[PNG_HEADER_BYTES:]
+    assert pixels(content)[..., 0].tolist() == [[0, 2], [255, 255]]
+
+
+def test_the_first_frame_of_an_animation_counts(picture):
+    frames = [picture, Image.new("RGB", picture.size, "red")]
+    content = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(pixels(content), np.asarray(picture))
+
+
+def test_the_first_picture_of_a_multi_picture_file_counts(picture):
+    content = encoded(picture, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    assert pixels(content).shape == (64, 96, 3)
+
+
+def test_bytes_after_the_image_are_ignored(picture):
+    content = encoded(picture, "JPEG")
+    np.testing.assert_array_equal(pixels(content + b"\xff\xda" * 10_000), pixels(content))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_thin_and_tiny_pictures_decode(size):
+    assert pixels(encoded(Image.new("RGB", size), "PNG")).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
+def test_other_formats_are_unsupported(picture, file_format):
+    with pytest.raises(UnsupportedType):
+        decode(encoded(picture, file_format), MAX_PIXELS)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_file_is_refused_not_shown_in_part(file_format, share):
+    content = encoded(photograph(400, 300), file_format)
+    with pytest.raises(UndecodableImage):
+        decode(content[: int(len(content) * share)], MAX_PIXELS)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_too_many_pixels_are_refused(file_format):
+    with pytest.raises(ImageTooLarge, match="1001 x 1000 = 1.0 million"):
+        decode(encoded(Image.new("L", (1001, 1000)), file_format), 1_000_000)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_pixels_are_counted_before_decoding(file_format):
+    content = encoded(Image.new("L", (1001, 1000)), file_format)
+    with pytest.raises(ImageTooLarge):
+        decode(content[: len(content) // 2 + 200], 1_000_000)  # not enough of it to decode
+
+
+@pytest.mark.parametrize("width", [10_000, 20_000, 100_000])
+def test_a_decompression_bomb_is_too_large(width):
+    """100, 200 and 1,000 megapixels: Pillow warns of the first and refuses the others itself."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, 10_000, 1, 0, 0, 0, 0))
+    content = encoded(Image.new("1", (16, 16)), "PNG")
+    with pytest.raises(ImageTooLarge):
+        decode(content[:8] + header + content[PNG_HEADER_BYTES:], MAX_PIXELS)
+
+
+def test_oddities_of_uploads_raise_no_warning(picture):
+    content = encoded(picture.quantize(8), "PNG", transparency=bytes(range(8)))
+    with warnings.catch_warnings(record=True) as caught:
+        pixels(content)
+    assert not caught
+
+
+def test_a_scan_bomb_is_refused(scan_bomb):
+    with pytest.raises(ImageTooComplex, match="more than 64 scans"):
+        decode(scan_bomb(scans=405), MAX_PIXELS)

@@ -1,0 +1,234 @@
+"""`deit serve` from start to end as a process: signals, kills, models that do not load."""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import encoded, photograph
+from tests.serving.conftest import eventually, is_alive, write_model
+
+
+def shared_memory():
+    return set(Path("/dev/shm").iterdir())
+
+
+def commands(pids):
+    return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
+
+
+def test_sigterm_finishes_requests_and_then_stops_both(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    children = server.children()
+    assert {"tritonserver", "triton_python_backend_stub"} <= set(commands(children))
+    content = encoded(photograph(2000, 2000))
+
+    def body():
+        yield content[:1000]
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "finishing the requests" in server.output)
+        yield content[1000:]
+
+    answer = httpx.post(f"{server.url}/classify", content=body(), timeout=60)
+    assert answer.status_code == 200
+    assert server.wait() == 0
+    assert not any(map(is_alive, children))
+    assert "Traceback" not in server.output
+
+
+def test_ctrl_c_in_a_terminal_stops_both(deit_serve, model_repository):
+    """A terminal signals the whole process group; Triton is in another one."""
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    children = server.children()
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert server.wait() == 0
+    assert not any(map(is_alive, children))
+    assert "Traceback" not in server.output
+
+
+def test_sigterm_before_it_is_ready_stops_it(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository)
+    eventually(lambda: "starting Triton" in server.output)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Traceback" not in server.output
+
+
+def test_a_second_signal_ends_at_once(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository, "--request-timeout-s=300").wait_until_ready()
+    children = server.children()
+    release = threading.Event()
+
+    def endless_body():
+        yield b"\xff\xd8"
+        release.wait(60)
+        yield b""
+
+    def post():
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{server.url}/classify", content=endless_body(), timeout=60)
+
+    request = threading.Thread(target=post)
+    request.start()
+    try:
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "finishing the requests" in server.output)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+    finally:
+        release.set()
+        request.join()
+    eventually(lambda: not any(map(is_alive, children)))
+
+
+def test_kill_9_leaves_no_triton_no_stub_and_no_shared_memory(deit_serve, model_repository):
+    before = shared_memory()
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    children = server.children()
+    assert shared_memory() - before
+    server.process.kill()
+    assert server.wait() == -signal.SIGKILL
+    eventually(lambda: not any(map(is_alive, children)))
+    eventually(lambda: not shared_memory() - before)
+
+
+def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_repository):
+    """Nobody is left to remove its shared memory when the stub was killed first."""
+    before = shared_memory()
+    killed = deit_serve("--model-repository", model_repository).wait_until_ready()
+    stub = killed.children()[-1]
+    os.kill(stub, signal.SIGKILL)
+    killed.process.kill()
+    killed.wait()
+    left = shared_memory() - before
+    assert left
+    deit_serve("--model-repository", model_repository).wait_until_ready()
+    assert not left & shared_memory()
+
+
+def test_a_killed_stub_makes_it_unready_but_not_dead(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    children = server.children()
+    (stub,) = [pid for pid, name in zip(children, commands(children), strict=True) if name.endswith("_stub")]
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    os.kill(stub, signal.SIGKILL)
+    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    answer = httpx.get(f"{server.url}/readyz")
+    assert answer.json()["type"] == "/problems/not-ready"
+    assert "tiny" in answer.json()["detail"]
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    refusal = httpx.post(f"{server.url}/classify", content=encoded(photograph(9, 9)), timeout=60)
+    assert (refusal.status_code, refusal.json()["type"]) == (503, "/problems/not-ready")
+    assert refusal.headers["retry-after"]
+
+
+def test_when_triton_dies_it_ends_with_status_1_and_the_reason(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    children = server.children()
+    (triton,) = [pid for pid, name in zip(children, commands(children), strict=True) if name == "tritonserver"]
+    os.kill(triton, signal.SIGKILL)
+    assert server.wait() == 1
+    assert "deit: Triton ended with status -9" in server.output
+    assert not any(map(is_alive, children))
+
+
+def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
+    with_triton = deit_serve("--model-repository", model_repository).wait_until_ready()
+    argv = Path(f"/proc/{with_triton.children()[0]}/cmdline").read_bytes().decode().split("\0")
+    (port,) = [argument.partition("=")[2] for argument in argv if argument.startswith("--grpc-port")]
+    without = deit_serve(f"--triton-url=127.0.0.1:{port}").wait_until_ready()
+    assert not without.children()
+    answer = httpx.post(f"{without.url}/classify", content=encoded(photograph(96, 64)))
+    assert answer.json()["model"] == "tiny"
+
+
+def test_triton_opens_its_http_port_only_when_asked(deit_serve, model_repository, free_port):
+    server = deit_serve("--model-repository", model_repository, "--triton-http", f"--triton-http-port={free_port}")
+    server.wait_until_ready()
+    assert httpx.get(f"http://127.0.0.1:{free_port}/v2/health/ready").status_code == 200
+
+
+def break_graph(model):
+    (model / "1" / "model.onnx").write_bytes(b"not a graph")
+
+
+def break_names(model):
+    config = model / "config.pbtxt"
+    config.write_text(config.read_text().replace('"class_probabilities"', '"klass_probabilities"'))
+
+
+def break_config(model):
+    (model / "config.pbtxt").write_text("input [")
+
+
+def remove_version(model):
+    shutil.rmtree(model / "1")
+
+
+def remove_labels(model):
+    (model / "labels.txt").unlink()
+
+
+def ask_for_unknown_accelerator(model):
+    with (model / "config.pbtxt").open("a") as config:
+        config.write('optimization { execution_accelerators { cpu_execution_accelerator [ { name: "magic" } ] } }\n')
+
+
+def contradict_preprocessing(model):
+    config = model / "config.pbtxt"
+    config.write_text(config.read_text().replace('\\"image_size\\": 32', '\\"image_size\\": 64'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (break_graph, "model.onnx does not load"),
+        (break_names, "klass_probabilities"),
+        (break_config, "config.pbtxt"),
+        (remove_version, "version"),
+        (remove_labels, "labels.txt"),
+        (ask_for_unknown_accelerator, "magic"),
+        (contradict_preprocessing, "[-1, 64, 64, 3]"),
+    ],
+)
+def test_a_model_that_does_not_load_is_one_line_with_its_name(deit_serve, tmp_path, spoil, reason):
+    write_model(tmp_path / "spoilt")
+    spoil(tmp_path / "spoilt")
+    server = deit_serve("--model-repository", tmp_path)
+    assert server.wait() == 1
+    (line,) = [line for line in server.lines if line.startswith("deit: ")]
+    assert "spoilt" in line
+    assert reason in line
+    assert "Traceback" not in server.output
+    assert not server.children()
+
+
+def test_what_the_backend_cannot_honour_is_a_warning(deit_serve, tmp_path):
+    write_model(tmp_path / "tiny")
+    with (tmp_path / "tiny" / "config.pbtxt").open("a") as config:
+        config.write('optimization { execution_accelerators { cpu_execution_accelerator [ { name: "openvino" } ] } }\n')
+    server = deit_serve("--model-repository", tmp_path).wait_until_ready()
+    (warning,) = [line for line in server.lines if "warning" in line]
+    assert "OpenVINOExecutionProvider is not in the installed onnxruntime" in warning
+
+
+def test_several_models_are_served_and_one_is_the_default(deit_serve, tmp_path):
+    for name in ("a", "b"):
+        write_model(tmp_path / name)
+    (tmp_path / ".b.unfinished").mkdir()
+    server = deit_serve("--model-repository", tmp_path, "--default-model=b").wait_until_ready()
+    content = encoded(photograph(96, 64))
+    assert httpx.post(f"{server.url}/classify", content=content).json()["model"] == "b"
+    assert httpx.post(f"{server.url}/classify?model=a", content=content).json()["model"] == "a"
+    assert [model["name"] for model in httpx.get(f"{server.url}/models").json()["models"]] == ["a", "b"]
+
+
+def test_a_default_model_that_is_not_there_is_one_line(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository, "--default-model=big")
+    assert server.wait() == 1
+    assert "deit: --default-model big is not served; choose from: tiny" in server.output
