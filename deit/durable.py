@@ -50,10 +50,11 @@ def new_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=staging or path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        temporary.chmod(0o755)
         for folder, _, files in os.walk(temporary):
             for file in files:
+                (Path(folder) / file).chmod(0o644)  # safetensors, as mkdtemp, keeps others out
                 sync(Path(folder) / file)
+            Path(folder).chmod(0o755)
             sync(Path(folder))
         if path.exists():
             raise FileExistsError(f"{path} already exists")

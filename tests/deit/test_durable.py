@@ -34,6 +34,16 @@ def test_a_failed_new_folder_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_folder_is_readable_by_other_users(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "1") as folder:
+        (folder / "weights").write_text("new")
+        (folder / "weights").chmod(0o600)
+    assert ((tmp_path / "1").stat().st_mode & 0o777, (tmp_path / "1" / "weights").stat().st_mode & 0o777) == (
+        0o755,
+        0o644,
+    )
+
+
 def test_a_new_folder_never_replaces_one(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     with pytest.raises(FileExistsError), new_folder(tmp_path / "1") as folder:
