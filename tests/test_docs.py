@@ -1,0 +1,42 @@
+"""Documents agree with the code."""
+
+import re
+import tomllib
+
+from serving.gateway.errors import PROBLEMS
+from tests.conftest import REPOSITORY_ROOT
+
+
+def read(name: str) -> str:
+    return (REPOSITORY_ROOT / name).read_text()
+
+
+def test_the_error_table_is_the_gateways() -> None:
+    documented = re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", read("docs/serving.md"), re.MULTILINE)
+    assert sorted(documented) == sorted((str(problem.status), name) for name, problem in PROBLEMS.items())
+
+
+def test_the_readme_gives_the_reason_of_every_dependency() -> None:
+    project = tomllib.loads(read("pyproject.toml"))
+    requirements = project["project"]["dependencies"] + [
+        requirement
+        for group in (project["project"]["optional-dependencies"], project["dependency-groups"])
+        for requirements in group.values()
+        for requirement in requirements
+    ]
+    names = {re.match(r"[A-Za-z0-9_-]+", requirement)[0] for requirement in requirements} - {"deit-server"}
+    table = set(re.findall(r"^\| `([A-Za-z0-9_-]+)` \|", read("README.md"), re.MULTILINE))
+    assert names == table
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [*REPOSITORY_ROOT.glob("*.md"), *REPOSITORY_ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_commands_of_the_makefile_that_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for document in [*REPOSITORY_ROOT.glob("*.md"), *REPOSITORY_ROOT.glob("docs/*.md")]:
+        named = set(re.findall(r"`make ([a-z-]+)|^\$ make ([a-z-]+)", document.read_text(), re.MULTILINE))
+        assert {name for pair in named for name in pair if name} <= targets, document.name
