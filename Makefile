@@ -59,12 +59,12 @@ clean: ## Remove the environments and everything that tools cached.
 	@touch $@
 
 .venv/serving: .venv/uv uv.lock pyproject.toml
-	@echo "Installing what serving needs, about 200 MB"
+	@echo "Installing what serving needs: half a gigabyte on the disk, seconds on a fast line"
 	@$(SYNC) --no-default-groups --extra serving
 	@touch $@
 
 .venv/development: .venv/uv uv.lock pyproject.toml
-	@echo "Installing every stage and the development tools, about 6 GB with torch: some minutes"
+	@echo "Installing every stage and the development tools, about 7 GB with torch: some minutes"
 	@$(SYNC) --all-extras
 	@touch $@ .venv/serving
 

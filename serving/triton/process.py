@@ -30,6 +30,7 @@ LEVELS = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": log
 # What a Triton with GPU support says at warning and error level on a machine without a GPU.
 HARMLESS = (
     "Unable to allocate pinned system memory",
+    "failed to allocate pinned system memory",
     "CudaDriverHelper has not been initialized",
     "DCGM unable to start",
 )
