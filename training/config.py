@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-Distillation = Literal["none", "hard"]
+Distillation = Literal["none", "soft", "hard", "two-class-tokens"]
+Token = Literal["distillation", "class"]
+KlReduction = Literal["batchmean", "numel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,29 @@ class TrainConfig:
 
     distillation: Annotated[
         Distillation,
-        Option(help="hard: the distillation token learns the teacher's decision (paper section 4)."),
+        Option(
+            help="hard: the teacher's decision; soft: its probabilities; two-class-tokens: the paper's control, two "
+            "tokens that both learn the label."
+        ),
     ] = "none"
+    token: Annotated[
+        Token,
+        Option(help="What learns from the teacher; class is the usual distillation, for models without _distilled."),
+    ] = "distillation"
     teacher: Annotated[
         str | None, Option(help="Checkpoint folder, or timm's tagged name, such as regnety_160.deit_in1k.")
     ] = None
+    label_weight: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of the label's loss, the rest is the teacher's: 1 - the paper's lambda."),
+    ] = 0.5
+    temperature: Annotated[float, Option(help="Of soft distillation.")] = 3.0
+    kl_reduction: Annotated[
+        KlReduction,
+        Option(
+            help="Of soft distillation: batchmean is the paper's; numel divides by the classes too, as DeiT's code."
+        ),
+    ] = "batchmean"
 
     epochs: Annotated[int, Option(min=1)] = 300
     batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 1024
@@ -79,12 +99,21 @@ class TrainConfig:
     seed: Annotated[int, Option(min=0)] = 0
 
     def __post_init__(self) -> None:
-        if self.distillation == "none" and self.teacher is not None:
-            raise ValueError("--teacher without --distillation: add --distillation hard, or leave the teacher out")
-        if self.distillation != "none" and self.teacher is None:
+        if not self.has_teacher and self.teacher is not None:
+            raise ValueError(
+                f"--teacher with --distillation {self.distillation}, which asks no teacher: add --distillation hard, "
+                "or leave the teacher out"
+            )
+        if self.has_teacher and self.teacher is None:
             raise ValueError(
                 f"--distillation {self.distillation} needs a --teacher: a checkpoint folder or a timm name"
             )
+        if self.distillation != "none" and self.label_weight == 1:
+            raise ValueError(f"--label-weight 1 leaves nothing of --distillation {self.distillation}: lower it")
+        if self.distillation != "none" and self.label_weight == 0 and self.token == "distillation":
+            raise ValueError("--label-weight 0 leaves the class head untrained: raise it, or take --token class")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature {self.temperature:g}: must be above 0")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"--min-learning-rate {self.min_learning_rate:g} is above --learning-rate {self.learning_rate:g}: "
@@ -99,6 +128,11 @@ class TrainConfig:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"--name {self.name!r}: must be a folder name")
         self.model_args  # noqa: B018  a bad --model-arg is found here
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the strategy asks a teacher."""
+        return self.distillation in ("soft", "hard")
 
     @property
     def mixes(self) -> bool:

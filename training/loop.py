@@ -20,10 +20,10 @@ from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data import epoch_seed, evaluation_batches, seed_everything, training_batches
-from training.distillation import hard_distillation_loss, label_cross_entropy
+from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
 from training.images import open_images
-from training.model import Normalize, create_model, is_distilled, load_teacher
+from training.model import Normalize, create_model, load_teacher
 from training.resume import ResumeState, prepare_run_folder
 
 logger = logging.getLogger(__name__)
@@ -63,21 +63,20 @@ def train(config: TrainConfig) -> None:
         drop_path=config.drop_path,
         model_args=config.model_args,
     ).to(device)
+    check_architecture(config.model, model, config.distillation, config.token)
+    objective = Objective(
+        model,
+        DistillationLoss(
+            distillation=config.distillation,
+            label_weight=config.label_weight,
+            temperature=config.temperature,
+            kl_reduction=config.kl_reduction,
+            label_smoothing=config.label_smoothing,
+        ),
+    )
     teacher = None
-    if config.distillation == "hard":
-        if not is_distilled(model):
-            raise TrainingError(
-                f"{config.model} has no distillation token, which --distillation hard trains: choose a "
-                "deit_*_distilled_* model"
-            )
-        assert config.teacher is not None  # TrainConfig checks it
+    if config.teacher is not None:
         teacher = load_teacher(config.teacher, label_names=label_names, student=preprocessing).to(device)
-        model.set_distilled_training(True)  # type: ignore[operator]  # forward returns both heads' logits while training
-    elif is_distilled(model):
-        raise TrainingError(
-            f"{config.model} has a distillation head that nothing would train without a teacher: add "
-            "--distillation hard --teacher …, or choose the model without _distilled"
-        )
 
     # -------------------------------------------------------------------------------------- augmentation on the device
     normalize = Normalize(preprocessing).to(device)
@@ -146,17 +145,10 @@ def train(config: TrainConfig) -> None:
                 if mix is not None:
                     images, targets = mix(images, targets)
                 with autocast:
-                    if teacher is None:
-                        loss = label_cross_entropy(model(images), targets, config.label_smoothing)
-                    else:
-                        teacher_logits = teacher(images)
-                        class_logits, distillation_logits = model(images)
-                        loss = hard_distillation_loss(
-                            class_logits, distillation_logits, targets, teacher_logits, config.label_smoothing
-                        )
+                    loss = objective(images, targets, None if teacher is None else teacher(images))
 
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 if config.clip_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
                 optimizer.step()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from deit.errors import TrainingError
 from tests.training.conftest import TINY_ARGS
+from training import distillation
 from training.config import TrainConfig
 from training.loop import train
 
@@ -106,6 +107,8 @@ def test_a_killed_run_resumes_to_the_same_weights(colours_data: Path, teacher: P
     [
         ({"model": "deit_tiny_patch16_224", "distillation": "hard", "teacher": "x"}, "has no distillation token"),
         ({}, "nothing would train without a teacher"),
+        ({"distillation": "hard", "teacher": "x", "token": "class"}, "leaves untrained: choose deit_tiny_patch16_224"),
+        ({"model": "deit_tiny_patch16_224", "distillation": "two-class-tokens"}, "has no distillation token"),
         ({"batch_size": 1000}, "fewer than one batch"),
         ({"model": "deit_huge"}, "has no model 'deit_huge'"),
         ({"device": "cuda:99"}, "--device cuda:99"),
@@ -134,8 +137,6 @@ def test_a_run_is_never_overwritten_and_never_resumed_with_other_settings(colour
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     colours_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import loop
-
     calls = []
 
     def breaks_in_the_second_epoch(*arguments: object) -> torch.Tensor:
@@ -143,8 +144,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         loss = real_loss(*arguments)
         return loss * float("nan") if len(calls) > 15 else loss  # 12 steps an epoch
 
-    real_loss = loop.label_cross_entropy
-    monkeypatch.setattr(loop, "label_cross_entropy", breaks_in_the_second_epoch)
+    real_loss = distillation.label_cross_entropy
+    monkeypatch.setattr(distillation, "label_cross_entropy", breaks_in_the_second_epoch)
     with pytest.raises(TrainingError, match="the loss is nan at step 3 of epoch 2"):
         train(config(colours_data, tmp_path, name="run", model="deit_tiny_patch16_224"))
     assert len(metrics_of(tmp_path / "run")) == 1
