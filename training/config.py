@@ -68,14 +68,29 @@ class TrainConfig:
     ] = "batchmean"
 
     epochs: Annotated[int, Option(min=1)] = 300
-    batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 1024
+    batch_size: Annotated[int, Option(min=2, help="Images a step, over all processes.")] = 1024
+    device_batch_size: Annotated[
+        int | None,
+        Option(min=1, help="Images that fit a device; a step accumulates as many as --batch-size needs."),
+    ] = None
+    repeated_augmentation: Annotated[
+        int, Option(min=1, help="Draws of an image in a row; 3 is DeiT's, an epoch then sees a third of the images.")
+    ] = 1
     optimizer: Annotated[str, Option(help="timm's name of the optimiser.")] = "adamw"
     learning_rate: Annotated[float, Option(help="At the peak, for the whole batch.")] = 1e-3
     min_learning_rate: Annotated[float, Option(help="Where the cosine ends.")] = 1e-5
     warmup_learning_rate: Annotated[float, Option(help="Where the warm-up starts.")] = 1e-6
     warmup_epochs: Annotated[int, Option(min=0, help="Linear warm-up, part of the epochs.")] = 5
+    schedule: Annotated[
+        Literal["step", "official"],
+        Option(help="step: the rate moves with every step; official: once an epoch and one late, as DeiT's code."),
+    ] = "step"
     weight_decay: Annotated[float, Option(min=0, help="Not applied to biases, norms, tokens and positions.")] = 0.05
     clip_grad_norm: Annotated[float | None, Option(min=0, help="Clip the gradient's norm; off unless given.")] = None
+    ema_decay: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Average the weights with this decay, evaluate and save the average as well."),
+    ] = None
 
     min_crop_area: Annotated[
         float,
@@ -91,11 +106,17 @@ class TrainConfig:
     mixing_probability: Annotated[float, Option(min=0, max=1, help="Share of the batches that are mixed.")] = 1.0
     label_smoothing: Annotated[float, Option(min=0, max=0.9)] = 0.1
 
+    max_corrupt_share: Annotated[
+        float, Option(min=0, max=1, help="Share of the images that may be undecodable; they are counted and skipped.")
+    ] = 0.01
+
     precision: Annotated[
-        Literal["auto", "bf16", "fp32"], Option(help="auto: bf16 autocast where the machine computes in it.")
+        Literal["auto", "bf16", "fp16", "fp32"], Option(help="auto: bf16 autocast where the machine computes in it.")
     ] = "auto"
+    channels_last: Annotated[bool, Option("--channels-last", help="Memory order that convnets like on GPUs.")] = False
+    compile: Annotated[bool, Option("--compile", help="torch.compile: minutes of start for faster steps.")] = False
     device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
-    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    workers: Annotated[int, Option(min=0, help="Processes that decode and augment, for each training process.")] = 2
     seed: Annotated[int, Option(min=0)] = 0
 
     def __post_init__(self) -> None:
@@ -121,8 +142,18 @@ class TrainConfig:
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"--warmup-epochs {self.warmup_epochs}: must be below --epochs {self.epochs}")
-        if self.mixes and self.batch_size % 2:
-            raise ValueError(f"--batch-size {self.batch_size}: mixup pairs the images of a batch, so it must be even")
+        if self.warmup_epochs and self.warmup_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--warmup-learning-rate {self.warmup_learning_rate:g} is above --learning-rate "
+                f"{self.learning_rate:g}: the warm-up would fall"
+            )
+        if self.device_batch_size is not None and self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"--device-batch-size {self.device_batch_size} does not divide --batch-size {self.batch_size}"
+            )
+        for option, size in (("--batch-size", self.batch_size), ("--device-batch-size", self.device_batch_size)):
+            if self.mixes and size is not None and size % 2:
+                raise ValueError(f"{option} {size}: mixup pairs the images of a batch, so it must be even")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -146,9 +177,9 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights, as plain data: all but where the run lies and the device it runs on."""
+        """What decides the weights, as plain data: all but where the run lies and what it runs on."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for place in ("runs", "resume", "device"):
+        for place in ("runs", "resume", "device", "workers"):
             del values[place]
         return values
 
