@@ -41,6 +41,14 @@ class TrainConfig:
     ] = 0.875
     drop_path: Annotated[float, Option(min=0, max=0.9, help="Stochastic depth: rate of the last block.")] = 0.1
 
+    initial_checkpoint: Annotated[
+        str | None,
+        Option(help="Weights to start from: checkpoint folder, weights file (also DeiT's .pth) or timm's tagged name."),
+    ] = None
+    position_antialias: Annotated[
+        bool, Option("--position-antialias", help="Resize the position embedding timm's way, not DeiT's.")
+    ] = False
+
     distillation: Annotated[
         Distillation,
         Option(
@@ -54,6 +62,9 @@ class TrainConfig:
     ] = "distillation"
     teacher: Annotated[
         str | None, Option(help="Checkpoint folder, or timm's tagged name, such as regnety_160.deit_in1k.")
+    ] = None
+    teacher_image_size: Annotated[
+        int | None, Option(min=8, help="Side of the images the teacher reads; its own unless given.")
     ] = None
     label_weight: Annotated[
         float,
@@ -129,6 +140,10 @@ class TrainConfig:
             raise ValueError(
                 f"--distillation {self.distillation} needs a --teacher: a checkpoint folder or a timm name"
             )
+        if self.teacher is None and self.teacher_image_size is not None:
+            raise ValueError("--teacher-image-size without a --teacher")
+        if self.initial_checkpoint is None and self.position_antialias:
+            raise ValueError("--position-antialias without an --initial-checkpoint, whose positions it would resize")
         if self.distillation != "none" and self.label_weight == 1:
             raise ValueError(f"--label-weight 1 leaves nothing of --distillation {self.distillation}: lower it")
         if self.distillation != "none" and self.label_weight == 0 and self.token == "distillation":

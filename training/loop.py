@@ -25,6 +25,7 @@ from training.data import CorruptImages, evaluation_batches, training_batches
 from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
 from training.images import open_images
+from training.initial import load_initial
 from training.model import Normalize, create_model, load_teacher
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.resume import ResumeState, prepare_run_folder, stop_request
@@ -80,6 +81,13 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         model_args=config.model_args,
     )
     check_architecture(config.model, model, config.distillation, config.token)
+    if config.initial_checkpoint is not None:
+        changes = load_initial(
+            model, config.initial_checkpoint, label_names=label_names, antialias=config.position_antialias
+        )
+        logger.info("starting from %s", config.initial_checkpoint)
+        for change in changes:
+            logger.info("%s", change)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     objective = Objective(
@@ -94,7 +102,12 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     )
     teacher = None
     if config.teacher is not None:
-        teacher = load_teacher(config.teacher, label_names=label_names, student=preprocessing)
+        teacher = load_teacher(
+            config.teacher,
+            label_names=label_names,
+            student=preprocessing,
+            image_size=config.teacher_image_size,
+        )
         teacher = teacher.to(device, memory_format=memory_format)  # type: ignore[call-overload]
 
     # -------------------------------------------------------------------------------------- augmentation on the device

@@ -1,5 +1,6 @@
 """Students and teachers, made by timm, and the two heads of a distilled DeiT."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,13 @@ class Teacher(nn.Module):
         return logits
 
 
-def load_teacher(spec: str, *, label_names: tuple[str, ...], student: Preprocessing) -> Teacher:
+def load_teacher(
+    spec: str, *, label_names: tuple[str, ...], student: Preprocessing, image_size: int | None = None
+) -> Teacher:
     """The teacher named by a checkpoint folder or by timm's tagged name.
+
+    Args:
+        image_size: side of the images it reads; its own when None. A transformer's positions are resized for it.
 
     Raises:
         TrainingError: it decides among other classes than the student. Its head is never replaced silently.
@@ -148,6 +154,12 @@ def load_teacher(spec: str, *, label_names: tuple[str, ...], student: Preprocess
             f"the teacher {spec} decides among {num_classes} classes, the data has {len(label_names)}: take a teacher "
             "trained on this data (`deit train` without --teacher trains one)"
         )
+    if image_size is not None and image_size != preprocessing.image_size:
+        if isinstance(model, VisionTransformer):
+            model.set_input_size(img_size=image_size)
+        elif model.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
+            raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
+        preprocessing = replace(preprocessing, image_size=image_size)
     return Teacher(spec, model, preprocessing, student)
 
 

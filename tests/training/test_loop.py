@@ -291,3 +291,17 @@ def test_corrupt_images_are_counted_and_too_many_stop_the_run(tmp_path: Path) ->
     assert [line["corrupt_images"] for line in metrics_of(tmp_path / "run")] == [1, 1]
     with pytest.raises(DataError, match=r"1 of 6 images cannot be decoded.*cat/1\.jpeg"):
         train(config(data, tmp_path, name="strict", **small))
+
+
+def test_a_distilled_student_is_fine_tuned_at_a_higher_resolution(
+    colours_data: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    distilled = {"distillation": "hard", "teacher": str(teacher)}
+    train(config(colours_data, tmp_path, name="small", **distilled))
+    before = metrics_of(tmp_path / "small")[-1]["test_joint_top1"]
+    start = str(tmp_path / "small" / "checkpoint")
+    higher = {"image_size": 24, "teacher_image_size": 48, "initial_checkpoint": start, "epochs": 1, "warmup_epochs": 0}
+    with caplog.at_level("INFO"):
+        train(config(colours_data, tmp_path, name="large", **higher, **distilled, learning_rate=1e-5))
+    assert "resized from 4 x 4 to 6 x 6 patches" in caplog.text
+    assert metrics_of(tmp_path / "large")[-1]["test_joint_top1"] > before - 0.15
