@@ -5,16 +5,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import typer
 from typer import Option
+
+from training.preset import preset_titles, read_preset
 
 Distillation = Literal["none", "soft", "hard", "two-class-tokens"]
 Token = Literal["distillation", "class"]
 KlReduction = Literal["batchmean", "numel"]
 
 
+def _apply_preset(context: typer.Context, name: str | None) -> str | None:
+    """Make the preset's values the defaults of this call, below flags and environment; `list` prints the presets."""
+    if name == "list":
+        for preset, title in preset_titles().items():
+            typer.echo(f"{preset:28}{title}")
+        raise typer.Exit
+    if name is not None:
+        try:
+            values = read_preset(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        options = {parameter.name for parameter in context.command.params}
+        if unknown := sorted(values.keys() - options):
+            raise typer.BadParameter(f"--preset {name}: there is no option {unknown[0]}")
+        context.default_map = values
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Learning rates are absolute: nothing scales them behind your back."""
+    """One training run. Learning rates are absolute: nothing scales them behind your back.
+
+    `preset` is a note here: its values are applied where the command line is read.
+    """
 
     data: Annotated[
         Path,
@@ -26,6 +50,14 @@ class TrainConfig:
     runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
     resume: Annotated[bool, Option("--resume", help="Go on after the last epoch that RUNS/NAME finished.")] = False
 
+    preset: Annotated[
+        str | None,
+        Option(
+            is_eager=True,
+            callback=_apply_preset,
+            help="Recipe that gives the other options their defaults; `list` prints ours, or give a TOML file.",
+        ),
+    ] = None
     model: Annotated[str, Option(help="timm's name of the architecture.")] = "deit_tiny_distilled_patch16_224"
     model_arg: Annotated[
         list[str] | None,

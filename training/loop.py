@@ -27,6 +27,7 @@ from training.evaluate import evaluate
 from training.images import open_images
 from training.initial import load_initial
 from training.model import Normalize, create_model, load_teacher
+from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.resume import ResumeState, prepare_run_folder, stop_request
 from training.sampler import Shares
@@ -173,6 +174,15 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         config.learning_rate * 512 / config.batch_size,
         config.batch_size,
     )
+    if config.preset is not None:
+        recipe = read_preset(config.preset)
+        for_batch = recipe.get("batch_size", config.batch_size)
+        if config.batch_size != for_batch and config.learning_rate == recipe.get("learning_rate"):
+            logger.warning(
+                "learning rate %g is for the preset's batch of %d; DeiT's rule gives %g for %d",
+                *(config.learning_rate, for_batch),
+                *(config.learning_rate * config.batch_size / for_batch, config.batch_size),
+            )
 
     # -------------------------------------------------------------------------------------------------------- epochs
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

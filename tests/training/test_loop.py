@@ -305,3 +305,14 @@ def test_a_distilled_student_is_fine_tuned_at_a_higher_resolution(
         train(config(colours_data, tmp_path, name="large", **higher, **distilled, learning_rate=1e-5))
     assert "resized from 4 x 4 to 6 x 6 patches" in caplog.text
     assert metrics_of(tmp_path / "large")[-1]["test_joint_top1"] > before - 0.15
+
+
+def test_the_start_tells_how_a_step_is_made_and_what_a_smaller_batch_would_need(
+    colours_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = {"model": "deit_tiny_patch16_224", "epochs": 1, "warmup_epochs": 0, "device_batch_size": 8}
+    with caplog.at_level("INFO"):
+        train(config(colours_data, tmp_path, name="run", preset="small-32", learning_rate=1e-3, **plain))
+    assert "a step: 16 images = 8 on a device x 1 processes x 2 in turn; 12 steps an epoch, 1 epochs" in caplog.text
+    assert "DeiT's code takes --lr 0.032 and scales it by 16/512" in caplog.text
+    assert "is for the preset's batch of 512; DeiT's rule gives 3.125e-05 for 16" in caplog.text
