@@ -18,7 +18,7 @@ from training.config import TrainConfig
 from training.images import LabelledImages, decode
 from training.processes import Processes
 from training.sampler import Draw, EpochSampler, Shares
-from training.seeds import seed_cpu
+from training.seeds import Purpose, derived_seed, seed_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +32,16 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     batches keep their size.
     """
 
-    def __init__(self, images: LabelledImages, transform: "Transform") -> None:
+    def __init__(self, images: LabelledImages, transform: "Transform", *, seed: int, epoch: int) -> None:
         self._images = images
         self._transform = transform
+        self._seed, self._epoch = seed, epoch
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
-        seed_cpu(draw.seed)
+        seed_cpu(derived_seed(self._seed, self._epoch, Purpose.IMAGE, draw.place))
         for step in range(min(NEIGHBOURS, len(self))):
             index = (draw.image + step) % len(self)
             try:
@@ -164,7 +165,7 @@ def training_batches(
         first_step=first_step,
     )
     return DataLoader(
-        AugmentedImages(images, training_transform(config, mean)),
+        AugmentedImages(images, training_transform(config, mean), seed=config.seed, epoch=epoch),
         batch_sampler=sampler,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),

@@ -29,6 +29,7 @@ from training.initial import load_initial
 from training.model import Normalize, create_model, load_teacher
 from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
+from training.provenance import provenance
 from training.resume import ResumeState, prepare_run_folder, stop_request
 from training.sampler import Shares
 from training.schedule import learning_rate_schedule
@@ -136,7 +137,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     # -------------------------------------------------------------------------------------------------- start or resume
-    state = prepare_run_folder(config, processes)
+    state = prepare_run_folder(config, processes, provenance({"train": train_images, "test": test_images}))
     if state.weights is not None:
         model.load_state_dict(state.weights["model"])
         optimizer.load_state_dict(state.weights["optimizer"])

@@ -48,8 +48,11 @@ class ResumeState:
         write_pytorch(config.folder / RESUME_FILE, {"settings": config.settings, "state": values})
 
 
-def prepare_run_folder(config: TrainConfig, processes: Processes) -> ResumeState:
+def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[str, Any]) -> ResumeState:
     """Make the run's folder, or read where it stands when `--resume` was given.
+
+    Args:
+        origin: what provenance.json keeps of a new run.
 
     Raises:
         TrainingError: the folder exists and --resume was not given, or --resume was given with other settings.
@@ -60,6 +63,7 @@ def prepare_run_folder(config: TrainConfig, processes: Processes) -> ResumeState
             raise TrainingError(f"{config.folder} exists: give --resume to go on with it, or another --name")
         processes.wait()  # until every process has looked
         if processes.is_first:
+            write_file(config.folder / "provenance.json", json.dumps(origin, indent=2) + "\n")
             write_file(config.folder / "config.json", json.dumps(config.settings, indent=2) + "\n")
         return ResumeState()
     if not path.is_file():

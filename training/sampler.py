@@ -21,8 +21,8 @@ class Draw(NamedTuple):
 
     image: int
     """Its index in the data set."""
-    seed: int
-    """Of its augmentation."""
+    place: int
+    """Of the draw in the epoch, which decides its augmentation."""
 
 
 def epoch_order(images: int, *, seed: int, epoch: int, repeats: int) -> Tensor:
@@ -71,7 +71,6 @@ class EpochSampler(Sampler[list[Draw]]):
     def __init__(self, images: int, shares: Shares, *, seed: int, epoch: int, repeats: int, first_step: int) -> None:
         self._order = epoch_order(images, seed=seed, epoch=epoch, repeats=repeats)
         self._shares = shares
-        self._seed, self._epoch = seed, epoch
         self._steps = range(first_step, images // shares.batch_size)
 
     def __len__(self) -> int:
@@ -82,7 +81,6 @@ class EpochSampler(Sampler[list[Draw]]):
         for step in self._steps:
             start, end = step * shares.batch_size, (step + 1) * shares.batch_size
             for turn in range(shares.accumulation):
-                yield [
-                    Draw(int(self._order[place]), derived_seed(self._seed, self._epoch, Purpose.IMAGE, place))
-                    for place in range(start + shares.part(turn), end, shares.parts)
-                ]
+                places = range(start + shares.part(turn), end, shares.parts)
+                images = self._order[places.start : places.stop : places.step].tolist()
+                yield [Draw(image, place) for image, place in zip(images, places, strict=True)]

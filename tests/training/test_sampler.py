@@ -53,20 +53,14 @@ def test_two_processes_read_what_one_reads_in_two_turns(repeats: int) -> None:
     assert len(one) == 6  # three steps of 12; the last four images are dropped
 
 
-def test_copies_of_an_image_go_to_different_parts_with_different_seeds() -> None:
-    batches = draws_of(36, repeats=3, processes=3)
-    assert all(len({draw.image for draw in batch}) == len(batch) for batch in batches)
-    assert (
-        len(
-            {
-                draw.seed
-                for rank in range(3)
-                for batch in draws_of(36, repeats=3, processes=3, rank=rank)
-                for draw in batch
-            }
-        )
-        == 36
-    )
+def test_copies_of_an_image_go_to_different_parts_and_are_augmented_on_their_own() -> None:
+    draws = []
+    for rank in range(3):
+        for batch in draws_of(36, repeats=3, processes=3, rank=rank):
+            assert len({draw.image for draw in batch}) == len(batch)
+            draws += batch
+    assert len({draw.image for draw in draws}) == 12
+    assert sorted(draw.place for draw in draws) == list(range(36))
 
 
 def test_an_epoch_goes_on_from_any_step() -> None:
