@@ -14,6 +14,7 @@ from deit.errors import DeitError
 # name -> (module with a typer `app`, one line of help)
 SUBCOMMANDS = {
     "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
+    "evaluate": ("training.evaluate_command", "Tell the accuracy of every read-out of a model."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
     "benchmark": ("benchmark.command", "Measure a running server."),
@@ -21,7 +22,7 @@ SUBCOMMANDS = {
 
 # The extra whose absence explains a missing module, by the top-level name that failed to import.
 EXTRA_OF_MODULE = {
-    **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow"), "training"),
+    **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib"), "training"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "pytriton"), "serving"),
     "httpx": "benchmark",

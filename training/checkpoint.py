@@ -6,6 +6,7 @@ code.
 
 import pickle
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ def save_checkpoint(
     """Replace the checkpoint folder by one that timm opens as `local-dir`; `deit` is kept under that key of
     config.json.
     """
+    # safetensors stores contiguous tensors alone, and --channels-last makes others
+    contiguous = deepcopy(model).to(memory_format=torch.contiguous_format)
     with replaced_folder(folder) as temporary:
         size = preprocessing.image_size
         save_for_hf(
-            model,
+            contiguous,
             str(temporary),
             safe_serialization=True,
             model_config={"label_names": list(label_names), "deit": deit},

@@ -5,14 +5,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import typer
 from typer import Option
 
-Distillation = Literal["none", "hard"]
+from training.preset import preset_titles, read_preset
+
+Distillation = Literal["none", "soft", "hard", "two-class-tokens"]
+Token = Literal["distillation", "class"]
+KlReduction = Literal["batchmean", "numel"]
+
+
+def _apply_preset(context: typer.Context, name: str | None) -> str | None:
+    """Make the preset's values the defaults of this call, below flags and environment; `list` prints the presets."""
+    if name == "list":
+        for preset, title in preset_titles().items():
+            typer.echo(f"{preset:28}{title}")
+        raise typer.Exit
+    if name is not None:
+        try:
+            values = read_preset(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        options = {parameter.name for parameter in context.command.params}
+        if unknown := sorted(values.keys() - options):
+            raise typer.BadParameter(f"--preset {name}: there is no option {unknown[0]}")
+        context.default_map = values
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Learning rates are absolute: nothing scales them behind your back."""
+    """One training run. Learning rates are absolute: nothing scales them behind your back.
+
+    `preset` is a note here: its values are applied where the command line is read.
+    """
 
     data: Annotated[
         Path,
@@ -24,6 +50,14 @@ class TrainConfig:
     runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
     resume: Annotated[bool, Option("--resume", help="Go on after the last epoch that RUNS/NAME finished.")] = False
 
+    preset: Annotated[
+        str | None,
+        Option(
+            is_eager=True,
+            callback=_apply_preset,
+            help="Recipe that gives the other options their defaults; `list` prints ours, or give a TOML file.",
+        ),
+    ] = None
     model: Annotated[str, Option(help="timm's name of the architecture.")] = "deit_tiny_distilled_patch16_224"
     model_arg: Annotated[
         list[str] | None,
@@ -39,23 +73,67 @@ class TrainConfig:
     ] = 0.875
     drop_path: Annotated[float, Option(min=0, max=0.9, help="Stochastic depth: rate of the last block.")] = 0.1
 
+    initial_checkpoint: Annotated[
+        str | None,
+        Option(help="Weights to start from: checkpoint folder, weights file (also DeiT's .pth) or timm's tagged name."),
+    ] = None
+    position_antialias: Annotated[
+        bool, Option("--position-antialias", help="Resize the position embedding timm's way, not DeiT's.")
+    ] = False
+
     distillation: Annotated[
         Distillation,
-        Option(help="hard: the distillation token learns the teacher's decision (paper section 4)."),
+        Option(
+            help="hard: the teacher's decision; soft: its probabilities; two-class-tokens: the paper's control, two "
+            "tokens that both learn the label."
+        ),
     ] = "none"
+    token: Annotated[
+        Token,
+        Option(help="What learns from the teacher; class is the usual distillation, for models without _distilled."),
+    ] = "distillation"
     teacher: Annotated[
         str | None, Option(help="Checkpoint folder, or timm's tagged name, such as regnety_160.deit_in1k.")
     ] = None
+    teacher_image_size: Annotated[
+        int | None, Option(min=8, help="Side of the images the teacher reads; its own unless given.")
+    ] = None
+    label_weight: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of the label's loss, the rest is the teacher's: 1 - the paper's lambda."),
+    ] = 0.5
+    temperature: Annotated[float, Option(help="Of soft distillation.")] = 3.0
+    kl_reduction: Annotated[
+        KlReduction,
+        Option(
+            help="Of soft distillation: batchmean is the paper's; numel divides by the classes too, as DeiT's code."
+        ),
+    ] = "batchmean"
 
     epochs: Annotated[int, Option(min=1)] = 300
-    batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 1024
+    batch_size: Annotated[int, Option(min=2, help="Images a step, over all processes.")] = 1024
+    device_batch_size: Annotated[
+        int | None,
+        Option(min=1, help="Images that fit a device; a step accumulates as many as --batch-size needs."),
+    ] = None
+    repeated_augmentation: Annotated[
+        int, Option(min=1, help="Draws of an image in a row; 3 is DeiT's, an epoch then sees a third of the images.")
+    ] = 1
     optimizer: Annotated[str, Option(help="timm's name of the optimiser.")] = "adamw"
     learning_rate: Annotated[float, Option(help="At the peak, for the whole batch.")] = 1e-3
     min_learning_rate: Annotated[float, Option(help="Where the cosine ends.")] = 1e-5
     warmup_learning_rate: Annotated[float, Option(help="Where the warm-up starts.")] = 1e-6
     warmup_epochs: Annotated[int, Option(min=0, help="Linear warm-up, part of the epochs.")] = 5
+    schedule: Annotated[
+        Literal["step", "official"],
+        Option(help="step: the rate moves with every step; official: once an epoch and one late, as DeiT's code."),
+    ] = "step"
     weight_decay: Annotated[float, Option(min=0, help="Not applied to biases, norms, tokens and positions.")] = 0.05
     clip_grad_norm: Annotated[float | None, Option(min=0, help="Clip the gradient's norm; off unless given.")] = None
+    ema_decay: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Average the weights with this decay, evaluate and save the average as well."),
+    ] = None
 
     min_crop_area: Annotated[
         float,
@@ -71,20 +149,39 @@ class TrainConfig:
     mixing_probability: Annotated[float, Option(min=0, max=1, help="Share of the batches that are mixed.")] = 1.0
     label_smoothing: Annotated[float, Option(min=0, max=0.9)] = 0.1
 
+    max_corrupt_share: Annotated[
+        float, Option(min=0, max=1, help="Share of the images that may be undecodable; they are counted and skipped.")
+    ] = 0.01
+
     precision: Annotated[
-        Literal["auto", "bf16", "fp32"], Option(help="auto: bf16 autocast where the machine computes in it.")
+        Literal["auto", "bf16", "fp16", "fp32"], Option(help="auto: bf16 autocast where the machine computes in it.")
     ] = "auto"
+    channels_last: Annotated[bool, Option("--channels-last", help="Memory order that convnets like on GPUs.")] = False
+    compile: Annotated[bool, Option("--compile", help="torch.compile: minutes of start for faster steps.")] = False
     device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
-    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    workers: Annotated[int, Option(min=0, help="Processes that decode and augment, for each training process.")] = 2
     seed: Annotated[int, Option(min=0)] = 0
 
     def __post_init__(self) -> None:
-        if self.distillation == "none" and self.teacher is not None:
-            raise ValueError("--teacher without --distillation: add --distillation hard, or leave the teacher out")
-        if self.distillation != "none" and self.teacher is None:
+        if not self.has_teacher and self.teacher is not None:
+            raise ValueError(
+                f"--teacher with --distillation {self.distillation}, which asks no teacher: add --distillation hard, "
+                "or leave the teacher out"
+            )
+        if self.has_teacher and self.teacher is None:
             raise ValueError(
                 f"--distillation {self.distillation} needs a --teacher: a checkpoint folder or a timm name"
             )
+        if self.teacher is None and self.teacher_image_size is not None:
+            raise ValueError("--teacher-image-size without a --teacher")
+        if self.initial_checkpoint is None and self.position_antialias:
+            raise ValueError("--position-antialias without an --initial-checkpoint, whose positions it would resize")
+        if self.distillation != "none" and self.label_weight == 1:
+            raise ValueError(f"--label-weight 1 leaves nothing of --distillation {self.distillation}: lower it")
+        if self.distillation != "none" and self.label_weight == 0 and self.token == "distillation":
+            raise ValueError("--label-weight 0 leaves the class head untrained: raise it, or take --token class")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature {self.temperature:g}: must be above 0")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"--min-learning-rate {self.min_learning_rate:g} is above --learning-rate {self.learning_rate:g}: "
@@ -92,13 +189,28 @@ class TrainConfig:
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"--warmup-epochs {self.warmup_epochs}: must be below --epochs {self.epochs}")
-        if self.mixes and self.batch_size % 2:
-            raise ValueError(f"--batch-size {self.batch_size}: mixup pairs the images of a batch, so it must be even")
+        if self.warmup_epochs and self.warmup_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--warmup-learning-rate {self.warmup_learning_rate:g} is above --learning-rate "
+                f"{self.learning_rate:g}: the warm-up would fall"
+            )
+        if self.device_batch_size is not None and self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"--device-batch-size {self.device_batch_size} does not divide --batch-size {self.batch_size}"
+            )
+        for option, size in (("--batch-size", self.batch_size), ("--device-batch-size", self.device_batch_size)):
+            if self.mixes and size is not None and size % 2:
+                raise ValueError(f"{option} {size}: mixup pairs the images of a batch, so it must be even")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"--name {self.name!r}: must be a folder name")
         self.model_args  # noqa: B018  a bad --model-arg is found here
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the strategy asks a teacher."""
+        return self.distillation in ("soft", "hard")
 
     @property
     def mixes(self) -> bool:
@@ -112,9 +224,9 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights, as plain data: all but where the run lies and the device it runs on."""
+        """What decides the weights, as plain data: all but where the run lies and what it runs on."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for place in ("runs", "resume", "device"):
+        for place in ("runs", "resume", "device", "workers"):
             del values[place]
         return values
 

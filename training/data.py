@@ -1,50 +1,108 @@
 """The batches a run reads: augmented ones to train on, the gateway's exact view to evaluate on."""
 
-import random
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
+from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from deit.errors import DataError
 from deit.preprocessing import Preprocessing, resize_and_crop
 from training.config import TrainConfig
 from training.images import LabelledImages, decode
+from training.processes import Processes
+from training.sampler import Draw, EpochSampler, Shares
+from training.seeds import Purpose, derived_seed, seed_cpu
+
+logger = logging.getLogger(__name__)
+
+NEIGHBOURS = 100  # images tried in place of one that cannot be decoded
 
 
-class TransformedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Decoded and transformed images: (uint8 (3, H, W), class index ()). Normalisation happens on the device."""
+class AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Images to train on: (uint8 (3, H, W), class index, index of the image if it cannot be decoded, else -1).
 
-    def __init__(self, images: LabelledImages, transform: "Transform") -> None:
+    Normalisation happens on the device. In place of an image that cannot be decoded the next one is given, so that
+    batches keep their size.
+    """
+
+    def __init__(self, images: LabelledImages, transform: "Transform", *, seed: int, epoch: int) -> None:
         self._images = images
         self._transform = transform
+        self._seed, self._epoch = seed, epoch
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._transform(decode(self._images, index)), torch.tensor(self._images.label(index))
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        seed_cpu(derived_seed(self._seed, self._epoch, Purpose.IMAGE, draw.place))
+        for step in range(min(NEIGHBOURS, len(self))):
+            index = (draw.image + step) % len(self)
+            try:
+                image = decode(self._images, index)
+            except DataError:
+                continue
+            label, undecodable = self._images.label(index), draw.image if step else -1
+            return self._transform(image), torch.tensor(label), torch.tensor(undecodable)
+        raise DataError(f"{self._images.source(draw.image)} and the {NEIGHBOURS - 1} images after it cannot be decoded")
+
+
+class EvaluationImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Images as the gateway prepares them: (uint8 (3, H, W), class index, index of the image).
+
+    An image that cannot be decoded is black, with the class index -1.
+    """
+
+    def __init__(self, images: LabelledImages, preprocessing: Preprocessing) -> None:
+        self._images = images
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        size = self._preprocessing.image_size
+        try:
+            image = decode(self._images, index)
+        except DataError:
+            return torch.zeros(3, size, size, dtype=torch.uint8), torch.tensor(-1), torch.tensor(index)
+        pixels = torch.from_numpy(resize_and_crop(image, self._preprocessing).copy()).permute(2, 0, 1)
+        return pixels, torch.tensor(self._images.label(index)), torch.tensor(index)
+
+
+class CorruptImages:
+    """The images of a split that could not be decoded; more than the stated share of them stop the run."""
+
+    def __init__(self, images: LabelledImages, largest_share: float) -> None:
+        self._images = images
+        self._largest_share = largest_share
+        self.indices: set[int] = set()
+
+    def add(self, indices: Iterable[int]) -> None:
+        """Raises DataError that names some of them when they are too many."""
+        new = set(indices) - self.indices
+        for index in sorted(new):
+            logger.warning("%s cannot be decoded and is skipped", self._images.source(index))
+        self.indices |= new
+        if len(self.indices) > self._largest_share * len(self._images):
+            examples = ", ".join(self._images.source(index) for index in sorted(self.indices)[:3])
+            raise DataError(
+                f"{len(self.indices)} of {len(self._images)} images cannot be decoded, more than the share of "
+                f"{self._largest_share:g} that --max-corrupt-share allows: {examples}"
+                f"{', …' if len(self.indices) > 3 else ''}. Mend or remove them, or raise the share."
+            )
 
 
 class Transform(Protocol):
     """From an RGB image to uint8 (3, H, W)."""
 
     def __call__(self, image: Image.Image) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class EvaluationTransform:
-    """Resize and crop exactly as the gateway does."""
-
-    preprocessing: Preprocessing
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return torch.from_numpy(resize_and_crop(image, self.preprocessing).copy()).permute(2, 0, 1)
 
 
 def training_transform(config: TrainConfig, mean: tuple[float, float, float]) -> Transform:
@@ -64,6 +122,11 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
         re_prob=0,
         normalize=False,
     ).transforms
+    for step in steps:
+        if isinstance(step, RandAugment):
+            for operation in step.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = posterize
     if config.image_size <= 32:
         # resizing leaves an image of the right size as it is
         resize = transforms.Resize(config.image_size, transforms.InterpolationMode.BICUBIC)
@@ -72,40 +135,55 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
     return transform
 
 
-def training_batches(
-    images: LabelledImages, config: TrainConfig, epoch: int, mean: tuple[float, float, float]
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """The shuffled and augmented batches of one epoch; equal seed and epoch give equal batches.
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each channel.
 
-    A new loader each epoch, because that is what makes an epoch repeatable: its workers draw from a seed that depends
-    on nothing but the run's seed and the epoch. The last, smaller batch is dropped.
+    RandAugment at magnitude 10, where the normal distribution around 9 ends, keeps none: a black image for DeiT, but an
+    error of Pillow from 12 on, which timm 1.0.31 passes on.
     """
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def training_batches(
+    images: LabelledImages,
+    config: TrainConfig,
+    shares: Shares,
+    *,
+    epoch: int,
+    first_step: int,
+    mean: tuple[float, float, float],
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """The augmented device batches of this process in one epoch; equal seed and epoch give equal batches, whatever the
+    number of workers.
+    """
+    sampler = EpochSampler(
+        len(images),
+        shares,
+        seed=config.seed,
+        epoch=epoch,
+        repeats=config.repeated_augmentation,
+        first_step=first_step,
+    )
     return DataLoader(
-        TransformedImages(images, training_transform(config, mean)),
-        batch_size=config.batch_size,
-        shuffle=True,
-        drop_last=True,
+        AugmentedImages(images, training_transform(config, mean), seed=config.seed, epoch=epoch),
+        batch_sampler=sampler,
         num_workers=config.workers,
-        generator=torch.Generator().manual_seed(epoch_seed(config.seed, epoch)),
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def evaluation_batches(
-    images: LabelledImages, preprocessing: Preprocessing, batch_size: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Every image once, in order."""
-    transformed = TransformedImages(images, EvaluationTransform(preprocessing))
-    return DataLoader(transformed, batch_size=batch_size, num_workers=workers)
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed for everything random in an epoch, different for every (seed, epoch)."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's (mixup, RandAugment) and torch's generators."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    images: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    processes: Processes = Processes(),  # noqa: B008  frozen
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Every image once, in order; of several processes each takes its own images, and no image is read twice."""
+    return DataLoader(
+        EvaluationImages(images, preprocessing),
+        batch_size=batch_size,
+        sampler=range(processes.rank, len(images), processes.count),
+        num_workers=workers,
+    )

@@ -1,13 +1,16 @@
 """Data sets: labelled images from parquet files or class folders, decoded but not transformed.
 
-Layouts, both with the splits `train` and `test` (or `val`):
+Layouts, all with the splits `train` and `test` (or `val`):
 - parquet in Hugging Face's layout: `<split>*.parquet` with a column `image` {bytes, path} and an integer column `label`
   whose class names stand in the schema's metadata;
-- image folders in ImageNet's layout: `<split>/<class name>/*`.
+- image folders in ImageNet's layout: `<split>/<class name>/*`;
+- tar shards: `<split>*.tar` with `<class name>/*`, or WebDataset's pairs of image and .cls file.
 """
 
 import io
 import json
+import struct
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from deit.errors import DataError
+from deit.labels import LABELS_FILE, read_labels
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 
@@ -34,6 +38,10 @@ class LabelledImages(Protocol):
 
     def label(self, index: int) -> int: ...
 
+    def file_name(self, index: int) -> str:
+        """The name that the image's file has, or had when the data set was made."""
+        ...
+
     def source(self, index: int) -> str:
         """Where the image lies, for error messages."""
         ...
@@ -49,6 +57,7 @@ class ParquetImages:
             features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
             self.label_names = tuple(map(str, features["label"]["names"]))
             self._bytes = pa.compute.struct_field(table["image"], "bytes")
+            self._paths = pa.compute.struct_field(table["image"], "path")
             self._labels = table["label"].to_numpy()
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -72,15 +81,22 @@ class ParquetImages:
     def label(self, index: int) -> int:
         return int(self._labels[index])
 
+    def file_name(self, index: int) -> str:
+        return Path(self._paths[index].as_py() or "").name
+
     def source(self, index: int) -> str:
         return f"row {index} of {self._files[0].parent}/{self._files[0].name}"
 
 
 class FolderImages:
-    """Images below one folder for each class; classes are indexed in the order of their folders' names."""
+    """Images below one folder for each class; classes are indexed in the order of their folders' names.
+
+    Numbers are ordered as numbers: ImageNet V2 names its folders 0, 1, 2, …, 10.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.label_names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+        self.label_names = tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
         self._files = [
             (file, label)
             for label, name in enumerate(self.label_names)
@@ -97,39 +113,114 @@ class FolderImages:
     def label(self, index: int) -> int:
         return self._files[index][1]
 
+    def file_name(self, index: int) -> str:
+        return self._files[index][0].name
+
     def source(self, index: int) -> str:
         return str(self._files[index][0])
+
+
+class TarImages:
+    """Images in uncompressed tar shards, read where they lie. The shards' headers are read once, at the start.
+
+    Either in folders named after the classes, or WebDataset's pairs of `key.jpg` and `key.cls` with the class index;
+    the classes of the latter are named by labels.txt, one a line.
+    """
+
+    def __init__(self, shards: Sequence[Path], labels_file: Path) -> None:
+        images: list[tuple[Path, str, int, int]] = []  # shard, member, offset, size
+        indices: dict[tuple[Path, str], int] = {}  # by shard and key
+        for shard in shards:
+            try:
+                with tarfile.open(shard, "r:") as archive:
+                    for member in archive:
+                        key, _, suffix = member.name.partition(".")
+                        if member.isfile() and suffix == "cls":
+                            content = archive.extractfile(member)
+                            assert content is not None  # it is a file
+                            indices[shard, key] = int(content.read(20))
+                        elif member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                            images.append((shard, member.name, member.offset_data, member.size))
+            except (OSError, ValueError, tarfile.TarError) as error:
+                raise DataError(f"{shard} is no uncompressed tar file of images: {error}") from error
+        if indices:
+            try:
+                self.label_names = read_labels(labels_file)
+                labels = [indices[shard, member.partition(".")[0]] for shard, member, _, _ in images]
+            except (OSError, ValueError) as error:
+                raise DataError(f"{labels_file} must name the classes that the .cls files count: {error}") from error
+            except KeyError as error:
+                raise DataError(f"{error.args[0][0]} has no {error.args[0][1]}.cls beside the image") from error
+            if labels and not 0 <= min(labels) <= max(labels) < len(self.label_names):
+                raise DataError(
+                    f"{shards[0].parent} has labels from {min(labels)} to {max(labels)}, but {labels_file} names "
+                    f"{len(self.label_names)} classes"
+                )
+        else:
+            self.label_names = tuple(sorted({Path(member).parent.name for _, member, _, _ in images}))
+            index_of = {name: index for index, name in enumerate(self.label_names)}
+            labels = [index_of[Path(member).parent.name] for _, member, _, _ in images]
+        self._images, self._labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def encoded(self, index: int) -> bytes:
+        shard, _, offset, size = self._images[index]
+        with shard.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
+
+    def file_name(self, index: int) -> str:
+        return Path(self._images[index][1]).name
+
+    def source(self, index: int) -> str:
+        shard, member, _, _ = self._images[index]
+        return f"{member} in {shard}"
 
 
 def open_images(data: Path, split: str) -> LabelledImages:
     """The images of one split, "train" or "test".
 
+    To test on, `data` may also be a parquet or tar file, or a folder whose folders are numbered by class, as ImageNet
+    V2's are.
+
     Raises:
         DataError: the folder or the split is missing, of an unknown layout, or empty.
     """
-    if not data.is_dir():
-        raise DataError(f"{data} is not a folder. --data takes a folder with the splits train and test.")
     names = ("train",) if split == "train" else ("test", "val", "validation")
+    found: LabelledImages | None = None
+    if data.is_file() and split == "test" and data.suffix in (".parquet", ".tar"):
+        found = ParquetImages([data]) if data.suffix == ".parquet" else TarImages([data], data.with_name(LABELS_FILE))
+    elif not data.is_dir():
+        raise DataError(f"{data} is not a folder. --data takes a folder with the splits train and test.")
     for name in names:
-        images: LabelledImages
+        if found is not None:
+            break
         if files := sorted(data.glob(f"{name}*.parquet")):
-            images = ParquetImages(files)
+            found = ParquetImages(files)
+        elif files := sorted(data.glob(f"{name}*.tar")):
+            found = TarImages(files, data / LABELS_FILE)
         elif (data / name).is_dir():
-            images = FolderImages(data / name)
-        else:
-            continue
-        if not len(images):
-            raise DataError(f"{data} has a split {name}, but no image in it")
-        return images
-    raise DataError(
-        f"{data} has no split {' or '.join(names)}: neither {names[0]}*.parquet nor a folder {names[0]} with a folder "
-        "for each class"
-    )
+            found = FolderImages(data / name)
+    if found is None and split == "test" and (data / "0").is_dir():
+        found = FolderImages(data)
+    if found is None:
+        raise DataError(
+            f"{data} has no split {' or '.join(names)}: neither {names[0]}*.parquet, nor {names[0]}*.tar, nor a folder "
+            f"{names[0]} with a folder for each class"
+        )
+    if not len(found):
+        raise DataError(f"{data} has a split {split}, but no image in it")
+    return found
 
 
 def decode(images: LabelledImages, index: int) -> Image.Image:
     """One image in RGB. Raises DataError that names it."""
     try:
         return Image.open(io.BytesIO(images.encoded(index))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error

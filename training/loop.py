@@ -12,29 +12,47 @@ from timm.data import Mixup
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from deit.durable import write_file
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
-from training.data import epoch_seed, evaluation_batches, seed_everything, training_batches
-from training.distillation import hard_distillation_loss, label_cross_entropy
+from training.data import CorruptImages, evaluation_batches, training_batches
+from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
 from training.images import open_images
-from training.model import Normalize, create_model, is_distilled, load_teacher
-from training.resume import ResumeState, prepare_run_folder
+from training.initial import load_initial
+from training.model import Normalize, create_model, load_teacher
+from training.preset import read_preset
+from training.processes import Processes, choose_device, choose_precision, joined_processes
+from training.provenance import provenance
+from training.resume import ResumeState, prepare_run_folder, stop_request
+from training.sampler import Shares
+from training.schedule import learning_rate_schedule
+from training.seeds import Purpose, derived_seed, seed_everything
 
 logger = logging.getLogger(__name__)
 
+SKIPPED_STEPS_LIMIT = 20
+"""Steps in a row whose loss or gradient is no number. Fewer are skipped: fp16 meets some while its scale settles."""
+
+EVALUATION_BATCH = 256
+
 
 def train(config: TrainConfig) -> None:
-    """Train what `config` asks for and leave a checkpoint folder.
+    """Train what `config` asks for and leave a checkpoint folder; under torchrun, as one of its processes."""
+    device = choose_device(config.device)
+    with joined_processes(device) as processes:
+        if not processes.is_first:
+            logger.setLevel(logging.WARNING)
+        _train(config, device, processes)
 
-    Everything random in an epoch follows from the seed and the epoch's number, so a run that was killed and resumed
-    gives the same weights as one that was not.
-    """
+
+def _train(config: TrainConfig, device: torch.device, processes: Processes) -> None:
     # ---------------------------------------------------------------------------------------------------------- data
     train_images, test_images = open_images(config.data, "train"), open_images(config.data, "test")
     if test_images.label_names != train_images.label_names:
@@ -44,6 +62,8 @@ def train(config: TrainConfig) -> None:
             f"{config.data} has {len(train_images)} training images, fewer than one batch of {config.batch_size}: "
             "lower --batch-size"
         )
+    shares = share_out(config, processes)
+    steps_per_epoch = len(train_images) // config.batch_size
     label_names = train_images.label_names
     preprocessing = Preprocessing(
         image_size=config.image_size,
@@ -54,7 +74,6 @@ def train(config: TrainConfig) -> None:
     )
 
     # ------------------------------------------------------------------------------------------- student and teacher
-    device = choose_device(config.device)
     seed_everything(config.seed)
     model = create_model(
         config.model,
@@ -62,22 +81,36 @@ def train(config: TrainConfig) -> None:
         image_size=config.image_size,
         drop_path=config.drop_path,
         model_args=config.model_args,
-    ).to(device)
-    teacher = None
-    if config.distillation == "hard":
-        if not is_distilled(model):
-            raise TrainingError(
-                f"{config.model} has no distillation token, which --distillation hard trains: choose a "
-                "deit_*_distilled_* model"
-            )
-        assert config.teacher is not None  # TrainConfig checks it
-        teacher = load_teacher(config.teacher, label_names=label_names, student=preprocessing).to(device)
-        model.set_distilled_training(True)  # type: ignore[operator]  # forward returns both heads' logits while training
-    elif is_distilled(model):
-        raise TrainingError(
-            f"{config.model} has a distillation head that nothing would train without a teacher: add "
-            "--distillation hard --teacher …, or choose the model without _distilled"
+    )
+    check_architecture(config.model, model, config.distillation, config.token)
+    if config.initial_checkpoint is not None:
+        changes = load_initial(
+            model, config.initial_checkpoint, label_names=label_names, antialias=config.position_antialias
         )
+        logger.info("starting from %s", config.initial_checkpoint)
+        for change in changes:
+            logger.info("%s", change)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    objective = Objective(
+        model,
+        DistillationLoss(
+            distillation=config.distillation,
+            label_weight=config.label_weight,
+            temperature=config.temperature,
+            kl_reduction=config.kl_reduction,
+            label_smoothing=config.label_smoothing,
+        ),
+    )
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(
+            config.teacher,
+            label_names=label_names,
+            student=preprocessing,
+            image_size=config.teacher_image_size,
+        )
+        teacher = teacher.to(device, memory_format=memory_format)  # type: ignore[call-overload]
 
     # -------------------------------------------------------------------------------------- augmentation on the device
     normalize = Normalize(preprocessing).to(device)
@@ -92,137 +125,225 @@ def train(config: TrainConfig) -> None:
             num_classes=len(label_names),
         )
 
-    # ------------------------------------------------------------------------------------------ optimiser and schedule
+    # --------------------------------------------------------------------------------- optimiser, average, precision
     optimizer = create_optimizer_v2(
         model, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    steps_per_epoch = len(train_images) // config.batch_size
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_learning_rate,
-        min_lr=config.min_learning_rate,
-        step_on_epochs=False,  # the learning rate moves with every step, not once an epoch
-        updates_per_epoch=steps_per_epoch,
-    )
-    autocast = choose_autocast(config.precision, device)
+    set_learning_rate = learning_rate_schedule(optimizer, config, steps_per_epoch)
+    # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
+    ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+    precision = choose_precision(config.precision, device)
+    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     # -------------------------------------------------------------------------------------------------- start or resume
-    state: ResumeState = prepare_run_folder(config)
+    state = prepare_run_folder(config, processes, provenance({"train": train_images, "test": test_images}))
     if state.weights is not None:
-        model.load_state_dict(state.weights)
-        optimizer.load_state_dict(state.optimizer)
-        logger.info("resuming %s after epoch %d of %d", config.folder, state.epochs_done, config.epochs)
+        model.load_state_dict(state.weights["model"])
+        optimizer.load_state_dict(state.weights["optimizer"])
+        scaler.load_state_dict(state.weights["scaler"])
+        if ema is not None:
+            ema.module.load_state_dict(state.weights["ema"])
+        logger.info("resuming %s after %d epochs and %d steps", config.folder, state.epochs_done, state.steps_done)
+    step_of: nn.Module = objective
+    if config.compile:
+        objective.compile()
+    if processes.count > 1:
+        step_of = DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
     logger.info(
-        "%s: %.2f M parameters on %s, %s; %d images, %d classes, %d steps of %d an epoch, peak learning rate %g, "
-        "teacher %s",
+        "%s: %.2f M parameters on %s in %s; %d training images, %d classes; teacher %s",
         config.model,
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         device,
-        "float32" if isinstance(autocast, nullcontext) else "bfloat16 autocast",
+        precision,
         len(train_images),
         len(label_names),
-        steps_per_epoch,
-        config.batch_size,
-        config.learning_rate,
         config.teacher,
     )
+    logger.info(
+        "a step: %d images = %d on a device x %d processes x %d in turn; %d steps an epoch, %d epochs",
+        config.batch_size,
+        config.batch_size // shares.parts,
+        shares.processes,
+        shares.accumulation,
+        steps_per_epoch,
+        config.epochs,
+    )
+    logger.info(
+        "peak learning rate %g for the whole batch, used as it is; DeiT's code takes --lr %g and scales it by %d/512",
+        config.learning_rate,
+        config.learning_rate * 512 / config.batch_size,
+        config.batch_size,
+    )
+    if config.preset is not None:
+        recipe = read_preset(config.preset)
+        for_batch = recipe.get("batch_size", config.batch_size)
+        if config.batch_size != for_batch and config.learning_rate == recipe.get("learning_rate"):
+            logger.warning(
+                "learning rate %g is for the preset's batch of %d; DeiT's rule gives %g for %d",
+                *(config.learning_rate, for_batch),
+                *(config.learning_rate * config.batch_size / for_batch, config.batch_size),
+            )
 
     # -------------------------------------------------------------------------------------------------------- epochs
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    for epoch in range(state.epochs_done, config.epochs):
-        seed_everything(epoch_seed(config.seed, epoch))
-        model.train()
-        started, loss_sum = time.monotonic(), 0.0
-        with Progress(*columns, transient=True) as progress:
-            bar = progress.add_task(f"epoch {epoch + 1}/{config.epochs}", total=steps_per_epoch)
-            batches = training_batches(train_images, config, epoch, preprocessing.mean)
-            for index, (images, targets) in enumerate(batches):
-                scheduler.step_update(epoch * steps_per_epoch + index)
-                images = erase(normalize(images.to(device, non_blocking=True)))  # DeiT erases before it mixes
-                targets = targets.to(device, non_blocking=True)
-                if mix is not None:
-                    images, targets = mix(images, targets)
-                with autocast:
-                    if teacher is None:
-                        loss = label_cross_entropy(model(images), targets, config.label_smoothing)
+    skipped_in_a_row = 0
+    with stop_request() as stop_asked:
+        for epoch in range(state.epochs_done, config.epochs):
+            model.train()
+            started, first_step = time.monotonic(), state.steps_done
+            corrupt = CorruptImages(train_images, config.max_corrupt_share)
+            corrupt.add(state.corrupt)
+            batches = iter(
+                training_batches(
+                    train_images, config, shares, epoch=epoch, first_step=first_step, mean=preprocessing.mean
+                )
+            )
+            with Progress(*columns, transient=True, disable=not processes.is_first) as progress:
+                bar = progress.add_task("", total=steps_per_epoch, completed=first_step)
+                for step in range(first_step, steps_per_epoch):
+                    set_learning_rate(epoch, step)
+                    optimizer.zero_grad()
+                    loss_sum = torch.zeros((), device=device)
+                    for turn in range(shares.accumulation):
+                        images, targets, undecodable = next(batches)
+                        corrupt.add(undecodable[undecodable >= 0].tolist())
+                        seed_everything(derived_seed(config.seed, epoch, Purpose.BATCH, step, shares.part(turn)))
+                        images = normalize(images.to(device, non_blocking=True)).contiguous(memory_format=memory_format)
+                        images = erase(images)  # DeiT erases before it mixes
+                        targets = targets.to(device, non_blocking=True)
+                        if mix is not None:
+                            images, targets = mix(images, targets)
+                        gradients_wait = processes.count > 1 and turn + 1 < shares.accumulation
+                        with step_of.no_sync() if gradients_wait else nullcontext():  # type: ignore[operator]
+                            with autocast:
+                                teacher_logits = None if teacher is None else teacher(images)
+                                loss = step_of(images, targets, teacher_logits) / shares.accumulation
+                            scaler.scale(loss).backward()
+                        loss_sum += loss.detach()
+
+                    scaler.unscale_(optimizer)
+                    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm or math.inf)
+                    # every process learns the same numbers, so all skip or stop at the same step
+                    shared = processes.sum(torch.stack([loss_sum, norm, norm.new_tensor(float(stop_asked()))]))
+                    step_loss, step_norm, stop = (shared / processes.count).tolist()
+                    finite = math.isfinite(step_loss) and math.isfinite(step_norm)
+                    if finite or scaler.is_enabled():  # an enabled scaler skips by itself, and lowers its scale
+                        scaler.step(optimizer)
+                        scaler.update()
+                    if finite:
+                        skipped_in_a_row = 0
+                        state.loss_sum += step_loss
+                        if ema is not None:
+                            ema.update(model, step=epoch * steps_per_epoch + step + 1)
                     else:
-                        teacher_logits = teacher(images)
-                        class_logits, distillation_logits = model(images)
-                        loss = hard_distillation_loss(
-                            class_logits, distillation_logits, targets, teacher_logits, config.label_smoothing
+                        skipped_in_a_row += 1
+                        state.skipped_steps += 1
+                        logger.warning(
+                            "step %d of epoch %d is skipped: loss %g, gradient norm %g",
+                            *(step, epoch + 1, step_loss, step_norm),
                         )
+                    if skipped_in_a_row == SKIPPED_STEPS_LIMIT:
+                        raise TrainingError(
+                            f"the loss or its gradient was no number for {SKIPPED_STEPS_LIMIT} steps in a row, until "
+                            f"step {step} of epoch {epoch + 1}. {config.folder} keeps the state after epoch {epoch}: "
+                            "start again from its checkpoint with --initial-checkpoint and a lower --learning-rate"
+                        )
+                    progress.update(bar, advance=1, description=f"epoch {epoch + 1} loss {step_loss:.3f}")
+                    if stop:
+                        state.steps_done = step + 1
+                        state.corrupt = sorted(processes.union(corrupt.indices))
+                        state.weights = weights_of(model, optimizer, scaler, ema)
+                        if processes.is_first:
+                            state.save(config)
+                        raise TrainingError(
+                            f"stopped by SIGTERM after step {step} of epoch {epoch + 1}: --resume goes on from there"
+                        )
+            train_s = time.monotonic() - started
+            corrupt.add(processes.union(corrupt.indices))
 
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                if config.clip_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
-                optimizer.step()
-
-                loss_sum += (step_loss := loss.item())
-                if not math.isfinite(step_loss):
-                    raise TrainingError(
-                        f"the loss is {step_loss} at step {index} of epoch {epoch + 1}. {config.folder} keeps the "
-                        f"state after epoch {epoch}: go on from there with --resume and a lower --learning-rate"
-                    )
-                progress.update(bar, advance=1, description=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
-        train_s = time.monotonic() - started
-
-        accuracy = evaluate(
-            model, evaluation_batches(test_images, preprocessing, 256, config.workers), normalize, device
-        )
-        record = {
-            "epoch": epoch + 1,
-            "loss": round(loss_sum / steps_per_epoch, 5),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "train_images_per_s": round(steps_per_epoch * config.batch_size / train_s, 1),
-            "train_s": round(train_s, 1),
-            **{f"test_{key}": round(value, 5) for key, value in accuracy.items()},
-        }
-        logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
-
-        # the checkpoint first: if the run dies between the two, --resume repeats the epoch and writes the same again
-        state.metrics.append(record)
-        save_checkpoint(
-            config.folder / "checkpoint",
-            model,
-            label_names=label_names,
-            preprocessing=preprocessing,
-            deit={
-                "recipe": config.settings,
-                "teacher": config.teacher,
-                "distillation": config.distillation,
+            # ------------------------------------------------------------------------------ evaluation and checkpoints
+            evaluations = {"test": model} if ema is None else {"test": model, "test_ema": ema.module}
+            accuracy = {
+                name: evaluate(
+                    evaluated,
+                    evaluation_batches(
+                        test_images,
+                        preprocessing,
+                        batch_size=EVALUATION_BATCH,
+                        workers=config.workers,
+                        processes=processes,
+                    ),
+                    normalize,
+                    device,
+                    corrupt=CorruptImages(test_images, config.max_corrupt_share),
+                    processes=processes,
+                ).accuracy
+                for name, evaluated in evaluations.items()
+            }
+            record = {
                 "epoch": epoch + 1,
-                "metrics": accuracy,
-            },
-        )
-        state.save(config, epochs_done=epoch + 1, weights=model.state_dict(), optimizer=optimizer.state_dict())
-        write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
+                "loss": round(state.loss_sum / max(steps_per_epoch - state.skipped_steps, 1), 5),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "skipped_steps": state.skipped_steps,
+                "corrupt_images": len(corrupt.indices),
+                "train_images_per_s": round((steps_per_epoch - first_step) * config.batch_size / train_s, 1),
+                "train_s": round(train_s, 1),
+                **{
+                    f"{name}_{key}": round(value, 5)
+                    for name, values in accuracy.items()
+                    for key, value in values.items()
+                },
+            }
+            logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
+            state = ResumeState(
+                epochs_done=epoch + 1,
+                weights=weights_of(model, optimizer, scaler, ema),
+                metrics=[*state.metrics, record],
+            )
+            if processes.is_first:
+                # checkpoints first: if the run dies in between, --resume repeats the epoch and writes the same again
+                for name, evaluated in evaluations.items():
+                    save_checkpoint(
+                        config.folder / ("checkpoint" if name == "test" else "checkpoint-ema"),
+                        evaluated,
+                        label_names=label_names,
+                        preprocessing=preprocessing,
+                        deit={
+                            "recipe": config.settings,
+                            "teacher": config.teacher,
+                            "distillation": config.distillation,
+                            "epoch": epoch + 1,
+                            "metrics": accuracy[name],
+                        },
+                    )
+                state.save(config)
+                write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"--device {name}: {error}") from error
-    return device
+def share_out(config: TrainConfig, processes: Processes) -> Shares:
+    """How the processes share a step's batch. Raises TrainingError when it cannot be shared equally."""
+    device_batch = config.device_batch_size or config.batch_size // processes.count
+    accumulation, rest = divmod(config.batch_size, device_batch * processes.count)
+    if rest or not accumulation:
+        raise TrainingError(
+            f"--batch-size {config.batch_size} cannot be shared by {processes.count} processes with {device_batch} "
+            "images at a time: choose a multiple, or another --device-batch-size"
+        )
+    if config.mixes and device_batch % 2:
+        raise TrainingError(
+            f"each of {processes.count} processes would take {device_batch} images, but mixup pairs them: choose an "
+            "even --device-batch-size"
+        )
+    return Shares(
+        batch_size=config.batch_size, processes=processes.count, rank=processes.rank, accumulation=accumulation
+    )
 
 
-def choose_autocast(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
-    """bf16 autocast, or none. On a CPU without bf16 instructions torch emulates them, several times slower than
-    fp32.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            capabilities = torch.cpu.get_capabilities()
-            has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-        precision = "bf16" if has_bf16 else "fp32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def weights_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ema: ModelEmaV3 | None
+) -> dict[str, dict[str, object]]:
+    """All that training has changed, for the resume file."""
+    weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    return weights if ema is None else {**weights, "ema": ema.module.state_dict()}

@@ -1,5 +1,6 @@
 """Students and teachers, made by timm, and the two heads of a distilled DeiT."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from training.checkpoint import load_checkpoint
 
 
 def create_model(
-    architecture: str, *, num_classes: int, image_size: int, drop_path: float, model_args: dict[str, Any]
+    architecture: str, *, num_classes: int, image_size: int | None, drop_path: float, model_args: dict[str, Any]
 ) -> nn.Module:
-    """A model with random weights; `model_args` go to timm's `create_model`.
+    """A model with random weights; `model_args` go to timm's `create_model`. Without a size it is the architecture's.
 
     The class token starts from a normal distribution of std 0.02 as in DeiT; timm 1.0.31 uses 1e-6.
 
@@ -31,9 +32,8 @@ def create_model(
         raise TrainingError(
             f"timm {timm.__version__} has no model {architecture!r}; `timm.list_models('deit*')` lists the DeiT ones"
         )
-    size = (
-        {"img_size": image_size} if defaults.fixed_input_size else {}
-    )  # a convnet takes any size and no such argument
+    # a convnet takes any size and no such argument
+    size = {"img_size": image_size} if defaults.fixed_input_size and image_size is not None else {}
     try:
         model: nn.Module = timm.create_model(
             architecture, num_classes=num_classes, drop_path_rate=drop_path, **{**size, **model_args}
@@ -112,43 +112,67 @@ class Teacher(nn.Module):
         return logits
 
 
-def load_teacher(spec: str, *, label_names: tuple[str, ...], student: Preprocessing) -> Teacher:
+def load_teacher(
+    spec: str, *, label_names: tuple[str, ...], student: Preprocessing, image_size: int | None = None
+) -> Teacher:
     """The teacher named by a checkpoint folder or by timm's tagged name.
+
+    Args:
+        image_size: side of the images it reads; its own when None. A transformer's positions are resized for it.
 
     Raises:
         TrainingError: it decides among other classes than the student. Its head is never replaced silently.
     """
-    if Path(spec).exists():
-        config = read_checkpoint_config(Path(spec))
-        model = load_checkpoint(Path(spec))
-        preprocessing, num_classes = config.preprocessing, config.num_classes
-        if config.label_names is not None and config.label_names != label_names:
-            raise TrainingError(
-                f"the teacher {spec} decides among {_some(config.label_names)}, the data among {_some(label_names)}: "
-                "take a teacher trained on these classes, in this order"
-            )
-    elif timm.is_model(spec):
-        try:
-            model = timm.create_model(spec, pretrained=True)
-        except (OSError, RuntimeError) as error:
-            raise TrainingError(f"the weights of the teacher {spec} cannot be had: {error}") from error
-        data = timm.data.resolve_model_data_config(model)
-        preprocessing = Preprocessing(
-            image_size=data["input_size"][1],
-            crop_pct=data["crop_pct"],
-            interpolation=data["interpolation"],
-            mean=data["mean"],
-            std=data["std"],
+    model, preprocessing, names = open_model(spec, "--teacher")
+    if names is not None and names != label_names:
+        raise TrainingError(
+            f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
+            "trained on these classes, in this order"
         )
-        num_classes = model.num_classes
-    else:
-        raise TrainingError(f"--teacher {spec!r} is neither a checkpoint folder nor a model of timm {timm.__version__}")
+    num_classes = model.num_classes
     if num_classes != len(label_names):
         raise TrainingError(
             f"the teacher {spec} decides among {num_classes} classes, the data has {len(label_names)}: take a teacher "
             "trained on this data (`deit train` without --teacher trains one)"
         )
+    if image_size is not None and image_size != preprocessing.image_size:
+        if isinstance(model, VisionTransformer):
+            model.set_input_size(img_size=image_size)
+        elif model.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
+            raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
+        preprocessing = replace(preprocessing, image_size=image_size)
     return Teacher(spec, model, preprocessing, student)
+
+
+def open_model(spec: str, option: str) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
+    """A trained model in evaluation mode, what it expects of an image, and the names of its classes if it tells them.
+
+    Args:
+        spec: a checkpoint folder or timm's tagged name.
+        option: that named it, for the error.
+    """
+    if Path(spec).exists():
+        config = read_checkpoint_config(Path(spec))
+        return load_checkpoint(Path(spec)), config.preprocessing, config.label_names
+    if not timm.is_model(spec):
+        raise TrainingError(f"{option} {spec!r} is neither a checkpoint folder nor a model of timm {timm.__version__}")
+    try:
+        model: nn.Module = timm.create_model(spec, pretrained=True).eval()
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(f"the weights of {spec} cannot be had: {error}") from error
+    return model, timm_preprocessing(model), None
+
+
+def timm_preprocessing(model: nn.Module) -> Preprocessing:
+    """What timm knows of the images that a model of its expects."""
+    data = timm.data.resolve_model_data_config(model)
+    return Preprocessing(
+        image_size=data["input_size"][1],
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -1,45 +1,58 @@
-"""The folder of a run, and the state from which a killed run goes on."""
+"""The folder of a run, and the state from which a killed or stopped run goes on.
+
+Everything random follows from the seed and the place in the run (training.seeds), so no generator's state is kept: the
+weights and where the run stands are enough to repeat the uninterrupted run.
+"""
 
 import json
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from deit.durable import write_file
 from deit.errors import TrainingError
 from training.checkpoint import read_pytorch, write_pytorch
 from training.config import TrainConfig
+from training.processes import Processes
 
 RESUME_FILE = "resume.pt"
 
 
 @dataclass
 class ResumeState:
-    """What a run knows after its last finished epoch."""
+    """Where a run stands.
 
-    epochs_done: int
-    weights: dict[str, Any] | None
-    optimizer: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    Attributes:
+        epochs_done: finished epochs.
+        steps_done: steps done in the epoch after them; 0 unless the run was asked to stop within it.
+        loss_sum, skipped_steps, corrupt: of those steps: sum of the losses, steps without an update, and the indices of
+            images that cannot be decoded.
+        weights: state dictionaries by what they belong to: model, optimizer, scaler, ema. None before the first save.
+        metrics: the lines of metrics.jsonl.
+    """
 
-    def save(
-        self, config: TrainConfig, *, epochs_done: int, weights: dict[str, Any], optimizer: dict[str, Any]
-    ) -> None:
+    epochs_done: int = 0
+    steps_done: int = 0
+    loss_sum: float = 0.0
+    skipped_steps: int = 0
+    corrupt: list[int] = field(default_factory=list)
+    weights: dict[str, dict[str, Any]] | None = None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, config: TrainConfig) -> None:
         """Replace the run's resume file."""
-        self.epochs_done, self.weights, self.optimizer = epochs_done, weights, optimizer
-        write_pytorch(
-            config.folder / RESUME_FILE,
-            {
-                "settings": config.settings,
-                "epochs_done": epochs_done,
-                "weights": weights,
-                "optimizer": optimizer,
-                "metrics": self.metrics,
-            },
-        )
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        write_pytorch(config.folder / RESUME_FILE, {"settings": config.settings, "state": values})
 
 
-def prepare_run_folder(config: TrainConfig) -> ResumeState:
+def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[str, Any]) -> ResumeState:
     """Make the run's folder, or read where it stands when `--resume` was given.
+
+    Args:
+        origin: what provenance.json keeps of a new run.
 
     Raises:
         TrainingError: the folder exists and --resume was not given, or --resume was given with other settings.
@@ -48,11 +61,14 @@ def prepare_run_folder(config: TrainConfig) -> ResumeState:
     if not config.resume:
         if config.folder.exists():
             raise TrainingError(f"{config.folder} exists: give --resume to go on with it, or another --name")
-        write_file(config.folder / "config.json", json.dumps(config.settings, indent=2) + "\n")
-        return ResumeState(epochs_done=0, weights=None, optimizer={}, metrics=[])
+        processes.wait()  # until every process has looked
+        if processes.is_first:
+            write_file(config.folder / "provenance.json", json.dumps(origin, indent=2) + "\n")
+            write_file(config.folder / "config.json", json.dumps(config.settings, indent=2) + "\n")
+        return ResumeState()
     if not path.is_file():
         if (config.folder / "config.json").is_file():  # it was killed in its first epoch
-            return ResumeState(epochs_done=0, weights=None, optimizer={}, metrics=[])
+            return ResumeState()
         raise TrainingError(f"--resume: {config.folder} is no run; leave --resume out to start it")
     content = read_pytorch(path)
     for name, value in config.settings.items():
@@ -61,9 +77,18 @@ def prepare_run_folder(config: TrainConfig) -> ResumeState:
                 f"--resume: {config.folder} was started with {name} {content['settings'].get(name)!r}, not {value!r}: "
                 "repeat its settings (config.json lists them), or start a new run with another --name"
             )
-    return ResumeState(
-        epochs_done=content["epochs_done"],
-        weights=content["weights"],
-        optimizer=content["optimizer"],
-        metrics=content["metrics"],
-    )
+    return ResumeState(**content["state"])
+
+
+@contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come: spot machines send it before they vanish, and the run then saves where it stands."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

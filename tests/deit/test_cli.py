@@ -19,7 +19,7 @@ def test_version() -> None:
 
 def test_help_names_every_subcommand() -> None:
     text = run("--help").stdout
-    assert all(name in text for name in ("train", "export", "serve", "benchmark"))
+    assert all(name in text for name in ("train", "evaluate", "export", "serve", "benchmark"))
 
 
 @pytest.mark.parametrize(

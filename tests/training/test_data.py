@@ -1,13 +1,19 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from deit.errors import DataError
 from tests.conftest import photograph
 from tests.training.conftest import TINY
+from tests.training.test_images import image_folder
 from training.config import TrainConfig
-from training.data import EvaluationTransform, epoch_seed, evaluation_batches, training_batches, training_transform
+from training.data import CorruptImages, evaluation_batches, training_batches, training_transform
 from training.images import open_images
+from training.processes import Processes
+from training.sampler import Shares
 
 MEAN = (0.485, 0.456, 0.406)
 
@@ -18,34 +24,103 @@ def config(**changes: object) -> TrainConfig:
     )
 
 
-def batches_of(images: object, epoch: int, **changes: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(training_batches(images, config(**changes), epoch, MEAN))
+def batches_of(images: object, epoch: int, first_step: int = 0, **changes: object) -> list[list[torch.Tensor]]:
+    shares = Shares(batch_size=32, processes=1, rank=0, accumulation=1)
+    return list(training_batches(images, config(**changes), shares, epoch=epoch, first_step=first_step, mean=MEAN))
 
 
-def test_an_epoch_repeats_exactly_and_differs_from_the_next(colours_data: Path) -> None:
+def equal(first: list[list[torch.Tensor]], second: list[list[torch.Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_an_epoch_repeats_exactly_with_any_number_of_workers_and_differs_from_the_next(colours_data: Path) -> None:
     images = open_images(colours_data, "train")
-    first, again, following = (batches_of(images, epoch, workers=2) for epoch in (0, 0, 1))
+    first, again, following = batches_of(images, 0), batches_of(images, 0, workers=2), batches_of(images, 1)
     assert len(first) == 6
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert equal(first, again)
     assert not torch.equal(first[0][0], following[0][0])
+
+
+def test_an_epoch_goes_on_from_any_step(colours_data: Path) -> None:
+    images = open_images(colours_data, "train")
+    assert equal(batches_of(images, 0)[4:], batches_of(images, 0, first_step=4))
 
 
 def test_another_seed_is_another_order(colours_data: Path) -> None:
     images = open_images(colours_data, "train")
     assert not torch.equal(batches_of(images, 0, seed=1)[0][1], batches_of(images, 0, seed=2)[0][1])
-    assert epoch_seed(0, 1) != epoch_seed(1, 0)
+
+
+@pytest.fixture
+def corrupt_data(tmp_path: Path) -> Path:
+    """Six images to train on, one of them cut short, and one cut short of the six to test on."""
+    image_folder(tmp_path)
+    for file in (tmp_path / "train" / "cat" / "1.jpeg", tmp_path / "val" / "dog" / "2.jpeg"):
+        file.write_bytes(file.read_bytes()[:200])
+    return tmp_path
+
+
+def test_a_corrupt_image_is_replaced_by_the_next_and_told(corrupt_data: Path) -> None:
+    images = open_images(corrupt_data, "train")
+    shares = Shares(batch_size=6, processes=1, rank=0, accumulation=1)
+    ((pixels, labels, undecodable),) = training_batches(
+        images, config(batch_size=6), shares, epoch=0, first_step=0, mean=MEAN
+    )
+    assert pixels.shape == (6, 3, 16, 16)
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert undecodable[undecodable >= 0].tolist() == [1]
+
+
+def test_a_corrupt_image_counts_for_nothing_in_evaluation(corrupt_data: Path) -> None:
+    images = open_images(corrupt_data, "test")
+    ((_, labels, indices),) = evaluation_batches(images, TINY, batch_size=8, workers=0)
+    assert labels.tolist() == [0, 0, 0, 1, 1, -1]
+    assert indices.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_too_many_corrupt_images_are_named(corrupt_data: Path) -> None:
+    images = open_images(corrupt_data, "train")
+    CorruptImages(images, 0.2).add([1])
+    with pytest.raises(DataError, match=r"1 of 6 images .* share of 0\.1 .*train/cat/1\.jpeg\. Mend"):
+        CorruptImages(images, 0.1).add([1])
+
+
+def test_a_data_set_without_a_readable_image_is_an_error(corrupt_data: Path) -> None:
+    shutil.rmtree(corrupt_data / "train" / "dog")
+    for file in (corrupt_data / "train" / "cat").iterdir():
+        file.write_bytes(b"")
+    images = open_images(corrupt_data, "train")
+    shares = Shares(batch_size=2, processes=1, rank=0, accumulation=1)
+    with pytest.raises(DataError, match="images after it cannot be decoded"):
+        list(training_batches(images, config(batch_size=2), shares, epoch=0, first_step=0, mean=MEAN))
 
 
 def test_evaluation_sees_every_image_once_and_as_the_gateway_does(colours_data: Path) -> None:
     images = open_images(colours_data, "test")
     batches = list(evaluation_batches(images, TINY, batch_size=32, workers=0))
-    assert [len(labels) for _, labels in batches] == [32, 16]
-    assert torch.cat([labels for _, labels in batches]).tolist() == [images.label(index) for index in range(48)]
+    assert [len(labels) for _, labels, _ in batches] == [32, 16]
+    assert torch.cat([labels for _, labels, _ in batches]).tolist() == [images.label(index) for index in range(48)]
 
 
-def test_the_evaluation_transform_gives_channels_first() -> None:
-    pixels = EvaluationTransform(TINY)(photograph(16, 16))
-    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(photograph(16, 16)))
+def test_processes_share_the_evaluation_without_reading_an_image_twice(colours_data: Path) -> None:
+    images = open_images(colours_data, "test")
+    seen = [
+        index
+        for rank in range(5)
+        for _, _, indices in evaluation_batches(images, TINY, batch_size=4, workers=0, processes=Processes(rank, 5))
+        for index in indices.tolist()
+    ]
+    assert sorted(seen) == list(range(48))
+
+
+def test_the_evaluation_gives_channels_first(tmp_path: Path) -> None:
+    folder = tmp_path / "test" / "photograph"
+    folder.mkdir(parents=True)
+    photograph(16, 16).save(folder / "0.png")
+    ((pixels, _, _),) = evaluation_batches(open_images(tmp_path, "test"), TINY, batch_size=1, workers=0)
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), np.asarray(photograph(16, 16)))
 
 
 def test_small_images_are_padded_and_cropped_but_never_rescaled() -> None:
@@ -69,3 +144,10 @@ def test_larger_images_are_cropped_to_the_models_size_with_rand_augment() -> Non
     pixels = transform(photograph(200, 120))
     assert pixels.shape == (3, 64, 64)
     assert pixels.dtype == torch.uint8
+
+
+def test_rand_augment_at_its_strongest_survives() -> None:
+    """Posterize keeps no bit at magnitude 10, which Pillow refuses."""
+    torch.manual_seed(0)
+    transform = training_transform(config(image_size=64, auto_augment="rand-m10-inc1-n30"), MEAN)
+    assert transform(photograph(64, 64)).shape == (3, 64, 64)

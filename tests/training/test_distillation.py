@@ -3,32 +3,92 @@
 import pytest
 import torch
 
-from training.distillation import hard_distillation_loss, label_cross_entropy
+from deit.errors import TrainingError
+from tests.training.conftest import tiny_student
+from training.distillation import (
+    DistillationLoss,
+    Objective,
+    check_architecture,
+    hard_teacher_loss,
+    label_cross_entropy,
+    soft_teacher_loss,
+)
+from training.model import create_model
 
 DISTILLATION = torch.tensor([[1, 2, 0.5, -1], [0.2, -0.3, 1.5, 0]])
 CLASS = torch.tensor([[0.5, 1.5, 0, -0.5], [1, 0, 0.8, -1]])
 TEACHER = torch.tensor([[3, 1, 0, -2], [0, 0.5, 2.5, -1]])
 LABELS = torch.tensor([1, 2])
 
+LABEL, HARD_TOKEN, SOFT_TOKEN = 0.880456, 1.001289, 0.630529  # CE(y, z_c), CE(argmax z_t, z_d), 3² KL on z_d
+
+
+def loss_of(distillation: str, **changes: object) -> DistillationLoss:
+    settings = {"label_weight": 0.5, "temperature": 3.0, "kl_reduction": "batchmean", "label_smoothing": 0.1}
+    return DistillationLoss(distillation=distillation, **{**settings, **changes})
+
 
 def test_label_loss_is_the_smoothed_cross_entropy() -> None:
-    assert label_cross_entropy(CLASS, LABELS, 0.1).item() == pytest.approx(0.880456, abs=1e-6)
+    assert label_cross_entropy(CLASS, LABELS, 0.1).item() == pytest.approx(LABEL, abs=1e-6)
 
 
-def test_hard_distillation_is_half_label_and_half_teacher() -> None:
-    loss = hard_distillation_loss(CLASS, DISTILLATION, LABELS, TEACHER, 0.1)
-    assert loss.item() == pytest.approx(0.940872, abs=1e-6)  # (0.880456 + 1.001289) / 2
+def test_the_teachers_decision_is_not_smoothed() -> None:
+    assert hard_teacher_loss(DISTILLATION, TEACHER).item() == pytest.approx(HARD_TOKEN, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "kl_reduction", "expected"),
+    [(1, "batchmean", 0.497366), (3, "batchmean", 0.630529), (1, "numel", 0.124341), (3, "numel", 0.157632)],
+)
+def test_soft_loss_by_temperature_and_reduction(temperature: float, kl_reduction: str, expected: float) -> None:
+    assert soft_teacher_loss(DISTILLATION, TEACHER, temperature, kl_reduction).item() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_the_gradient_of_the_soft_loss_is_the_difference_of_the_softmaxes() -> None:
+    logits = DISTILLATION.clone().requires_grad_()
+    soft_teacher_loss(logits, TEACHER, 3.0, "batchmean").backward()
+    expected = 3.0 * ((DISTILLATION / 3).softmax(-1) - (TEACHER / 3).softmax(-1)) / 2  # over two images
+    torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (loss_of("none"), LABEL),
+        (loss_of("hard"), 0.940872),  # (LABEL + HARD_TOKEN) / 2
+        (loss_of("soft"), (LABEL + SOFT_TOKEN) / 2),
+        (loss_of("soft", label_weight=0.9), 0.9 * LABEL + 0.1 * SOFT_TOKEN),  # the paper's lambda 0.1
+        (loss_of("soft", label_weight=0.9, kl_reduction="numel"), 0.9 * LABEL + 0.1 * SOFT_TOKEN / 4),
+    ],
+)
+def test_strategies_with_two_heads(loss: DistillationLoss, expected: float) -> None:
+    assert loss(CLASS, DISTILLATION, LABELS, TEACHER).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_two_class_tokens_both_learn_the_label() -> None:
+    expected = (LABEL + label_cross_entropy(DISTILLATION, LABELS, 0.1).item()) / 2
+    assert loss_of("two-class-tokens")(CLASS, DISTILLATION, LABELS, None).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("label_weight", [0.0, 0.5])
+def test_without_a_distillation_head_the_class_head_learns_from_the_teacher(label_weight: float) -> None:
+    expected = label_weight * LABEL + (1 - label_weight) * hard_teacher_loss(CLASS, TEACHER).item()
+    loss = loss_of("hard", label_weight=label_weight)
+    assert loss(CLASS, None, LABELS, TEACHER).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_mixed_targets_are_taken_as_they_are() -> None:
     smoothed = torch.tensor([[0.025, 0.925, 0.025, 0.025], [0.025, 0.025, 0.925, 0.025]])
-    assert label_cross_entropy(CLASS, smoothed, 0.1).item() == pytest.approx(0.880456, abs=1e-6)
+    assert label_cross_entropy(CLASS, smoothed, 0.1).item() == pytest.approx(LABEL, abs=1e-6)
 
 
-def test_gradients_reach_both_heads_and_not_the_teacher() -> None:
+@pytest.mark.parametrize("distillation", ["soft", "hard"])
+def test_gradients_reach_both_heads_and_not_the_teacher(distillation: str) -> None:
     class_logits, distillation_logits = CLASS.clone().requires_grad_(), DISTILLATION.clone().requires_grad_()
     teacher_logits = TEACHER.clone().requires_grad_()
-    hard_distillation_loss(class_logits, distillation_logits, LABELS, teacher_logits, 0.1).backward()
+    loss_of(distillation)(class_logits, distillation_logits, LABELS, teacher_logits).backward()
     assert class_logits.grad is not None
     assert distillation_logits.grad is not None
     assert class_logits.grad.abs().sum() > 0 < distillation_logits.grad.abs().sum()
@@ -36,4 +96,31 @@ def test_gradients_reach_both_heads_and_not_the_teacher() -> None:
 
 
 def test_bfloat16_logits_are_compared_in_float32() -> None:
-    assert label_cross_entropy(CLASS.bfloat16(), LABELS, 0.1).dtype == torch.float32
+    assert loss_of("soft")(CLASS.bfloat16(), None, LABELS, TEACHER.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("distillation", ["hard", "soft", "two-class-tokens"])
+def test_every_weight_of_a_distilled_student_gets_a_gradient(distillation: str) -> None:
+    """DistributedDataParallel waits forever for a weight without one."""
+    student = tiny_student(num_classes=4).train()
+    Objective(student, loss_of(distillation))(torch.randn(2, 3, 16, 16), LABELS, TEACHER).backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "distillation", "token", "finding"),
+    [
+        ("deit_tiny_patch16_224", "hard", "distillation", "choose deit_tiny_distilled_patch16_224, or --token class"),
+        ("deit_tiny_patch16_224", "two-class-tokens", "class", "choose deit_tiny_distilled_patch16_224"),
+        ("deit_tiny_distilled_patch16_224", "none", "distillation", "or choose deit_tiny_patch16_224"),
+        ("deit_tiny_distilled_patch16_224", "soft", "class", "choose deit_tiny_patch16_224"),
+        ("resnet18", "hard", "distillation", "choose a deit_.* model, or --token class"),
+    ],
+)
+def test_the_strategy_names_the_architecture_it_needs(
+    architecture: str, distillation: str, token: str, finding: str
+) -> None:
+    arguments = {"channels": [8] * 4} if architecture == "resnet18" else {"embed_dim": 24, "depth": 1}
+    model = create_model(architecture, num_classes=3, image_size=32, drop_path=0, model_args=arguments)
+    with pytest.raises(TrainingError, match=finding):
+        check_architecture(architecture, model, distillation, token)

@@ -1,3 +1,5 @@
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,57 @@ def test_parquet_gives_names_labels_and_images(colours_data: Path) -> None:
     assert green > blue
 
 
+def pack(tar: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(tar, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_tar_shards_hold_folders_named_after_the_classes(tmp_path: Path) -> None:
+    for shard in range(2):
+        pack(
+            tmp_path / f"train-{shard}.tar",
+            {
+                f"{name}/{shard}.jpeg": encoded(photograph(40, 30, seed=10 * shard + label))
+                for label, name in enumerate(("dog", "cat"))
+            },
+        )
+    images = open_images(tmp_path, "train")
+    assert images.label_names == ("cat", "dog")
+    assert [images.label(index) for index in range(len(images))] == [1, 0, 1, 0]
+    assert images.encoded(3) == encoded(photograph(40, 30, seed=11))
+    assert images.source(3) == f"cat/1.jpeg in {tmp_path / 'train-1.tar'}"
+
+
+def test_tar_shards_hold_webdatasets_pairs(tmp_path: Path) -> None:
+    pairs = {"0001.jpg": encoded(photograph(8, 8)), "0001.cls": b"1", "0002.cls": b"0", "0002.jpg": b"broken"}
+    pack(tmp_path / "test-000.tar", pairs)
+    with pytest.raises(DataError, match=r"labels\.txt must name the classes"):
+        open_images(tmp_path, "test")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    images = open_images(tmp_path, "test")
+    assert [images.label_names[images.label(index)] for index in range(len(images))] == ["dog", "cat"]
+    assert decode(images, 0).size == (8, 8)
+    (tmp_path / "labels.txt").write_text("cat\n")
+    with pytest.raises(DataError, match="labels from 0 to 1, but .* names 1 classes"):
+        open_images(tmp_path, "test")
+
+
+def test_imagenet_v2s_numbered_folders_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for label in (0, 2, 10, 1):
+        (tmp_path / str(label)).mkdir()
+        (tmp_path / str(label) / "image.jpeg").write_bytes(encoded(photograph(8, 8)))
+    images = open_images(tmp_path, "test")
+    assert images.label_names == ("0", "1", "2", "10")
+    assert [images.label(index) for index in range(4)] == [0, 1, 2, 3]
+
+
+def test_one_file_is_enough_to_test_on(colours_data: Path) -> None:
+    assert len(open_images(colours_data / "test.parquet", "test")) == 48
+
+
 def test_cifar10_opens(shared_data: Path) -> None:
     images = open_images(shared_data / "cifar10", "test")
     assert (len(images), images.label_names[0]) == (10_000, "airplane")
@@ -45,6 +98,7 @@ def test_cifar10_opens(shared_data: Path) -> None:
     [
         (lambda root: None, "has no split train"),
         (lambda root: (root / "train").mkdir(), "no image in it"),
+        (lambda root: (root / "train.tar").write_bytes(b"no tar at all" * 100), "is no uncompressed tar file"),
         (lambda root: (root / "train.parquet").write_bytes(b"PAR1 and then nothing"), "is not parquet"),
     ],
 )

@@ -1,19 +1,25 @@
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from deit.errors import TrainingError
+from deit.errors import DataError, TrainingError
 from tests.training.conftest import TINY_ARGS
+from tests.training.test_images import image_folder
+from training import distillation
 from training.config import TrainConfig
-from training.loop import train
+from training.loop import share_out, train
+from training.processes import Processes
 
 CONVNET = ["channels=[8,16,16,16]", "layers=[1,1,1,1]"]
 STUDENT = [f"{name}={value}" for name, value in TINY_ARGS.items()]
@@ -58,47 +64,146 @@ def test_a_student_learns_through_both_heads(colours_data: Path, teacher: Path, 
     assert [line["epoch"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert all(metrics[-1][f"test_{readout}_top1"] > 0.9 for readout in ("class", "distillation", "joint"))
+    origin = json.loads((tmp_path / "student" / "provenance.json").read_text())
+    assert origin["versions"]["torch"] == torch.__version__
+    assert (origin["data"]["train"]["images"], origin["data"]["test"]["images"]) == (192, 48)
+    assert origin["data"]["train"]["fingerprint"] != origin["data"]["test"]["fingerprint"]
     description = json.loads((tmp_path / "student" / "checkpoint" / "config.json").read_text())
     assert description["deit"]["distillation"] == "hard"
     assert description["deit"]["metrics"]["joint_top1"] == pytest.approx(metrics[-1]["test_joint_top1"], abs=1e-5)
 
 
-def test_a_killed_run_resumes_to_the_same_weights(colours_data: Path, teacher: Path, tmp_path: Path) -> None:
-    whole = config(colours_data, tmp_path, name="whole", distillation="hard", teacher=str(teacher), epochs=8)
-    arguments = [
-        *("--data", colours_data, "--runs", tmp_path, "--distillation", "hard", "--teacher", teacher, "--epochs", "8"),
-        *(part for argument in STUDENT for part in ("--model-arg", argument)),
-        *("--image-size", "16", "--crop-pct", "1.0", "--drop-path", "0", "--warmup-epochs", "1", "--batch-size", "16"),
-        *("--learning-rate", "3e-3", "--random-erasing", "0", "--mixing-probability", "0.5"),
-        *("--precision", "fp32", "--workers", "0", "--name", "killed"),
-    ]
-    command = [Path(sys.executable).with_name("deit"), "train", *map(str, arguments)]
+def arguments_of(settings: TrainConfig) -> list[str]:
+    """The command line that asks for the same."""
+    arguments: list[str] = []
+    for name, value in asdict(settings).items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool) or value is None:
+            arguments += [option] if value else []
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                arguments += [option, str(item)]
+    return arguments
+
+
+def weights_of(run: Path, checkpoint: str = "checkpoint") -> dict[str, torch.Tensor]:
+    return load_file(run / checkpoint / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def start(command: list[str], settings: TrainConfig, *options: str) -> subprocess.Popen[str]:
     # As many threads as here: another number sums in another order.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "metrics.jsonl").is_file():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(metrics_of(tmp_path / "killed")) < 8
-
-    subprocess.run([*command, "--resume"], env=environment, check=True, capture_output=True)
-    train(whole)
-    resumed, uninterrupted = (
-        load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("killed", "whole")
+    return subprocess.Popen(
+        [sys.executable, *command, "-m", "deit", "train", *arguments_of(settings), *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
+
+
+def wait_for_first_epoch(process: subprocess.Popen[str], run: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").is_file():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr
+        time.sleep(0.01)
+
+
+EVERYTHING = {
+    "distillation": "hard",
+    "drop_path": 0.1,
+    "random_erasing": 0.25,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "device_batch_size": 8,
+    "repeated_augmentation": 3,
+    "ema_decay": 0.99,
+    "clip_grad_norm": 1.0,
+}
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    colours_data: Path, teacher: Path, tmp_path: Path, kill: signal.Signals
+) -> None:
+    whole = config(colours_data, tmp_path, name="whole", epochs=6, teacher=str(teacher), **EVERYTHING)
+    stopped = replace(whole, name="stopped", workers=2)  # the number of workers changes nothing
+    process = start([], stopped)
+    wait_for_first_epoch(process, tmp_path / "stopped")
+    time.sleep(random.random() / 2)
+    process.send_signal(kill)
+    _, errors = process.communicate()
+    if kill == signal.SIGTERM:
+        assert re.search(r"deit: stopped by SIGTERM after step \d+ of epoch \d: --resume goes on", errors)
+        assert process.returncode == 1
+    assert len(metrics_of(tmp_path / "stopped")) < 6
+
+    resumed = start([], stopped, "--resume")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    train(whole)
+    for checkpoint in ("checkpoint", "checkpoint-ema"):
+        assert same(weights_of(tmp_path / "stopped", checkpoint), weights_of(tmp_path / "whole", checkpoint))
     without_timing = [
         [
             {key: value for key, value in line.items() if not key.startswith("train_")}
             for line in metrics_of(tmp_path / name)
         ]
-        for name in ("killed", "whole")
+        for name in ("stopped", "whole")
     ]
     assert without_timing[0] == without_timing[1]
+
+
+def test_two_processes_do_what_one_does_in_two_turns(colours_data: Path, teacher: Path, tmp_path: Path) -> None:
+    one = config(colours_data, tmp_path, name="one", epochs=2, teacher=str(teacher), **EVERYTHING)
+    process = start(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], replace(one, name="two"))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    train(one)
+    # Exactly: halving is exact in floating point and two numbers add up to the same in either order. More processes
+    # than two add in another order, and agree to rounding.
+    assert same(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"))
+    losses = [[line["loss"] for line in metrics_of(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == losses[1]
+
+
+def test_accumulation_changes_nothing_where_nothing_is_random(colours_data: Path, tmp_path: Path) -> None:
+    plain = {"model": "deit_tiny_patch16_224", "epochs": 2, "mixing_probability": 0.0, "min_crop_area": 1.0}
+    for name, device_batch_size in (("whole", None), ("parts", 4)):
+        train(config(colours_data, tmp_path, name=name, device_batch_size=device_batch_size, **plain))
+    losses = [[line["loss"] for line in metrics_of(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)  # the images' crops are the same, their order is not
+
+
+def test_the_average_is_evaluated_and_saved_on_its_own(colours_data: Path, tmp_path: Path) -> None:
+    train(config(colours_data, tmp_path, name="run", model="deit_tiny_patch16_224", epochs=2, ema_decay=0.9))
+    last = metrics_of(tmp_path / "run")[-1]
+    assert last["test_class_top1"] > 0.5 < last["test_ema_class_top1"]
+    average, weights = (weights_of(tmp_path / "run", name) for name in ("checkpoint-ema", "checkpoint"))
+    assert not same(average, weights)
+    description = json.loads((tmp_path / "run" / "checkpoint-ema" / "config.json").read_text())
+    assert description["deit"]["metrics"]["class_top1"] == pytest.approx(last["test_ema_class_top1"], abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(colours_data: Path, tmp_path: Path, precision: str) -> None:
+    plain = {"model": "deit_tiny_patch16_224", "channels_last": True, "epochs": 3}
+    train(config(colours_data, tmp_path, name="run", precision=precision, **plain))
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert metrics[-1]["skipped_steps"] == 0
+
+
+def test_two_class_tokens_and_soft_class_distillation_learn(colours_data: Path, teacher: Path, tmp_path: Path) -> None:
+    train(config(colours_data, tmp_path, name="tokens", distillation="two-class-tokens", epochs=4))
+    assert metrics_of(tmp_path / "tokens")[-1]["test_joint_top1"] > 0.6
+    usual = {"model": "deit_tiny_patch16_224", "distillation": "soft", "token": "class", "teacher": str(teacher)}
+    train(config(colours_data, tmp_path, name="usual", epochs=4, **usual))
+    assert metrics_of(tmp_path / "usual")[-1]["test_class_top1"] > 0.6
 
 
 @pytest.mark.parametrize(
@@ -106,6 +211,8 @@ def test_a_killed_run_resumes_to_the_same_weights(colours_data: Path, teacher: P
     [
         ({"model": "deit_tiny_patch16_224", "distillation": "hard", "teacher": "x"}, "has no distillation token"),
         ({}, "nothing would train without a teacher"),
+        ({"distillation": "hard", "teacher": "x", "token": "class"}, "leaves untrained: choose deit_tiny_patch16_224"),
+        ({"model": "deit_tiny_patch16_224", "distillation": "two-class-tokens"}, "has no distillation token"),
         ({"batch_size": 1000}, "fewer than one batch"),
         ({"model": "deit_huge"}, "has no model 'deit_huge'"),
         ({"device": "cuda:99"}, "--device cuda:99"),
@@ -134,8 +241,6 @@ def test_a_run_is_never_overwritten_and_never_resumed_with_other_settings(colour
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     colours_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import loop
-
     calls = []
 
     def breaks_in_the_second_epoch(*arguments: object) -> torch.Tensor:
@@ -143,10 +248,75 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         loss = real_loss(*arguments)
         return loss * float("nan") if len(calls) > 15 else loss  # 12 steps an epoch
 
-    real_loss = loop.label_cross_entropy
-    monkeypatch.setattr(loop, "label_cross_entropy", breaks_in_the_second_epoch)
-    with pytest.raises(TrainingError, match="the loss is nan at step 3 of epoch 2"):
+    real_loss = distillation.label_cross_entropy
+    monkeypatch.setattr(distillation, "label_cross_entropy", breaks_in_the_second_epoch)
+    with pytest.raises(TrainingError, match="no number for 20 steps in a row, until step 10 of epoch 3"):
         train(config(colours_data, tmp_path, name="run", model="deit_tiny_patch16_224"))
-    assert len(metrics_of(tmp_path / "run")) == 1
-    weights = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert [line["skipped_steps"] for line in metrics_of(tmp_path / "run")] == [0, 9]
+    assert all(torch.isfinite(tensor).all() for tensor in weights_of(tmp_path / "run").values())
+
+
+def test_a_few_losses_that_are_no_number_are_skipped(
+    colours_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def breaks_once(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        return real_loss(*arguments) * (float("inf") if len(calls) == 7 else 1)
+
+    real_loss = distillation.label_cross_entropy
+    monkeypatch.setattr(distillation, "label_cross_entropy", breaks_once)
+    train(config(colours_data, tmp_path, name="run", model="deit_tiny_patch16_224", epochs=2))
+    assert [line["skipped_steps"] for line in metrics_of(tmp_path / "run")] == [1, 0]
+    assert "step 6 of epoch 1 is skipped: loss inf" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes", "finding"),
+    [
+        (3, {}, "--batch-size 16 cannot be shared by 3 processes with 5"),
+        (4, {"device_batch_size": 8}, "cannot be shared by 4 processes with 8"),
+        (2, {"batch_size": 6, "mixing_probability": 1.0}, "would take 3 images, but mixup pairs them"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(
+    tmp_path: Path, processes: int, changes: dict[str, float], finding: str
+) -> None:
+    with pytest.raises(TrainingError, match=finding):
+        share_out(config(tmp_path, tmp_path, name="run", **changes), Processes(0, processes))
+
+
+def test_corrupt_images_are_counted_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    (data / "train" / "cat" / "1.jpeg").write_bytes(b"")
+    small = {"model": "deit_tiny_patch16_224", "batch_size": 2, "epochs": 2}
+    train(config(data, tmp_path, name="run", max_corrupt_share=0.5, **small))
+    assert [line["corrupt_images"] for line in metrics_of(tmp_path / "run")] == [1, 1]
+    with pytest.raises(DataError, match=r"1 of 6 images cannot be decoded.*cat/1\.jpeg"):
+        train(config(data, tmp_path, name="strict", **small))
+
+
+def test_a_distilled_student_is_fine_tuned_at_a_higher_resolution(
+    colours_data: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    distilled = {"distillation": "hard", "teacher": str(teacher)}
+    train(config(colours_data, tmp_path, name="small", **distilled))
+    before = metrics_of(tmp_path / "small")[-1]["test_joint_top1"]
+    start = str(tmp_path / "small" / "checkpoint")
+    higher = {"image_size": 24, "teacher_image_size": 48, "initial_checkpoint": start, "epochs": 1, "warmup_epochs": 0}
+    with caplog.at_level("INFO"):
+        train(config(colours_data, tmp_path, name="large", **higher, **distilled, learning_rate=1e-5))
+    assert "resized from 4 x 4 to 6 x 6 patches" in caplog.text
+    assert metrics_of(tmp_path / "large")[-1]["test_joint_top1"] > before - 0.15
+
+
+def test_the_start_tells_how_a_step_is_made_and_what_a_smaller_batch_would_need(
+    colours_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = {"model": "deit_tiny_patch16_224", "epochs": 1, "warmup_epochs": 0, "device_batch_size": 8}
+    with caplog.at_level("INFO"):
+        train(config(colours_data, tmp_path, name="run", preset="small-32", learning_rate=1e-3, **plain))
+    assert "a step: 16 images = 8 on a device x 1 processes x 2 in turn; 12 steps an epoch, 1 epochs" in caplog.text
+    assert "DeiT's code takes --lr 0.032 and scales it by 16/512" in caplog.text
+    assert "is for the preset's batch of 512; DeiT's rule gives 3.125e-05 for 16" in caplog.text

@@ -20,11 +20,17 @@ HALF = Preprocessing(image_size=24, crop_pct=1.0, interpolation="bicubic", mean=
     [  # computed from the paper's table 1
         ("deit_tiny_patch16_224", 224, 5_717_416),
         ("deit_tiny_distilled_patch16_224", 224, 5_910_800),
+        ("deit_small_patch16_224", 224, 22_050_664),
         ("deit_small_distilled_patch16_224", 224, 22_436_432),
+        ("deit_base_patch16_224", 224, 86_567_656),
+        ("deit_base_distilled_patch16_224", 224, 87_338_192),
+        ("deit_base_patch16_384", 384, 86_859_496),
+        ("deit_base_distilled_patch16_224", 384, 87_630_032),
     ],
 )
 def test_parameter_counts_are_the_papers(architecture: str, image_size: int, parameters: int) -> None:
-    model = create_model(architecture, num_classes=1000, image_size=image_size, drop_path=0, model_args={})
+    meta = {"device": "meta"}  # shapes without memory
+    model = create_model(architecture, num_classes=1000, image_size=image_size, drop_path=0, model_args=meta)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -90,3 +96,13 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, labels: tuple[str
 def test_a_teacher_that_is_nowhere_is_named() -> None:
     with pytest.raises(TrainingError, match="neither a checkpoint folder nor a model of timm"):
         load_teacher("runs/nobody/checkpoint", label_names=("a",), student=IMAGENET)
+
+
+def test_a_teacher_works_at_another_resolution_when_asked(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "vit", tiny_student(), label_names=("a", "b", "c"), preprocessing=TINY, deit={})
+    convnet = create_model("resnet18", num_classes=3, image_size=16, drop_path=0, model_args={"channels": [8] * 4})
+    save_checkpoint(tmp_path / "convnet", convnet, label_names=("a", "b", "c"), preprocessing=TINY, deit={})
+    for name in ("vit", "convnet"):
+        teacher = load_teacher(str(tmp_path / name), label_names=("a", "b", "c"), student=IMAGENET, image_size=32)
+        assert teacher(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+        assert teacher(torch.randn(2, 3, 16, 16)).shape == (2, 3)

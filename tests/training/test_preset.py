@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import timm
+import typer
+
+from training.command import app
+from training.config import TrainConfig
+from training.preset import preset_titles, read_preset
+
+NEEDED = ("--data", "data", "--name", "run")
+
+
+def parsed(*arguments: str) -> TrainConfig:
+    context = typer.main.get_command(app).make_context("train", [*NEEDED, *arguments])
+    return TrainConfig(**context.params)
+
+
+@pytest.mark.parametrize("name", preset_titles())
+def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
+    teacher = ("--teacher", "runs/convnet/checkpoint") if name == "small-32-distilled" else ()
+    config = parsed("--preset", name, *teacher)
+    assert timm.is_model(config.model)
+    assert ("_distilled" in config.model) == (config.distillation != "none") == ("distilled" in name)
+    for key, value in read_preset(name).items():
+        assert getattr(config, key) == value
+    for model in (config.initial_checkpoint, config.teacher):
+        assert model is None or "/" in model or timm.models.is_model_pretrained(model)
+
+
+def test_the_papers_recipes_are_there() -> None:
+    sizes = {f"deit-{size}{suffix}" for size in ("ti", "s", "b") for suffix in ("", "-distilled", "-distilled-1000")}
+    transfers = {f"transfer-{data}" for data in ("cifar10", "cifar100", "flowers", "cars", "inat")}
+    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled"}
+    assert preset_titles().keys() == sizes | transfers | others
+
+
+def test_a_flag_beats_the_environment_beats_the_preset_beats_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEIT_TRAIN_EPOCHS", "7")
+    monkeypatch.setenv("DEIT_TRAIN_WARMUP_EPOCHS", "3")
+    config = parsed("--preset", "small-32", "--warmup-epochs", "2")
+    assert (config.warmup_epochs, config.epochs, config.batch_size, config.seed) == (2, 7, 512, 0)
+    assert config.settings["preset"] == "small-32"
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("epochs = 12\nmodel_arg = ['depth=3', 'embed_dim=96']\n")
+    config = parsed("--preset", str(tmp_path / "mine.toml"))
+    assert (config.epochs, config.model_args) == (12, {"depth": 3, "embed_dim": 96})
+
+
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        (None, "there is no such recipe. Ours are deit-b, .* or give the path"),
+        ("epochs = ", "not a TOML file"),
+        ("epoch = 3", "there is no option epoch"),
+    ],
+)
+def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: str | None, finding: str) -> None:
+    if content is not None:
+        (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(typer.BadParameter, match=finding):
+        parsed("--preset", str(tmp_path / "mine.toml"))
+
+
+def test_the_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        parsed("--preset", "list")
+    assert "deit-ti-distilled           DeiT-Ti on ImageNet distilled from" in capsys.readouterr().out

@@ -1,0 +1,136 @@
+"""Weights to start from, fitted to a model of another resolution, of other classes or of another number of tokens.
+
+Nothing is changed silently: each change is told, and what does not fit after them is an error. DeiT's loader drops what
+does not fit and loads the rest without a word.
+"""
+
+import math
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from deit.checkpoint import WEIGHTS_FILE, read_checkpoint_config
+from deit.errors import CheckpointError, TrainingError
+from training.checkpoint import load_weights, read_pytorch, read_safetensors
+
+
+def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], antialias: bool) -> list[str]:
+    """Load the weights that `spec` names, and return what was changed to make them fit, a sentence each.
+
+    Args:
+        spec: a checkpoint folder, a weights file (safetensors, or PyTorch in DeiT's layout), or timm's tagged name.
+        label_names: the classes the model will decide among.
+        antialias: of the position embedding's bicubic resizing: timm's way. DeiT resizes without.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or are those of another architecture.
+        TrainingError: `spec` is none of these.
+    """
+    state, names = read_weights(spec)
+    fresh = model.state_dict()
+    changes = []
+    if isinstance(model, VisionTransformer) and "pos_embed" in state:
+        changes += _fit_positions(state, fresh, model, spec, antialias)
+        changes += _fit_distillation(state, fresh)
+    changes += _fit_heads(state, fresh, model)
+    load_weights(model, state, source=Path(spec))
+    if names is not None and names != label_names and len(names) == len(label_names):
+        changes.append(
+            f"the head is kept, though it was trained on other classes ({names[0]}, …) than these ({label_names[0]}, …)"
+        )
+    return changes
+
+
+def read_weights(spec: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """A state dictionary and, if it came with them, the names of its classes."""
+    path = Path(spec)
+    if path.is_dir():
+        return read_safetensors(path / WEIGHTS_FILE), read_checkpoint_config(path).label_names
+    if path.is_file():
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read_pytorch(path)
+        state = content.get("model", content)
+        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise CheckpointError(
+                f"{path} is neither a state dictionary nor one under DeiT's key 'model': save the weights alone"
+            )
+        return dict(state), None
+    if timm.is_model(spec):
+        try:
+            return dict(timm.create_model(spec, pretrained=True).state_dict()), None
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(f"the weights of {spec} cannot be had: {error}") from error
+    raise TrainingError(
+        f"--initial-checkpoint {spec!r} is neither a checkpoint folder, nor a weights file, nor a model of timm "
+        f"{timm.__version__}"
+    )
+
+
+def _fit_positions(
+    state: dict[str, Tensor], fresh: dict[str, Tensor], model: VisionTransformer, spec: str, antialias: bool
+) -> list[str]:
+    """Resize the grid of the position embedding and give it the model's prefix tokens: class, distillation."""
+    positions = state["pos_embed"]
+    prefix, side = _layout(positions.shape[1], 2 if "dist_token" in state else 1, spec)
+    new_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    if prefix == 0 != new_prefix or new_prefix == 0 != prefix:
+        return []  # load_weights tells that the shapes differ
+    changes = []
+    tokens, grid = positions[:, :prefix], positions[:, prefix:]
+    new_side = model.patch_embed.grid_size[0]
+    if side != new_side:
+        grid = resample_abs_pos_embed(
+            grid, [new_side, new_side], [side, side], num_prefix_tokens=0, antialias=antialias
+        )
+        changes.append(
+            f"the position embedding is resized from {side} x {side} to {new_side} x {new_side} patches, bicubic "
+            f"{'with' if antialias else 'without'} antialiasing, {min(prefix, new_prefix)} prefix positions kept"
+        )
+    if prefix < new_prefix:
+        tokens = torch.cat([tokens, fresh["pos_embed"][:, prefix:new_prefix]], dim=1)
+    state["pos_embed"] = torch.cat([tokens[:, :new_prefix], grid], dim=1)
+    return changes
+
+
+def _layout(positions: int, prefix_tokens: int, spec: str) -> tuple[int, int]:
+    """Prefix positions and side of the patch grid; an embedding without prefix positions, as DeiT III's, has 0."""
+    for prefix in (prefix_tokens, 0):
+        side = math.isqrt(positions - prefix)
+        if side * side == positions - prefix:
+            return prefix, side
+    raise CheckpointError(
+        f"{spec} has {positions} positions, which with {prefix_tokens} prefix tokens are no square grid of patches: it "
+        "cannot be resized"
+    )
+
+
+def _fit_distillation(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> list[str]:
+    """Leave the distillation token out, or start it anew, together with its head."""
+    if "dist_token" in state and "dist_token" not in fresh:
+        for name in ("dist_token", "head_dist.weight", "head_dist.bias"):
+            state.pop(name, None)
+        return ["the distillation token, its position and its head are left out: the model has none"]
+    if "dist_token" in fresh and "dist_token" not in state:
+        for name in ("dist_token", "head_dist.weight", "head_dist.bias"):
+            state[name] = fresh[name]
+        return ["the distillation token, its position and its head start anew: the weights have none"]
+    return []
+
+
+def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Start a head anew where it decides among another number of classes."""
+    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    changes = []
+    for head in (heads,) if isinstance(heads, str) else heads:
+        weight = state.get(f"{head}.weight")
+        if weight is None or weight.shape[0] == fresh[f"{head}.weight"].shape[0]:
+            continue
+        changes.append(
+            f"{head} starts anew: it decided among {weight.shape[0]} classes, now among "
+            f"{fresh[f'{head}.weight'].shape[0]}"
+        )
+        state |= {name: fresh[name] for name in (f"{head}.weight", f"{head}.bias") if name in fresh}
+    return changes

@@ -1,0 +1,34 @@
+"""ReaL: the classes that people found in ImageNet's validation images (arXiv:2006.07159), as timm ships them."""
+
+import json
+import re
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from deit.errors import DataError
+from training.images import LabelledImages
+
+NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+def real_labels(images: LabelledImages) -> Tensor:
+    """Whether ReaL finds a class in an image, bool (images, 1000); an image it finds nothing in has no true class.
+
+    Raises:
+        DataError: an image is not named as ImageNet's validation images are, or the data has other classes.
+    """
+    if len(images.label_names) != 1000:
+        raise DataError(f"ReaL labels are for ImageNet's 1000 classes, the data has {len(images.label_names)}")
+    classes = json.loads(files("timm.data").joinpath("_info", "imagenet_real_labels.json").read_text())
+    truth = torch.zeros(len(images), 1000, dtype=torch.bool)
+    for index in range(len(images)):
+        match = NAME.search(images.file_name(index))
+        if match is None or not 1 <= int(match[1]) <= len(classes):
+            raise DataError(
+                f"{images.source(index)} is not named ILSVRC2012_val_00000001 and so on, which tells the image that "
+                "ReaL labels"
+            )
+        truth[index, classes[int(match[1]) - 1]] = True
+    return truth
