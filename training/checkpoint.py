@@ -6,6 +6,8 @@ code.
 
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,8 @@ def save_checkpoint(
     """
     # safetensors stores contiguous tensors alone, and --channels-last makes others
     contiguous = deepcopy(model).to(memory_format=torch.contiguous_format)
-    with replaced_folder(folder) as temporary:
-        size = preprocessing.image_size
+    size = preprocessing.image_size
+    with _told_when_unwritable(folder), replaced_folder(folder) as temporary:
         save_for_hf(
             contiguous,
             str(temporary),
@@ -133,5 +135,16 @@ def read_pytorch(path: Path) -> dict[str, Any]:
 
 
 def write_pytorch(path: Path, content: dict[str, Any]) -> None:
-    with replacement(path) as temporary:
+    with _told_when_unwritable(path), replacement(path) as temporary:
         torch.save(content, temporary)
+
+
+@contextmanager
+def _told_when_unwritable(path: Path) -> Iterator[None]:
+    """A full or broken disk becomes one sentence. torch and safetensors report it in three kinds of errors."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. What was there before is untouched; make room and go on with --resume"
+        ) from error

@@ -1,6 +1,7 @@
 """The batches a run reads: augmented ones to train on, the gateway's exact view to evaluate on."""
 
 import logging
+import signal
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -168,6 +169,7 @@ def training_batches(
         AugmentedImages(images, training_transform(config, mean), seed=config.seed, epoch=epoch),
         batch_sampler=sampler,
         num_workers=config.workers,
+        worker_init_fn=outlive_sigterm,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -180,10 +182,25 @@ def evaluation_batches(
     workers: int,
     processes: Processes = Processes(),  # noqa: B008  frozen
 ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Every image once, in order; of several processes each takes its own images, and no image is read twice."""
+    """Every image once, in order; of several processes each takes its own images, and no image is read twice.
+
+    Raises DataError when a process would have none.
+    """
+    if len(images) < processes.count:
+        raise DataError(f"{len(images)} images are too few to evaluate with {processes.count} processes")
     return DataLoader(
         EvaluationImages(images, preprocessing),
         batch_size=batch_size,
         sampler=range(processes.rank, len(images), processes.count),
         num_workers=workers,
+        worker_init_fn=outlive_sigterm,
     )
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Make a worker ignore SIGTERM, which torchrun and service managers send to every process of a run.
+
+    The training process saves where it stands (training.resume) and needs the worker until then. A worker still ends
+    when its parent closes the loader, or has died.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

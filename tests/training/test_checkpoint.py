@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from deit.checkpoint import read_checkpoint_config
 from deit.errors import CheckpointError
 from tests.training.conftest import TINY, tiny_student
-from training.checkpoint import load_checkpoint, read_pytorch, save_checkpoint
+from training.checkpoint import load_checkpoint, read_pytorch, save_checkpoint, write_pytorch
 
 LABELS = ("red", "green", "blue")
 
@@ -109,3 +109,23 @@ def test_saving_stores_every_weight_exactly(checkpoint: Path, tmp_path: Path) ->
     stored = load_file(tmp_path / "other" / "model.safetensors")
     assert stored.keys() == model.state_dict().keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise error
+
+    write_pytorch(tmp_path / "resume.pt", {"epochs_done": 1})
+    before = load_file(checkpoint / "model.safetensors")
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("training.checkpoint.save_for_hf", full)
+    with pytest.raises(CheckpointError, match=r"resume\.pt cannot be written: .* untouched"):
+        write_pytorch(tmp_path / "resume.pt", {"epochs_done": 2})
+    with pytest.raises(CheckpointError, match="checkpoint cannot be written: .* untouched"):
+        save_checkpoint(checkpoint, tiny_student(), label_names=LABELS, preprocessing=TINY, deit={})
+    assert read_pytorch(tmp_path / "resume.pt") == {"epochs_done": 1}
+    assert load_file(checkpoint / "model.safetensors").keys() == before.keys()
+    assert {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")} == {"checkpoint", "resume.pt"}

@@ -113,6 +113,8 @@ def test_processes_share_the_evaluation_without_reading_an_image_twice(colours_d
         for index in indices.tolist()
     ]
     assert sorted(seen) == list(range(48))
+    with pytest.raises(DataError, match="48 images are too few to evaluate with 49 processes"):
+        evaluation_batches(images, TINY, batch_size=4, workers=0, processes=Processes(0, 49))
 
 
 def test_the_evaluation_gives_channels_first(tmp_path: Path) -> None:
