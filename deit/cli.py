@@ -15,6 +15,7 @@ from deit.errors import DeitError
 SUBCOMMANDS = {
     "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
     "evaluate": ("training.evaluate_command", "Tell the accuracy of every read-out of a model."),
+    "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
     "benchmark": ("benchmark.command", "Measure a running server."),
