@@ -48,8 +48,15 @@ class ExportConfig:
     parity_images: Annotated[int, Option(min=1, help="How many of the images the graph is compared on.")] = 64
 
     max_batch_size: Annotated[int, Option(min=1, help="Most images Triton computes at once.")] = 32
-    instances: Annotated[int, Option(min=1, help="Copies of the model that compute side by side on each device.")] = 1
-    threads: Annotated[int, Option(min=0, help="CPU threads of each instance; 0: all cores.")] = 0
+    instances: Annotated[
+        int,
+        Option(
+            min=1,
+            help="Copies of the model that compute side by side. With one, the embedded Triton now and then wakes half "
+            "a second late for a lone request.",
+        ),
+    ] = 2
+    threads: Annotated[int, Option(min=0, help="CPU threads of each instance; 0: an equal share of the cores.")] = 0
     queue_delay_us: Annotated[
         int, Option(min=0, help="How long Triton waits for a fuller batch; above 0 every lone request waits that long.")
     ] = 0

@@ -67,8 +67,9 @@ def config_text(
     policy.allow_timeout_override = True
     policy.max_queue_size = scheduling.queue_size
 
-    # KIND_AUTO: a GPU where Triton sees one, else the CPU. The count is written, because for a backend of this name
-    # Triton's default is two instances on a CPU.
+    # KIND_AUTO: a GPU where Triton sees one, else the CPU. With one instance and a queue policy the batcher of Triton
+    # 2.51 misses the request that comes between the end of an execution and the release of its instance, and sleeps on
+    # for 500 ms; 2.72 names the fix of such a starvation in its notes.
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO, count=scheduling.instances)
     config.version_policy.latest.num_versions = 1
     for batch_size in sorted({1, scheduling.max_batch_size}):

@@ -7,6 +7,7 @@ warning. It runs in Triton's stub process, one process an instance, and imports 
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,12 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; the batch that Triton formed runs as one."""
-        responses: list[Any] = [None] * len(requests)
-        waiting = []
-        for index, request in enumerate(requests):
-            if request.is_cancelled():
-                responses[index] = failure("the client is gone", pb_utils.TritonError.CANCELLED)
-            else:
-                waiting.append(index)
-        groups = [waiting] if self.batches else [[index] for index in waiting]
-        for group in filter(None, groups):
-            for index, response in zip(group, self._run([requests[i] for i in group]), strict=True):
-                responses[index] = response
-        return responses
+        """One response a request, in order; the batch that Triton formed runs as one.
+
+        Whether a client has left is not asked here: Triton drops such requests while they are queued.
+        """
+        groups = [requests] if self.batches else [[request] for request in requests]
+        return [response for group in groups for response in self._run(group)]
 
     def _run(self, requests: list[Any]) -> list[Any]:
         wanted = {name for request in requests for name in request.requested_output_names()}
@@ -124,7 +118,8 @@ def session_options(config: Config) -> onnxruntime.SessionOptions:
     """Threads, arena and optimisation as config.pbtxt asks by the native backend's names."""
     parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", DEFAULT_INTRA_OP_THREADS))
+    threads = int(parameters.get("intra_op_thread_count", DEFAULT_INTRA_OP_THREADS))
+    options.intra_op_num_threads = threads or cores_of_an_instance(config)
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
     options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
     options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
@@ -141,6 +136,12 @@ def session_options(config: Config) -> onnxruntime.SessionOptions:
     if "memory.enable_memory_arena_shrinkage" in parameters:
         warn(config, "memory.enable_memory_arena_shrinkage is not supported by this backend and has no effect")
     return options
+
+
+def cores_of_an_instance(config: Config) -> int:
+    """An equal share of the cores; the native backend would give each instance all of them."""
+    instances = sum(int(group["count"]) for group in config["instance_group"])
+    return max(1, len(os.sched_getaffinity(0)) // instances)
 
 
 def choose_providers(config: Config, kind: str, device_id: str) -> list[Provider]:
