@@ -1,0 +1,55 @@
+"""`deit serve` as its users start it: a process, asked over HTTP."""
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(repository: Path, *, grpc_port: int | None = None) -> Iterator[str]:
+    """The base URL of a gateway with an embedded Triton that serves `repository`, ready when the block starts."""
+    port = free_port()
+    command = [
+        *(Path(sys.executable).with_name("deit"), "serve", "--model-repository", repository, "--port", str(port)),
+        *("--triton-grpc-port", str(grpc_port or free_port()), "--triton-metrics-port", str(free_port())),
+    ]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL) as process,
+    ):
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_ready(url, process, log, timeout_s=120)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[str], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise AssertionError(f"deit serve was not ready; status {process.returncode}, its log:\n{log.read()}")
+        time.sleep(0.1)
