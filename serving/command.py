@@ -106,6 +106,14 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = DEFAULTS.limits.max_image_pixels,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IMAGES",
+            help="Most images in one form. Raise it with the body limit for batches of small images.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_images,
     request_timeout_s: Annotated[
         float,
         typer.Option(
@@ -148,6 +156,7 @@ def serve(
             limits=Limits(
                 max_body_bytes=max_body_bytes,
                 max_image_pixels=max_image_pixels,
+                max_images=max_images,
                 request_timeout_s=request_timeout_s,
             ),
             log_format=log_format,

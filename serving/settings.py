@@ -18,11 +18,13 @@ class Limits:
     Attributes:
         max_body_bytes: of the request body, before anything is parsed.
         max_image_pixels: width x height, checked in the header before decoding.
+        max_images: in one form.
         request_timeout_s: from the first byte of the body to the answer.
     """
 
     max_body_bytes: int = 10 * 2**20
     max_image_pixels: int = 25_000_000
+    max_images: int = 64
     request_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -33,6 +35,8 @@ class Limits:
                 f"--max-image-pixels {self.max_image_pixels}: must be between 1 and {PILLOW_MAX_IMAGE_PIXELS}, "
                 "above which Pillow refuses an image as a decompression bomb"
             )
+        if self.max_images < 1:
+            raise ValueError(f"--max-images {self.max_images}: must be at least 1; the default is 64")
         if not 0 < self.request_timeout_s < float("inf"):
             raise ValueError(f"--request-timeout-s {self.request_timeout_s}: must be above 0; the default is 10")
 

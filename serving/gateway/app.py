@@ -12,7 +12,9 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from deit import __version__
+from serving.gateway.classification import Classifier
 from serving.gateway.errors import (
+    MEDIA_TYPE,
     PROBLEM_SCHEMA,
     InvalidParameter,
     MalformedRequest,
@@ -41,8 +43,7 @@ def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_mo
             models=models,
             default_model=default_model,
             limits=limits,
-            client=client,
-            decoder=decoder,
+            classifier=Classifier(client, decoder),
             readiness=readiness,
         )
         await readiness.ask()  # /readyz tells the truth from the first request on
@@ -110,6 +111,11 @@ def _describe_problems(app: FastAPI) -> None:
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Problem"] = PROBLEM_SCHEMA
+            # FastAPI promises its own 422 of every path with a parameter, also where any text will do.
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    if MEDIA_TYPE not in operation["responses"].get("422", {}).get("content", {MEDIA_TYPE: None}):
+                        del operation["responses"]["422"]
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]

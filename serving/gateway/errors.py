@@ -59,7 +59,7 @@ class NotFound(Problem):
 
 
 class UnknownModel(Problem):
-    """No model of this name is served. GET /models lists those that are."""
+    """No model of this name, or no such version of it, is served. GET /models lists those that are."""
 
     status, name, title = 404, "unknown-model", "No such model"
 

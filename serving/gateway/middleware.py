@@ -5,6 +5,7 @@ Pure ASGI, so that a body over the limit is refused before anything reads it.
 
 import logging
 import re
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,7 +22,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestEnvelope:
     """Gives every request an id and every answer its headers, and turns an unexpected exception into a 500.
 
-    The id is the caller's X-Request-ID where that is harmless, else a new one; it is in `scope["state"]["request_id"]`.
+    The id is the caller's X-Request-ID where that is harmless, else a new one. `scope["state"]` holds it as
+    `request_id`, and as `started_s` when the request began, from which its deadline counts.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -33,7 +35,7 @@ class RequestEnvelope:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, started_s=time.monotonic())
         has_started = False
 
         async def send_with_headers(message: Message) -> None:

@@ -14,7 +14,7 @@ from tritonclient.grpc import InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from deit.model import PROBABILITIES
+from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, PROBABILITIES
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded, Problem
 from serving.gateway.models import infer_input
 from serving.triton.connection import CHANNEL_OPTIONS
@@ -22,15 +22,20 @@ from serving.triton.connection import CHANNEL_OPTIONS
 logger = logging.getLogger(__name__)
 
 
+Probabilities = npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Answer:
     """Attributes:
     version: of the model that gave the answer.
     probabilities: float32 (classes,).
+    heads: those of the class head and of the distillation head, when they were asked for.
     """
 
     version: str
-    probabilities: npt.NDArray[np.float32]
+    probabilities: Probabilities
+    heads: tuple[Probabilities, Probabilities] | None = None
 
 
 class TritonClient:
@@ -48,23 +53,33 @@ class TritonClient:
         return time.monotonic() - self._last_success_s.get(model, float("-inf"))
 
     async def classify(
-        self, model: str, pixels: npt.NDArray[np.uint8], *, timeout_s: float, request_id: str = ""
+        self,
+        model: str,
+        pixels: npt.NDArray[np.uint8],
+        *,
+        timeout_s: float,
+        request_id: str = "",
+        version: str = "",
+        with_heads: bool = False,
     ) -> Answer:
         """Probabilities of one image, uint8 (H, W, 3).
 
         Args:
             timeout_s: after it the call ends here, and Triton drops the request if it is still queued there.
+            version: empty for the newest.
 
         Raises:
             Overloaded, NotReady, DeadlineExceeded, Internal
         """
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
+        outputs = [PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ())]
         try:
             result = await self._client.infer(
                 model,
                 [infer_input(pixels[np.newaxis])],
-                outputs=[InferRequestedOutput(PROBABILITIES)],
+                model_version=version,
+                outputs=[InferRequestedOutput(name) for name in outputs],
                 request_id=request_id,
                 timeout=int(timeout_s * 1e6),  # microseconds, for Triton's queue
                 client_timeout=timeout_s,  # seconds, for gRPC
@@ -74,12 +89,16 @@ class TritonClient:
             if isinstance(problem, Internal):
                 logger.error("inference by %s failed: %s %s", model, error.status(), error.message())
             raise problem from error
-        probabilities = result.as_numpy(PROBABILITIES)[0]
-        if not np.isfinite(probabilities).all():
+        probabilities, *heads = (result.as_numpy(name)[0] for name in outputs)
+        if not all(np.isfinite(row).all() for row in (probabilities, *heads)):
             logger.error("the model %s gave probabilities that are not numbers; export it again", model)
             raise Internal("the model gave no usable answer")
         self._last_success_s[model] = time.monotonic()
-        return Answer(version=result.get_response().model_version, probabilities=probabilities)
+        return Answer(
+            version=result.get_response().model_version,
+            probabilities=probabilities,
+            heads=(heads[0], heads[1]) if heads else None,
+        )
 
 
 def problem_of(error: InferenceServerException) -> Problem:

@@ -48,6 +48,7 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
         ("max_body_bytes", 0),
         ("max_image_pixels", 0),
         ("max_image_pixels", 10**9),
+        ("max_images", 0),
         ("request_timeout_s", 0),
         ("request_timeout_s", float("nan")),
         ("request_timeout_s", float("inf")),
