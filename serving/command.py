@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DEFAULTS = ServeSettings(model_repository=Path("model_repository"))
 
 # The panels of --help. A pair of flags makes its panel wide, therefore perf_analyzer's options have their own.
-GATEWAY, TRITON, LIMITS, PERF_ANALYZER = "Gateway", "Triton", "Limits of one request", "Measuring with perf_analyzer"
+GATEWAY, TRITON, LIMITS, PERF_ANALYZER = "Gateway", "Triton", "Limits", "Measuring with perf_analyzer"
 
 
 @app.command()
@@ -122,6 +122,30 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = DEFAULTS.limits.request_timeout_s,
+    max_wait_s: Annotated[
+        float,
+        typer.Option(
+            envvar="DEIT_MAX_WAIT_S",
+            help="Seconds an image may take before more are refused with 429. Raise it when callers rather wait.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_wait_s,
+    max_in_flight_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IN_FLIGHT_BYTES",
+            help="Of all bodies together; more are refused with 429. Set it by the memory of the machine.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_in_flight_bytes,
+    max_in_flight_pixels: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IN_FLIGHT_PIXELS",
+            help="Of all images together; more are refused with 429. Raise it on a machine with many cores.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_in_flight_pixels,
     triton_http: Annotated[
         bool,
         typer.Option(
@@ -158,6 +182,9 @@ def serve(
                 max_image_pixels=max_image_pixels,
                 max_images=max_images,
                 request_timeout_s=request_timeout_s,
+                max_wait_s=max_wait_s,
+                max_in_flight_bytes=max_in_flight_bytes,
+                max_in_flight_pixels=max_in_flight_pixels,
             ),
             log_format=log_format,
         )

@@ -4,6 +4,7 @@ SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has,
 everything at once.
 """
 
+import asyncio
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import typer
 import uvicorn
 
 from deit.errors import ServingError
+from serving.gateway.admission import Admission
 from serving.gateway.app import create_app
 from serving.gateway.images import configure_pillow_warnings
 from serving.gateway.models import ServedModel, discover_models
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # An idle connection is closed after this; below the idle timeout of common proxies.
 KEEP_ALIVE_S = 5
+
+# Requests that were sent before their client could know of the end are answered.
+LATE_REQUESTS_S = 1.0
 
 
 def serve(settings: ServeSettings) -> None:
@@ -65,11 +70,13 @@ def serve(settings: ServeSettings) -> None:
 def gateway_server(
     settings: ServeSettings, triton_url: str, models: dict[str, ServedModel], stop: "StopSignal", *, address: str
 ) -> "GatewayServer":
+    admission = Admission(settings.limits)
     app = create_app(
         triton_url,
         models=models,
         default_model=choose_default(settings.default_model, models),
         limits=settings.limits,
+        admission=admission,
     )
     config = uvicorn.Config(
         app,
@@ -86,7 +93,7 @@ def gateway_server(
         timeout_graceful_shutdown=math.ceil(settings.limits.request_timeout_s) + 1,
     )
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
-    return GatewayServer(config, stop, on_ready=lambda: typer.echo(ready))
+    return GatewayServer(config, stop, admission, on_ready=lambda: typer.echo(ready))
 
 
 class StopSignal:
@@ -115,9 +122,17 @@ class StopSignal:
 class GatewayServer(uvicorn.Server):
     """uvicorn, with one meaning for both signals, and a word when it listens and when it stops."""
 
-    def __init__(self, config: uvicorn.Config, stop: StopSignal, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        stop: StopSignal,
+        admission: Admission,
+        *,
+        on_ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._stop = stop
+        self._admission = admission
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -131,9 +146,11 @@ class GatewayServer(uvicorn.Server):
             os._exit(128 + sig)  # the kernel kills Triton (with_parent.py); the next start removes its folder
         self.should_exit = True
         self._stop.note()
+        self._admission.stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("stopping; finishing the requests in progress")
+        asyncio.get_running_loop().call_later(LATE_REQUESTS_S, self._admission.close)
         await super().shutdown(sockets)
 
 

@@ -13,19 +13,25 @@ PILLOW_MAX_IMAGE_PIXELS = 89_478_485
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost.
+    """What one request may cost, and all together.
 
     Attributes:
         max_body_bytes: of the request body, before anything is parsed.
         max_image_pixels: width x height, checked in the header before decoding.
         max_images: in one form.
         request_timeout_s: from the first byte of the body to the answer.
+        max_wait_s: how long an image may take, from its arrival to its answer, before further requests are refused.
+        max_in_flight_bytes: of all bodies together.
+        max_in_flight_pixels: of all images that wait or are decoded.
     """
 
     max_body_bytes: int = 10 * 2**20
     max_image_pixels: int = 25_000_000
     max_images: int = 64
     request_timeout_s: float = 10.0
+    max_wait_s: float = 0.5
+    max_in_flight_bytes: int = 256 * 2**20
+    max_in_flight_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1:
@@ -39,6 +45,14 @@ class Limits:
             raise ValueError(f"--max-images {self.max_images}: must be at least 1; the default is 64")
         if not 0 < self.request_timeout_s < float("inf"):
             raise ValueError(f"--request-timeout-s {self.request_timeout_s}: must be above 0; the default is 10")
+        if not 0 < self.max_wait_s < float("inf"):
+            raise ValueError(f"--max-wait-s {self.max_wait_s}: must be above 0; the default is 0.5")
+        for flag, value in (
+            ("--max-in-flight-bytes", self.max_in_flight_bytes),
+            ("--max-in-flight-pixels", self.max_in_flight_pixels),
+        ):
+            if value < 1:
+                raise ValueError(f"{flag} {value}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from deit import __version__
+from serving.gateway.admission import Admission
 from serving.gateway.classification import Classifier
 from serving.gateway.errors import (
     MEDIA_TYPE,
@@ -20,19 +21,22 @@ from serving.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     Problem,
 )
 from serving.gateway.images import ImageDecoder
-from serving.gateway.middleware import BodyLimit, RequestEnvelope
+from serving.gateway.middleware import AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness
-from serving.gateway.routes import STATIC, router
-from serving.gateway.state import GatewayState
+from serving.gateway.routes import CLASSIFY, STATIC, router
+from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
 from serving.settings import Limits
 
 
-def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_model: str, limits: Limits) -> FastAPI:
+def create_app(
+    triton_url: str, *, models: Mapping[str, ServedModel], default_model: str, limits: Limits, admission: Admission
+) -> FastAPI:
     """The application for these models of the Triton at `triton_url`."""
 
     @asynccontextmanager
@@ -43,6 +47,7 @@ def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_mo
             models=models,
             default_model=default_model,
             limits=limits,
+            admission=admission,
             classifier=Classifier(client, decoder),
             readiness=readiness,
         )
@@ -68,14 +73,18 @@ def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_mo
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
-    app.add_middleware(RequestEnvelope)  # added last, therefore the outermost
+    # The last one added is the outermost.
+    app.add_middleware(AdmissionControl, admission=admission, path=CLASSIFY)
+    app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
+    app.add_middleware(RequestEnvelope)
     _describe_problems(app)
     return app
 
 
-async def _answer_problem(_: Request, error: Exception) -> JSONResponse:
+async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Problem)
+    if isinstance(error, Overloaded) and error.retry_after_s is None:  # Triton's queue is full
+        error.retry_after_s = gateway_state(request).admission.retry_after_s()
     return error.response()
 
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 MEDIA_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 1
-"""Long enough for a queue of some hundred images to move on a CPU, short enough for a caller to wait."""
+"""Where nothing better is known: long enough for a restart or a queue to move, short enough for a caller to wait."""
 
 
 class Problem(Exception):
@@ -20,17 +20,20 @@ class Problem(Exception):
 
     Args:
         detail: what was found this time.
+        retry_after_s: when a repetition may succeed, for the header Retry-After.
         extensions: further members of the answer, such as the failing parameters.
     """
 
     status: ClassVar[int]
     name: ClassVar[str]
     title: ClassVar[str]
+    may_succeed_later: ClassVar[bool] = False
     headers: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, detail: str, **extensions: Any) -> None:
+    def __init__(self, detail: str, *, retry_after_s: int | None = None, **extensions: Any) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.retry_after_s = retry_after_s
         self.extensions = extensions
 
     def body(self) -> dict[str, Any]:
@@ -43,7 +46,10 @@ class Problem(Exception):
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, dict(self.headers), MEDIA_TYPE)
+        headers = dict(self.headers)
+        if self.may_succeed_later:
+            headers["Retry-After"] = str(self.retry_after_s or RETRY_AFTER_S)
+        return JSONResponse(self.body(), self.status, headers, MEDIA_TYPE)
 
 
 class MalformedRequest(Problem):
@@ -106,6 +112,13 @@ class ImageTooComplex(Problem):
     status, name, title = 422, "image-too-complex", "The image takes too long to decode"
 
 
+class Overloaded(Problem):
+    """More images wait than the server can answer soon. Try again after the time in Retry-After."""
+
+    status, name, title = 429, "overloaded", "The server is overloaded"
+    may_succeed_later = True
+
+
 class InvalidParameter(Problem):
     """A query parameter has a value that it cannot have. `errors` lists each."""
 
@@ -122,14 +135,15 @@ class NotReady(Problem):
     """Triton is not ready, or a model does not answer. Try again later."""
 
     status, name, title = 503, "not-ready", "The server is not ready"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_S)}
+    may_succeed_later = True
 
 
-class Overloaded(Problem):
-    """More requests wait than the server can answer in time. Try again after the time in Retry-After."""
+class Draining(Problem):
+    """The server is shutting down and finishes only what it has begun. Another one may answer."""
 
-    status, name, title = 503, "overloaded", "The server is overloaded"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_S)}
+    status, name, title = 503, "shutting-down", "The server is shutting down"
+    may_succeed_later = True
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class DeadlineExceeded(Problem):
@@ -154,8 +168,8 @@ def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
         )
         example = problem(problem.__doc__ or problem.title).body()
         response["content"][MEDIA_TYPE]["examples"][problem.name] = {"summary": problem.title, "value": example}
-        for header in problem.headers:
-            response["headers"] = {header: {"description": "Seconds to wait", "schema": {"type": "integer"}}}
+        if problem.may_succeed_later:
+            response["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
     return responses
 
 

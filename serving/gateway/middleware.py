@@ -1,8 +1,9 @@
-"""What every request passes before routing: a request id, a limit on the body, and an answer whatever happens.
+"""What every request passes before routing: a request id, limits on the body, admission, and an answer in any case.
 
-Pure ASGI, so that a body over the limit is refused before anything reads it.
+Pure ASGI, so that what is refused is refused before anything reads the body.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -12,9 +13,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.gateway.errors import BodyTooLarge, Internal, MalformedRequest
+from serving.gateway.admission import Admission
+from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 
 logger = logging.getLogger(__name__)
+
+# The deadline of the request bounds the whole body.
+BODY_STALL_S = 5.0
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -59,8 +64,8 @@ class RequestEnvelope:
             await response(scope, receive, send_with_headers)
 
 
-class BodyLimit:
-    """Refuses a body over the limit: at once when its length is declared, else as soon as it has arrived.
+class BodyGuard:
+    """Refuses a body over the limit, at once when its length is declared, and one that stalls.
 
     Starlette's own limit (FastAPI's `max_body_size`) answers in plain text, also in place of an answer of ours
     (Starlette 1.10).
@@ -83,16 +88,52 @@ class BodyLimit:
             await self._too_large(f"{declared} bytes").response()(scope, receive, send)
             return
         received = 0
+        is_complete = False
 
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
+        async def guarded_receive() -> Message:
+            nonlocal received, is_complete
+            if is_complete:  # the application waits for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout(BODY_STALL_S):
+                    message = await receive()
+            except TimeoutError as error:
+                raise BodyTimeout(f"nothing more of the body came for {BODY_STALL_S:g} s") from error
+            is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._too_large("more bytes than that")
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        await self._app(scope, guarded_receive, send)
 
     def _too_large(self, found: str) -> BodyTooLarge:
         return BodyTooLarge(f"the limit is {self._max_bytes} bytes, and the body has {found}")
+
+
+class AdmissionControl:
+    """Refuses images that cannot be answered soon, before a byte of the body is read.
+
+    An admitted request has its ticket in `scope["state"]["ticket"]`.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission, path: str) -> None:
+        self._app = app
+        self._admission = admission
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length")
+        try:
+            ticket = self._admission.admit(None if declared is None else int(declared))
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
+            return
+        scope["state"]["ticket"] = ticket
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            ticket.release()

@@ -11,13 +11,16 @@ from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
 from serving.gateway.classification import Question, StageTimes
 from serving.gateway.deadline import HEADER, Deadline, request_deadline
+from serving.gateway.declared_size import declared_pixels
 from serving.gateway.errors import (
     PROBLEMS,
     BodyTimeout,
     BodyTooLarge,
     DeadlineExceeded,
+    Draining,
     ImageTooComplex,
     ImageTooLarge,
     Internal,
@@ -38,10 +41,9 @@ from serving.gateway.uploads import FIELD, RAW_TYPES, Upload, read_uploads
 
 STATIC = Path(__file__).parent / "static"
 
-NDJSON = "application/x-ndjson"
+CLASSIFY = "/classify"
 
-# Of one request, so that a form with many images leaves room in the model's queue for others.
-IMAGES_AT_ONCE = 8
+NDJSON = "application/x-ndjson"
 
 # The page runs its own script and style, and shows the picture that the browser holds; nothing comes from elsewhere.
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
@@ -73,7 +75,7 @@ UPLOAD_BODY = {
 
 
 @router.post(
-    "/classify",
+    CLASSIFY,
     summary="Classify images",
     openapi_extra=UPLOAD_BODY,
     response_model=Classification | Results,
@@ -102,6 +104,7 @@ UPLOAD_BODY = {
             InvalidParameter,
             Internal,
             NotReady,
+            Draining,
             Overloaded,
             DeadlineExceeded,
         ),
@@ -137,6 +140,7 @@ async def classify(
     started_s: float = request.state.started_s
     deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=started_s)
     question = gateway.question(model, version=version, top_k=top_k, min_probability=min_probability, with_heads=heads)
+    gateway.readiness.raise_if_lost(question.model.name)
     times = StageTimes()
     try:
         async with asyncio.timeout(deadline.remaining_s()):
@@ -144,7 +148,9 @@ async def classify(
     except TimeoutError as error:
         raise BodyTimeout(f"the body was not complete after {deadline.allowed_s:g} s") from error
     times.add({"receive": time.monotonic() - started_s})
-    work = Work(gateway, question, deadline, times, request.state.request_id)
+    ticket: Ticket = request.state.ticket
+    ticket.begin([pixels_to_expect(upload, gateway) for upload in uploads])
+    work = Work(gateway, question, deadline, times, ticket, request.state.request_id)
     if accepts_ndjson(request):
         headers = {"X-Model": question.model.name}
         return StreamingResponse(work.lines(uploads), media_type=NDJSON, headers=headers)
@@ -155,12 +161,19 @@ class Work:
     """The images of one request, answered."""
 
     def __init__(
-        self, gateway: GatewayState, question: Question, deadline: Deadline, times: StageTimes, request_id: str
+        self,
+        gateway: GatewayState,
+        question: Question,
+        deadline: Deadline,
+        times: StageTimes,
+        ticket: Ticket,
+        request_id: str,
     ) -> None:
         self._gateway = gateway
         self._question = question
         self._deadline = deadline
         self._times = times
+        self._ticket = ticket
         self._request_id = request_id
         self._turns = asyncio.Semaphore(IMAGES_AT_ONCE)
 
@@ -203,9 +216,17 @@ class Work:
         return Result(filename=upload.filename, **dict(answer))
 
     async def _answer(self, upload: Upload) -> Answer:
-        return await self._gateway.classifier.answer(
-            upload.content, self._question, deadline=self._deadline, times=self._times, request_id=self._request_id
-        )
+        with self._ticket.image(pixels_to_expect(upload, self._gateway)):
+            return await self._gateway.classifier.answer(
+                upload.content, self._question, deadline=self._deadline, times=self._times, request_id=self._request_id
+            )
+
+
+def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
+    """For admission: what the header declares, at most what is decoded at all."""
+    most = gateway.limits.max_image_pixels
+    declared = declared_pixels(upload.content)
+    return most if declared is None else min(most, declared)
 
 
 def accepts_ndjson(request: Request) -> bool:
@@ -264,9 +285,11 @@ async def healthz() -> Health:
     return Health(status="alive")
 
 
-@router.get("/readyz", summary="Can it answer?", responses=documented(NotReady))
+@router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(gateway: Gateway) -> Health:
     """200 when every model gave an answer of late, else 503. Send no requests while this fails."""
+    if gateway.admission.is_stopping:
+        raise Draining("the server is shutting down")
     findings = gateway.readiness.findings()
     if findings:
         raise NotReady("; ".join(findings))

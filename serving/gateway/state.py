@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from serving.gateway.admission import Admission
 from serving.gateway.classification import Classifier, Question
 from serving.gateway.errors import InvalidParameter, UnknownModel
 from serving.gateway.models import ServedModel
@@ -19,6 +20,7 @@ class GatewayState:
     models: Mapping[str, ServedModel]
     default_model: str
     limits: Limits
+    admission: Admission
     classifier: Classifier
     readiness: Readiness
 

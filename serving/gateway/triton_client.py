@@ -4,9 +4,12 @@ Each image is a request of its own; Triton's dynamic batching joins them. Nothin
 was refused makes an overload worse.
 """
 
+import asyncio
 import logging
 import time
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +47,8 @@ class TritonClient:
     def __init__(self, url: str) -> None:
         self._client = InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
         self._last_success_s: dict[str, float] = {}
+        self._usual_answer_s: dict[str, float] = {}
+        self._calls: defaultdict[str, set[asyncio.Task[Any]]] = defaultdict(set)
 
     async def close(self) -> None:
         await self._client.close()
@@ -51,6 +56,15 @@ class TritonClient:
     def since_success_s(self, model: str) -> float:
         """Seconds since the model last answered; infinite when it never did."""
         return time.monotonic() - self._last_success_s.get(model, float("-inf"))
+
+    def usual_answer_s(self, model: str) -> float:
+        """Seconds that the model took for its latest answers; 0 before the first."""
+        return self._usual_answer_s.get(model, 0.0)
+
+    def abandon(self, model: str) -> None:
+        """Give up every call that waits for this model: it ends with NotReady."""
+        for call in self._calls[model]:
+            call.cancel()
 
     async def classify(
         self,
@@ -74,8 +88,9 @@ class TritonClient:
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
         outputs = [PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ())]
-        try:
-            result = await self._client.infer(
+        asked_s = time.monotonic()
+        call = asyncio.ensure_future(
+            self._client.infer(
                 model,
                 [infer_input(pixels[np.newaxis])],
                 model_version=version,
@@ -84,6 +99,16 @@ class TritonClient:
                 timeout=int(timeout_s * 1e6),  # microseconds, for Triton's queue
                 client_timeout=timeout_s,  # seconds, for gRPC
             )
+        )
+        self._calls[model].add(call)
+        call.add_done_callback(self._calls[model].discard)
+        try:
+            result = await call
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the request was, and with it the call
+                raise
+            raise NotReady("the model stopped answering") from error
         except InferenceServerException as error:
             problem = problem_of(error)
             if isinstance(problem, Internal):
@@ -93,7 +118,10 @@ class TritonClient:
         if not all(np.isfinite(row).all() for row in (probabilities, *heads)):
             logger.error("the model %s gave probabilities that are not numbers; export it again", model)
             raise Internal("the model gave no usable answer")
-        self._last_success_s[model] = time.monotonic()
+        now_s = time.monotonic()
+        self._last_success_s[model] = now_s
+        before_s = self._usual_answer_s.get(model, now_s - asked_s)
+        self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
         return Answer(
             version=result.get_response().model_version,
             probabilities=probabilities,

@@ -223,7 +223,12 @@ def deit_serve() -> Iterator[Callable[..., DeitServe]]:
 def server(model_repository: Path) -> Iterator[DeitServe]:
     """One ready `deit serve` for all tests that only ask."""
     with running(
-        "--model-repository", model_repository, "--max-body-bytes=2000000", "--max-image-pixels=1000000"
+        "--model-repository",
+        model_repository,
+        "--max-body-bytes=2000000",
+        "--max-image-pixels=1000000",
+        "--max-wait-s=60",  # the machine may be busy with training
+        "--request-timeout-s=60",
     ) as process:
         yield process.wait_until_ready()
 

@@ -319,7 +319,7 @@ def test_the_api_description_has_both_bodies_and_every_error(client):
     classify = api["paths"]["/classify"]["post"]
     assert {"multipart/form-data", "image/jpeg", "image/png", "image/webp"} <= set(classify["requestBody"]["content"])
     assert set(classify["responses"]) == {
-        *("200", "400", "404", "408", "413", "415", "422", "500", "503", "504"),
+        *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"),
     }
     assert all(PROBLEM in answer["content"] for status, answer in classify["responses"].items() if status != "200")
     assert "Problem" in api["components"]["schemas"]
