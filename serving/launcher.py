@@ -5,12 +5,12 @@ everything at once.
 """
 
 import asyncio
+import ipaddress
 import logging
 import math
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -18,15 +18,17 @@ import typer
 import uvicorn
 
 from deit.errors import ServingError
+from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
 from serving.gateway.admission import Admission
-from serving.gateway.app import create_app
+from serving.gateway.app import Access, create_app
 from serving.gateway.images import configure_pillow_warnings
 from serving.gateway.models import ServedModel, discover_models
+from serving.gateway.protocol import GuardedProtocol
 from serving.settings import ServeSettings
+from serving.supervisor import Supervisor
 from serving.triton.connection import wait_until_ready
 from serving.triton.embedded import embedded_triton
 from serving.triton.options import LOOPBACK
-from serving.triton.process import TritonProcess
 
 logger = logging.getLogger(__name__)
 
@@ -41,34 +43,47 @@ def serve(settings: ServeSettings) -> None:
     """Return when a signal asked for the end.
 
     Raises:
-        ServingError, RepositoryError: something stands in the way, or Triton ended.
+        ServingError, RepositoryError: something stands in the way, or Triton failed too often.
     """
     stop = StopSignal()
     configure_pillow_warnings()
     try:
         with ExitStack() as stack:
-            listener = stack.enter_context(reserve_port(settings.host, settings.port))
-            triton = None
+            access = read_access(settings)
+            admits_strangers = settings.insecure or access.keys is not None
+            listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers))
+            triton = supervisor = None
             if settings.triton_url is None:
                 triton = stack.enter_context(embedded_triton(settings.model_repository, settings.triton_ports))
+                supervisor = Supervisor(
+                    triton, most_restarts=settings.triton_restarts, start_timeout_s=settings.start_timeout_s
+                )
             url = settings.triton_url or f"{LOOPBACK}:{settings.triton_ports.grpc}"
 
             def raise_if_in_vain() -> None:
                 stop.raise_if_received()
                 if triton is not None:
-                    triton.raise_if_ended()
+                    triton.process.raise_if_ended()
 
             wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
             models = discover_models(url)
             stop.raise_if_received()
-            server = gateway_server(settings, url, models, stop, address=url_of(listener))
-            run_gateway(server, listener, triton)
+            gateway_server(settings, url, models, access, stop, supervisor, address=url_of(listener)).run([listener])
+            if supervisor is not None and supervisor.failure is not None:
+                raise supervisor.failure
     except KeyboardInterrupt:
         logger.info("stopped")
 
 
 def gateway_server(
-    settings: ServeSettings, triton_url: str, models: dict[str, ServedModel], stop: "StopSignal", *, address: str
+    settings: ServeSettings,
+    triton_url: str,
+    models: dict[str, ServedModel],
+    access: Access,
+    stop: "StopSignal",
+    supervisor: Supervisor | None,
+    *,
+    address: str,
 ) -> "GatewayServer":
     admission = Admission(settings.limits)
     app = create_app(
@@ -76,16 +91,18 @@ def gateway_server(
         models=models,
         default_model=choose_default(settings.default_model, models),
         limits=settings.limits,
+        access=access,
         admission=admission,
+        supervisor=supervisor,
     )
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=GuardedProtocol,
         loop="uvloop",
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -93,7 +110,7 @@ def gateway_server(
         timeout_graceful_shutdown=math.ceil(settings.limits.request_timeout_s) + 1,
     )
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
-    return GatewayServer(config, stop, admission, on_ready=lambda: typer.echo(ready))
+    return GatewayServer(config, stop, admission, supervisor, on_ready=lambda: typer.echo(ready))
 
 
 class StopSignal:
@@ -127,18 +144,24 @@ class GatewayServer(uvicorn.Server):
         config: uvicorn.Config,
         stop: StopSignal,
         admission: Admission,
+        supervisor: Supervisor | None,
         *,
         on_ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._stop = stop
         self._admission = admission
+        self._supervisor = supervisor
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        has_failed = self._supervisor is not None and self._supervisor.failure is not None
+        return await super().on_tick(counter) or has_failed
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Uvicorn ends on a second SIGINT only, and raises the signals again when it is done."""
@@ -154,20 +177,6 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_gateway(server: GatewayServer, listener: socket.socket, triton: TritonProcess | None) -> None:
-    """Serve until a signal, or until Triton ends, which raises ServingError."""
-    if triton is not None:
-        threading.Thread(target=stop_when_ended, args=(triton, server), name="triton-watch", daemon=True).start()
-    server.run([listener])
-    if triton is not None:
-        triton.raise_if_ended()
-
-
-def stop_when_ended(triton: TritonProcess, server: GatewayServer) -> None:
-    triton.wait()
-    server.should_exit = True
-
-
 def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
     if wanted is None:
         return next(iter(models))
@@ -176,12 +185,25 @@ def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
     return wanted
 
 
-def reserve_port(host: str, port: int) -> socket.socket:
+def read_access(settings: ServeSettings) -> Access:
+    # Taken out of the environment, which Triton and its stubs would inherit.
+    keys = load_api_keys(settings.api_keys_file, os.environ.pop(ENVIRONMENT_VARIABLE, None))
+    if keys is None and settings.rate_limit is not None:
+        raise ServingError("--rate-limit counts by key, and there are none; set --api-keys-file, or drop it")
+    return Access(keys=keys, rate_limit=settings.rate_limit, cors_origins=settings.cors_origins)
+
+
+def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
     """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        if not admits_strangers and not ipaddress.ip_address(address[0]).is_loopback:
+            raise ServingError(
+                f"--host {host} admits other machines, and there are no keys: give some with --api-keys-file or "
+                f"{ENVIRONMENT_VARIABLE}, or say --insecure where something else keeps strangers out"
+            )
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

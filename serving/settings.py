@@ -83,24 +83,42 @@ class ServeSettings:
 
     Attributes:
         model_repository: the folder Triton loads; without meaning when `triton_url` is set.
+        api_keys_file: SHA-256 and name of each key that may ask.
+        insecure: listen beyond this machine without keys.
+        rate_limit: requests a second for each key.
+        cors_origins: of pages elsewhere that may ask from a browser.
         triton_url: HOST:PORT of a Triton's gRPC service elsewhere, or None to start the embedded one.
         default_model: answers requests that name no model; None takes the first by name.
         start_timeout_s: until Triton must have loaded every model.
+        triton_restarts: how often in a row the embedded Triton is started again; 0 ends the server instead.
     """
 
     model_repository: Path
     host: str = "127.0.0.1"
     port: int = 8080
+    api_keys_file: Path | None = None
+    insecure: bool = False
+    rate_limit: float | None = None
+    cors_origins: tuple[str, ...] = ()
     triton_url: str | None = None
     triton_ports: TritonPorts = TritonPorts()
     default_model: str | None = None
     start_timeout_s: float = 120.0
+    triton_restarts: int = 5
     limits: Limits = Limits()
     log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port}: must be a port from 1 to 65535, or 0 for any free one")
+        if self.rate_limit is not None and not 0 < self.rate_limit < float("inf"):
+            raise ValueError(f"--rate-limit {self.rate_limit}: must be above 0, in requests a second")
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://[^\s/?#*]+", origin):
+                raise ValueError(
+                    f"--cors-origins {origin!r}: must be the origin of a page, such as https://app.example.org, "
+                    "without a path and without *"
+                )
         if self.triton_url is not None:
             if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}", self.triton_url):
                 raise ValueError(
@@ -113,5 +131,7 @@ class ServeSettings:
                 )
         elif self.port in self.triton_ports.by_flag().values():
             raise ValueError(f"--port {self.port} is also a port of the embedded Triton; choose another for either")
+        if self.triton_restarts < 0:
+            raise ValueError(f"--triton-restarts {self.triton_restarts}: must be 0 or more; the default is 5")
         if self.start_timeout_s <= 0:
             raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")

@@ -4,16 +4,21 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from deit import __version__
+from serving.api_keys import ApiKeys
 from serving.gateway.admission import Admission
+from serving.gateway.authentication import Authentication
 from serving.gateway.classification import Classifier
+from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.errors import (
     MEDIA_TYPE,
     PROBLEM_SCHEMA,
@@ -32,12 +37,29 @@ from serving.gateway.routes import CLASSIFY, STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
 from serving.settings import Limits
+from serving.supervisor import Supervisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask, how often, and from which pages; None and empty for everybody on this machine."""
+
+    keys: ApiKeys | None = None
+    rate_limit: float | None = None
+    cors_origins: tuple[str, ...] = ()
 
 
 def create_app(
-    triton_url: str, *, models: Mapping[str, ServedModel], default_model: str, limits: Limits, admission: Admission
+    triton_url: str,
+    *,
+    models: Mapping[str, ServedModel],
+    default_model: str,
+    limits: Limits,
+    access: Access,
+    admission: Admission,
+    supervisor: Supervisor | None = None,
 ) -> FastAPI:
-    """The application for these models of the Triton at `triton_url`."""
+    """The application for these models of the Triton at `triton_url`, which `supervisor` starts again when it fails."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,11 +74,14 @@ def create_app(
             readiness=readiness,
         )
         await readiness.ask()  # /readyz tells the truth from the first request on
-        watch = asyncio.create_task(readiness.watch())
+        watches = [asyncio.create_task(readiness.watch())]
+        if supervisor is not None:
+            watches.append(asyncio.create_task(supervisor.watch(readiness)))
         yield
-        watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watch
+        for watch in watches:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
         decoder.close()
         await client.close()
 
@@ -76,6 +101,16 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(AdmissionControl, admission=admission, path=CLASSIFY)
     app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
+    if access.keys is not None:
+        app.add_middleware(Authentication, keys=access.keys, rate_limit=access.rate_limit, limited_path=CLASSIFY)
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
+            expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
+        )
     app.add_middleware(RequestEnvelope)
     _describe_problems(app)
     return app

@@ -45,17 +45,25 @@ class Problem(Exception):
             **self.extensions,
         }
 
+    def response_headers(self) -> dict[str, str]:
+        later = {"Retry-After": str(self.retry_after_s or RETRY_AFTER_S)} if self.may_succeed_later else {}
+        return {**self.headers, **later}
+
     def response(self) -> JSONResponse:
-        headers = dict(self.headers)
-        if self.may_succeed_later:
-            headers["Retry-After"] = str(self.retry_after_s or RETRY_AFTER_S)
-        return JSONResponse(self.body(), self.status, headers, MEDIA_TYPE)
+        return JSONResponse(self.body(), self.status, self.response_headers(), MEDIA_TYPE)
 
 
 class MalformedRequest(Problem):
     """The request cannot be read: the body is empty, or the multipart form is broken or has no file field `image`."""
 
     status, name, title = 400, "malformed-request", "The request cannot be read"
+
+
+class Unauthorized(Problem):
+    """The request has no key, or one that is not known here. Ask whoever runs the server for one."""
+
+    status, name, title = 401, "unauthorized", "A key is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(Problem):
@@ -76,6 +84,12 @@ class MethodNotAllowed(Problem):
     status, name, title = 405, "method-not-allowed", "Wrong method"
 
 
+class HeaderTimeout(Problem):
+    """The header of the request did not arrive in time."""
+
+    status, name, title = 408, "header-timeout", "The header arrived too slowly"
+
+
 class BodyTimeout(Problem):
     """The body did not arrive in time. Send it faster, or a smaller image."""
 
@@ -94,6 +108,12 @@ class ImageTooLarge(Problem):
     status, name, title = 413, "image-too-large", "The image has too many pixels"
 
 
+class UrlTooLong(Problem):
+    """The URL is longer than the server reads. Parameters go into the query, the image into the body."""
+
+    status, name, title = 414, "url-too-long", "The URL is too long"
+
+
 class UnsupportedType(Problem):
     """The body is not a JPEG, PNG or WebP image, or is labelled as something that cannot hold one."""
 
@@ -110,6 +130,19 @@ class ImageTooComplex(Problem):
     """The image is built to cost far more time than its size suggests, such as a JPEG with hundreds of scans."""
 
     status, name, title = 422, "image-too-complex", "The image takes too long to decode"
+
+
+class RateLimited(Problem):
+    """This key asked more often than it may. Try again after the time in Retry-After."""
+
+    status, name, title = 429, "rate-limited", "The key was used too often"
+    may_succeed_later = True
+
+
+class HeadersTooLarge(Problem):
+    """The request has more header lines, or larger ones, than the server reads."""
+
+    status, name, title = 431, "headers-too-large", "The header is too large"
 
 
 class Overloaded(Problem):

@@ -21,6 +21,18 @@ logger = logging.getLogger(__name__)
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
 
+# An answer is data: nothing in it is to be run, shown in a frame or kept. The page has a policy of its own.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+DOCS = "/docs"
+"""FastAPI's explanation of the API runs a script that it fetches from elsewhere."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -49,7 +61,10 @@ class RequestEnvelope:
                 has_started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"] == DOCS:
+                    del headers["Content-Security-Policy"]
             await send(message)
 
         try:

@@ -30,6 +30,10 @@ LONGEST_CANARY_TIMEOUT_S = 15.0
 # A full queue may refuse the canary, and the model is still ready for as long as it answers somebody.
 LONGEST_SILENCE_S = 15.0
 
+# A dead stub stays dead (Triton from 24.06 to 25.11 does not start another); what is only silent may be busy or paused.
+LOSS_ENDS_S = 1.5
+SILENCE_ENDS_S = 8.0
+
 
 class Readiness:
     """Asks the models in the background."""
@@ -39,6 +43,7 @@ class Readiness:
         self._models = {model.name: model for model in models}
         self._failures: dict[str, Problem] = {}
         self._lost_since_s: dict[str, float] = {}
+        self._silent: set[str] = set()
 
     def findings(self) -> list[str]:
         """What is wrong, a sentence a model; empty while all is well."""
@@ -49,9 +54,13 @@ class Readiness:
         if model in self._failures:
             raise NotReady(f"the model {model} does not answer at present")
 
-    def lost_for_s(self) -> float:
-        """Seconds for which a model could not be reached or was silent, the longest of all; 0 while none is."""
-        return max((time.monotonic() - since_s for since_s in self._lost_since_s.values()), default=0.0)
+    def beyond_hope(self) -> str | None:
+        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself."""
+        for name, since_s in self._lost_since_s.items():
+            lost_s = time.monotonic() - since_s
+            if lost_s > (SILENCE_ENDS_S if name in self._silent else LOSS_ENDS_S):
+                return f"{name}: {self._failures[name].detail}, {lost_s:.0f} s ago"
+        return None
 
     def lose_all(self, reason: str) -> None:
         """Triton has ended: nothing needs to be asked to know that no model answers."""
@@ -81,11 +90,14 @@ class Readiness:
             await self._client.classify(model.name, blank, timeout_s=timeout_s, request_id="canary")
         except DeadlineExceeded:
             if self._client.since_success_s(model.name) >= time.monotonic() - asked_s:
+                self._silent.add(model.name)
                 self._lose(model.name, NotReady(f"no answer for {timeout_s:.1f} s"))
         except Overloaded:
             if self._client.since_success_s(model.name) > LONGEST_SILENCE_S:
+                self._silent.add(model.name)
                 self._lose(model.name, NotReady(f"no answer for {LONGEST_SILENCE_S:.0f} s"))
         except Problem as problem:
+            self._silent.discard(model.name)
             self._lose(model.name, problem)
         else:
             self._lost_since_s.pop(model.name, None)

@@ -60,3 +60,15 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
 def test_limits_that_cannot_hold_are_refused(name, value):
     with pytest.raises(ValueError, match="--" + name.replace("_", "-")):
         Limits(**{name: value})
+
+
+@pytest.mark.parametrize("origin", ["*", "example.org", "https://a.example/path", "https://*.example.org", "null"])
+def test_what_is_no_origin_of_a_page_is_refused(origin):
+    with pytest.raises(ValueError, match="--cors-origins"):
+        settings(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_limit_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="--rate-limit"):
+        settings(rate_limit=rate)
