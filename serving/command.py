@@ -82,6 +82,23 @@ def serve(
             rich_help_panel=GATEWAY,
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="DEIT_METRICS_PORT",
+            help="A port for Prometheus alone, without keys; without it, /metrics is on the gateway's port.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = None,
+    log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--log-requests/--no-log-requests",
+            envvar="DEIT_LOG_REQUESTS",
+            help="Log a line for each request. Turn it off where a proxy does.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.log_requests,
     log_format: Annotated[
         LogFormat,
         typer.Option(
@@ -232,6 +249,8 @@ def serve(
                 max_in_flight_bytes=max_in_flight_bytes,
                 max_in_flight_pixels=max_in_flight_pixels,
             ),
+            metrics_port=metrics_port,
+            log_requests=log_requests,
             log_format=log_format,
         )
     except ValueError as error:

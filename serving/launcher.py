@@ -16,12 +16,14 @@ from contextlib import ExitStack
 
 import typer
 import uvicorn
+from prometheus_client import start_http_server
 
 from deit.errors import ServingError
 from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
 from serving.gateway.admission import Admission
 from serving.gateway.app import Access, create_app
 from serving.gateway.images import configure_pillow_warnings
+from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
 from serving.gateway.protocol import GuardedProtocol
 from serving.settings import ServeSettings
@@ -86,6 +88,9 @@ def gateway_server(
     address: str,
 ) -> "GatewayServer":
     admission = Admission(settings.limits)
+    metrics = Metrics(models, admission)
+    if settings.metrics_port is not None:
+        serve_metrics(metrics, settings.host, settings.metrics_port)
     app = create_app(
         triton_url,
         models=models,
@@ -93,7 +98,10 @@ def gateway_server(
         limits=settings.limits,
         access=access,
         admission=admission,
+        metrics=metrics,
         supervisor=supervisor,
+        shows_metrics=settings.metrics_port is None,
+        logs_requests=settings.log_requests,
     )
     config = uvicorn.Config(
         app,
@@ -183,6 +191,16 @@ def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
     if wanted not in models:
         raise ServingError(f"--default-model {wanted} is not served; choose from: {', '.join(models)}")
     return wanted
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> None:
+    """On a port of their own, in a thread that ends with the process."""
+    try:
+        start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --metrics-port"
+        ) from error
 
 
 def read_access(settings: ServeSettings) -> Access:

@@ -89,6 +89,8 @@ class ServeSettings:
         cors_origins: of pages elsewhere that may ask from a browser.
         triton_url: HOST:PORT of a Triton's gRPC service elsewhere, or None to start the embedded one.
         default_model: answers requests that name no model; None takes the first by name.
+        metrics_port: for /metrics alone, without keys; None shows them on `port`.
+        log_requests: a line for each request, but not for refusals under load.
         start_timeout_s: until Triton must have loaded every model.
         triton_restarts: how often in a row the embedded Triton is started again; 0 ends the server instead.
     """
@@ -106,11 +108,17 @@ class ServeSettings:
     start_timeout_s: float = 120.0
     triton_restarts: int = 5
     limits: Limits = Limits()
+    metrics_port: int | None = None
+    log_requests: bool = True
     log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port}: must be a port from 1 to 65535, or 0 for any free one")
+        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
+            raise ValueError(f"--metrics-port {self.metrics_port}: must be a port from 1 to 65535")
+        if self.metrics_port is not None and self.metrics_port == self.port:
+            raise ValueError(f"--metrics-port {self.metrics_port} is also --port; leave it out to have /metrics there")
         if self.rate_limit is not None and not 0 < self.rate_limit < float("inf"):
             raise ValueError(f"--rate-limit {self.rate_limit}: must be above 0, in requests a second")
         for origin in self.cors_origins:

@@ -30,10 +30,11 @@ from serving.gateway.errors import (
     Problem,
 )
 from serving.gateway.images import ImageDecoder
-from serving.gateway.middleware import AdmissionControl, BodyGuard, RequestEnvelope
+from serving.gateway.metrics import Metrics
+from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness
-from serving.gateway.routes import CLASSIFY, STATIC, router
+from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
 from serving.settings import Limits
@@ -57,7 +58,10 @@ def create_app(
     limits: Limits,
     access: Access,
     admission: Admission,
+    metrics: Metrics,
     supervisor: Supervisor | None = None,
+    shows_metrics: bool = True,
+    logs_requests: bool = True,
 ) -> FastAPI:
     """The application for these models of the Triton at `triton_url`, which `supervisor` starts again when it fails."""
 
@@ -72,6 +76,7 @@ def create_app(
             admission=admission,
             classifier=Classifier(client, decoder),
             readiness=readiness,
+            shows_metrics=shows_metrics,
         )
         await readiness.ask()  # /readyz tells the truth from the first request on
         watches = [asyncio.create_task(readiness.watch())]
@@ -93,6 +98,7 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    app.state.metrics = metrics
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(Problem, _answer_problem)
@@ -111,7 +117,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
-    app.add_middleware(RequestEnvelope)
+    app.add_middleware(RequestEnvelope, metrics=metrics, logs_requests=logs_requests)
     _describe_problems(app)
     return app
 

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api_keys import ApiKeys
 from serving.gateway.errors import Problem, RateLimited, Unauthorized
+from serving.gateway.record import record_of
 
 # What tells nothing of models or traffic: health, the page without answers, the explanation of the API.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
@@ -50,7 +51,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_open(scope["path"]):
             try:
-                scope["state"]["key_name"] = self._check(scope)
+                record_of(scope).key_name = self._check(scope)
             except Problem as problem:
                 await problem.response()(scope, receive, send)
                 return

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from serving.gateway.deadline import Deadline
 from serving.gateway.errors import DeadlineExceeded, MalformedRequest
 from serving.gateway.images import ImageDecoder
 from serving.gateway.models import ServedModel
+from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import Answer, Heads, Prediction
 from serving.gateway.triton_client import Probabilities, TritonClient
 
@@ -27,21 +27,6 @@ class Question:
     with_heads: bool
 
 
-@dataclass
-class StageTimes:
-    """Seconds by stage, summed over the images of a request."""
-
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def add(self, stages_s: dict[str, float]) -> None:
-        for stage, seconds in stages_s.items():
-            self.seconds[stage] += seconds
-
-    def server_timing(self) -> str:
-        """The value of the header Server-Timing (W3C), in milliseconds."""
-        return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in self.seconds.items())
-
-
 class Classifier:
     """Answers questions about images, each image on its own."""
 
@@ -49,9 +34,7 @@ class Classifier:
         self._client = client
         self._decoder = decoder
 
-    async def answer(
-        self, content: bytes, question: Question, *, deadline: Deadline, times: StageTimes, request_id: str
-    ) -> Answer:
+    async def answer(self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord) -> Answer:
         """The answer for one image.
 
         Raises:
@@ -66,19 +49,17 @@ class Classifier:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"
             ) from error
-        times.add(prepared.stages_s)
         asked_s = time.monotonic()
-        try:
-            answer = await self._client.classify(
-                question.model.name,
-                prepared.pixels,
-                timeout_s=deadline.remaining_s(),
-                request_id=request_id,
-                version=question.version,
-                with_heads=question.with_heads,
-            )
-        finally:
-            times.add({"model": time.monotonic() - asked_s})
+        answer = await self._client.classify(
+            question.model.name,
+            prepared.pixels,
+            timeout_s=deadline.remaining_s(),
+            request_id=record.request_id,
+            version=question.version,
+            with_heads=question.with_heads,
+        )
+        stages_s = {**prepared.stages_s, "model": time.monotonic() - asked_s}
+        record.images.append(ImageRecord(version=answer.version, stages_s=stages_s))
         predictions = best(answer.probabilities, question.model.labels, question.top_k)
         abstained = None
         if question.min_probability is not None:

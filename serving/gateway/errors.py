@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from serving.gateway.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -49,8 +52,20 @@ class Problem(Exception):
         later = {"Retry-After": str(self.retry_after_s or RETRY_AFTER_S)} if self.may_succeed_later else {}
         return {**self.headers, **later}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.response_headers(), MEDIA_TYPE)
+    def response(self) -> "ProblemResponse":
+        return ProblemResponse(self)
+
+
+class ProblemResponse(JSONResponse):
+    """The answer; it also writes down in the request's record which problem it was."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.body(), problem.status, problem.response_headers(), MEDIA_TYPE)
+        self._name = problem.name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record_of(scope).problems.append(self._name)
+        await super().__call__(scope, receive, send)
 
 
 class MalformedRequest(Problem):

@@ -15,8 +15,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.gateway.admission import Admission
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
+from serving.gateway.metrics import Metrics
+from serving.gateway.record import RequestRecord
 
 logger = logging.getLogger(__name__)
+request_logger = logging.getLogger("serving.request")
+
+CLASSIFY = "/classify"
+
+CLIENT_LEFT = 499
+"""In metrics and logs, as nginx has it; nobody is there to read an answer."""
+
+# Asked every few seconds by machines.
+UNLOGGED_ROUTES = ("/healthz", "/readyz", "/metrics")
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
@@ -37,14 +48,15 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestEnvelope:
-    """Gives every request an id and every answer its headers, and turns an unexpected exception into a 500.
+    """Around everything: an id and a record for each request, headers for each answer, a 500 for what nobody expected.
 
-    The id is the caller's X-Request-ID where that is harmless, else a new one. `scope["state"]` holds it as
-    `request_id`, and as `started_s` when the request began, from which its deadline counts.
+    Counts and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, logs_requests: bool) -> None:
         self._app = app
+        self._metrics = metrics
+        self._logs_requests = logs_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,13 +64,14 @@ class RequestEnvelope:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, started_s=time.monotonic())
-        has_started = False
+        record = RequestRecord(request_id=request_id, started_s=time.monotonic())
+        scope.setdefault("state", {})["record"] = record
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
@@ -67,16 +80,48 @@ class RequestEnvelope:
                     del headers["Content-Security-Policy"]
             await send(message)
 
+        self._metrics.begin()
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            logger.debug("request %s: the client went away", request_id)
+            status = CLIENT_LEFT
+        except asyncio.CancelledError:
+            status = status or CLIENT_LEFT
+            raise
         except Exception:
             logger.exception("request %s failed", request_id)
-            if has_started:
+            if status:
                 raise
             response = Internal("an unexpected error; the request id finds it in the server's log").response()
             await response(scope, receive, send_with_headers)
+        finally:
+            self._end(scope, record, status)
+
+    def _end(self, scope: Scope, record: RequestRecord, status: int) -> None:
+        seconds = time.monotonic() - record.started_s
+        route = route_of(scope)
+        self._metrics.end(record, route=route, status=status, seconds=seconds)
+        if self._logs_requests and route not in UNLOGGED_ROUTES:
+            # Refusals at the door must cost next to nothing; the metrics count them.
+            level = logging.DEBUG if status in (429, 503) else logging.INFO
+            request_logger.log(level, "%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
+
+
+def route_of(scope: Scope) -> str:
+    """The path as it was declared, so that there are few; "other" for what leads nowhere."""
+    return getattr(scope.get("route"), "path", "") or (scope["path"] if scope["path"] == CLASSIFY else "other")
+
+
+def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
+    values: dict[str, object] = {"request_id": record.request_id, "ms": round(seconds * 1000, 1)}
+    optional = {
+        "key": record.key_name,
+        "model": record.model,
+        "images": len(record.images),
+        "problems": record.problems,
+    }
+    stages = {f"{stage}_ms": round(each * 1000, 1) for stage, each in record.stages_s().items()}
+    return values | {name: value for name, value in optional.items() if value} | stages
 
 
 class BodyGuard:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
-from serving.gateway.classification import Question, StageTimes
+from serving.gateway.classification import Question
 from serving.gateway.deadline import HEADER, Deadline, request_deadline
 from serving.gateway.declared_size import declared_pixels
 from serving.gateway.errors import (
@@ -35,13 +35,14 @@ from serving.gateway.errors import (
     UnsupportedType,
     documented,
 )
+from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.middleware import CLASSIFY
+from serving.gateway.record import RequestRecord, record_of
 from serving.gateway.schemas import Answer, Classification, Health, Model, Models, Result, Results, StreamedResult
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.uploads import FIELD, RAW_TYPES, Upload, read_uploads
 
 STATIC = Path(__file__).parent / "static"
-
-CLASSIFY = "/classify"
 
 NDJSON = "application/x-ndjson"
 
@@ -137,20 +138,20 @@ async def classify(
     The header Server-Timing tells how long the body, waiting for a decoder, decoding, preprocessing and the model (its
     queue included) took, in milliseconds, each summed over the images.
     """
-    started_s: float = request.state.started_s
-    deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=started_s)
+    record = record_of(request.scope)
+    deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=record.started_s)
     question = gateway.question(model, version=version, top_k=top_k, min_probability=min_probability, with_heads=heads)
     gateway.readiness.raise_if_lost(question.model.name)
-    times = StageTimes()
+    record.model = question.model.name
     try:
         async with asyncio.timeout(deadline.remaining_s()):
             uploads = await read_uploads(request, max_images=gateway.limits.max_images)
     except TimeoutError as error:
         raise BodyTimeout(f"the body was not complete after {deadline.allowed_s:g} s") from error
-    times.add({"receive": time.monotonic() - started_s})
+    record.receive_s = time.monotonic() - record.started_s
     ticket: Ticket = request.state.ticket
     ticket.begin([pixels_to_expect(upload, gateway) for upload in uploads])
-    work = Work(gateway, question, deadline, times, ticket, request.state.request_id)
+    work = Work(gateway, question, deadline, ticket, record)
     if accepts_ndjson(request):
         headers = {"X-Model": question.model.name}
         return StreamingResponse(work.lines(uploads), media_type=NDJSON, headers=headers)
@@ -165,16 +166,14 @@ class Work:
         gateway: GatewayState,
         question: Question,
         deadline: Deadline,
-        times: StageTimes,
         ticket: Ticket,
-        request_id: str,
+        record: RequestRecord,
     ) -> None:
         self._gateway = gateway
         self._question = question
         self._deadline = deadline
-        self._times = times
         self._ticket = ticket
-        self._request_id = request_id
+        self._record = record
         self._turns = asyncio.Semaphore(IMAGES_AT_ONCE)
 
     async def response(self, uploads: list[Upload]) -> Response:
@@ -188,7 +187,7 @@ class Work:
             results = await gather(*(self._result(upload) for upload in uploads))
             body = Results(model=self._question.model.name, results=results)
             versions = {result.version for result in results if result.version is not None}
-        headers = {"X-Model": self._question.model.name, "Server-Timing": self._times.server_timing()}
+        headers = {"X-Model": self._question.model.name, "Server-Timing": self._record.server_timing()}
         if len(versions) == 1:
             headers["X-Model-Version"] = versions.pop()
         return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
@@ -212,13 +211,14 @@ class Work:
             async with self._turns:
                 answer = await self._answer(upload)
         except Problem as problem:
+            self._record.problems.append(problem.name)
             return Result.model_validate({"filename": upload.filename, "problem": problem.body()})
         return Result(filename=upload.filename, **dict(answer))
 
     async def _answer(self, upload: Upload) -> Answer:
         with self._ticket.image(pixels_to_expect(upload, self._gateway)):
             return await self._gateway.classifier.answer(
-                upload.content, self._question, deadline=self._deadline, times=self._times, request_id=self._request_id
+                upload.content, self._question, deadline=self._deadline, record=self._record
             )
 
 
@@ -294,6 +294,15 @@ async def readyz(gateway: Gateway) -> Health:
     if findings:
         raise NotReady("; ".join(findings))
     return Health(status="ready")
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request, gateway: Gateway) -> Response:
+    """For Prometheus; absent where a port of its own has them."""
+    if not gateway.shows_metrics:
+        raise NotFound("the metrics have a port of their own")
+    page: Metrics = request.app.state.metrics
+    return Response(page.page(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @router.get("/problems/{name}", include_in_schema=False)

@@ -23,6 +23,7 @@ class GatewayState:
     admission: Admission
     classifier: Classifier
     readiness: Readiness
+    shows_metrics: bool
 
     def model(self, name: str | None) -> ServedModel:
         """Raises UnknownModel, which lists the models there are."""

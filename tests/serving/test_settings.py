@@ -72,3 +72,10 @@ def test_what_is_no_origin_of_a_page_is_refused(origin):
 def test_a_rate_limit_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match="--rate-limit"):
         settings(rate_limit=rate)
+
+
+def test_metrics_on_a_port_of_their_own_need_another_one():
+    with pytest.raises(ValueError, match="--metrics-port 8080 is also --port"):
+        settings(metrics_port=8080)
+    with pytest.raises(ValueError, match="--metrics-port"):
+        settings(metrics_port=0)
