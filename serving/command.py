@@ -13,7 +13,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DEFAULTS = ServeSettings(model_repository=Path("model_repository"))
 
 # The panels of --help. A pair of flags makes its panel wide, therefore perf_analyzer's options have their own.
-GATEWAY, TRITON, LIMITS, PERF_ANALYZER = "Gateway", "Triton", "Limits of one request", "Measuring with perf_analyzer"
+GATEWAY, ACCESS, TRITON = "Gateway", "Access", "Triton"
+LIMITS, PERF_ANALYZER = "Limits", "Measuring with perf_analyzer"
 
 
 @app.command()
@@ -29,7 +30,7 @@ def serve(
         str,
         typer.Option(
             envvar="DEIT_HOST",
-            help="Address to listen on. 0.0.0.0 admits other machines; put a proxy with TLS in front.",
+            help="Address to listen on. 0.0.0.0 admits other machines: set keys, and put a proxy with TLS in front.",
             rich_help_panel=GATEWAY,
         ),
     ] = DEFAULTS.host,
@@ -41,6 +42,38 @@ def serve(
             rich_help_panel=GATEWAY,
         ),
     ] = DEFAULTS.port,
+    api_keys_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DEIT_API_KEYS_FILE",
+            help="SHA-256 and name of each key that may ask, a line each. Or set keys themselves in DEIT_API_KEYS.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            envvar="DEIT_INSECURE",
+            help="Listen beyond this machine without keys. Only where something else keeps strangers out.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = False,
+    rate_limit: Annotated[
+        float | None,
+        typer.Option(
+            envvar="DEIT_RATE_LIMIT",
+            help="Requests a second for each key. Set it when one user must not crowd out the others.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    cors_origins: Annotated[
+        str,
+        typer.Option(
+            envvar="DEIT_CORS_ORIGINS",
+            help="Pages that may ask from a browser, with commas between, such as https://app.example.org.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = "",
     default_model: Annotated[
         str | None,
         typer.Option(
@@ -49,6 +82,23 @@ def serve(
             rich_help_panel=GATEWAY,
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="DEIT_METRICS_PORT",
+            help="A port for Prometheus alone, without keys; without it, /metrics is on the gateway's port.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = None,
+    log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--log-requests/--no-log-requests",
+            envvar="DEIT_LOG_REQUESTS",
+            help="Log a line for each request. Turn it off where a proxy does.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.log_requests,
     log_format: Annotated[
         LogFormat,
         typer.Option(
@@ -74,6 +124,14 @@ def serve(
             rich_help_panel=TRITON,
         ),
     ] = DEFAULTS.start_timeout_s,
+    triton_restarts: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_TRITON_RESTARTS",
+            help="How often in a row a failed embedded Triton is started again. Set 0 where an orchestrator does it.",
+            rich_help_panel=TRITON,
+        ),
+    ] = DEFAULTS.triton_restarts,
     triton_grpc_port: Annotated[
         int,
         typer.Option(
@@ -106,6 +164,14 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = DEFAULTS.limits.max_image_pixels,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IMAGES",
+            help="Most images in one form. Raise it with the body limit for batches of small images.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_images,
     request_timeout_s: Annotated[
         float,
         typer.Option(
@@ -114,6 +180,30 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = DEFAULTS.limits.request_timeout_s,
+    max_wait_s: Annotated[
+        float,
+        typer.Option(
+            envvar="DEIT_MAX_WAIT_S",
+            help="Seconds an image may take before more are refused with 429. Raise it when callers rather wait.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_wait_s,
+    max_in_flight_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IN_FLIGHT_BYTES",
+            help="Of all bodies together; more are refused with 429. Set it by the memory of the machine.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_in_flight_bytes,
+    max_in_flight_pixels: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_MAX_IN_FLIGHT_PIXELS",
+            help="Of all images together; more are refused with 429. Raise it on a machine with many cores.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = DEFAULTS.limits.max_in_flight_pixels,
     triton_http: Annotated[
         bool,
         typer.Option(
@@ -137,6 +227,10 @@ def serve(
             model_repository=model_repository,
             host=host,
             port=port,
+            api_keys_file=api_keys_file,
+            insecure=insecure,
+            rate_limit=rate_limit,
+            cors_origins=tuple(filter(None, map(str.strip, cors_origins.split(",")))),
             triton_url=triton_url,
             triton_ports=TritonPorts(
                 grpc=triton_grpc_port,
@@ -145,11 +239,18 @@ def serve(
             ),
             default_model=default_model,
             start_timeout_s=start_timeout_s,
+            triton_restarts=triton_restarts,
             limits=Limits(
                 max_body_bytes=max_body_bytes,
                 max_image_pixels=max_image_pixels,
+                max_images=max_images,
                 request_timeout_s=request_timeout_s,
+                max_wait_s=max_wait_s,
+                max_in_flight_bytes=max_in_flight_bytes,
+                max_in_flight_pixels=max_in_flight_pixels,
             ),
+            metrics_port=metrics_port,
+            log_requests=log_requests,
             log_format=log_format,
         )
     except ValueError as error:

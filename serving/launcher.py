@@ -4,81 +4,113 @@ SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has,
 everything at once.
 """
 
+import asyncio
+import ipaddress
 import logging
 import math
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import typer
 import uvicorn
+from prometheus_client import start_http_server
 
 from deit.errors import ServingError
-from serving.gateway.app import create_app
+from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
+from serving.gateway.admission import Admission
+from serving.gateway.app import Access, create_app
 from serving.gateway.images import configure_pillow_warnings
+from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
+from serving.gateway.protocol import GuardedProtocol
 from serving.settings import ServeSettings
+from serving.supervisor import Supervisor
 from serving.triton.connection import wait_until_ready
 from serving.triton.embedded import embedded_triton
 from serving.triton.options import LOOPBACK
-from serving.triton.process import TritonProcess
 
 logger = logging.getLogger(__name__)
 
 # An idle connection is closed after this; below the idle timeout of common proxies.
 KEEP_ALIVE_S = 5
 
+# Requests that were sent before their client could know of the end are answered.
+LATE_REQUESTS_S = 1.0
+
 
 def serve(settings: ServeSettings) -> None:
     """Return when a signal asked for the end.
 
     Raises:
-        ServingError, RepositoryError: something stands in the way, or Triton ended.
+        ServingError, RepositoryError: something stands in the way, or Triton failed too often.
     """
     stop = StopSignal()
     configure_pillow_warnings()
     try:
         with ExitStack() as stack:
-            listener = stack.enter_context(reserve_port(settings.host, settings.port))
-            triton = None
+            access = read_access(settings)
+            admits_strangers = settings.insecure or access.keys is not None
+            listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers))
+            triton = supervisor = None
             if settings.triton_url is None:
                 triton = stack.enter_context(embedded_triton(settings.model_repository, settings.triton_ports))
+                supervisor = Supervisor(
+                    triton, most_restarts=settings.triton_restarts, start_timeout_s=settings.start_timeout_s
+                )
             url = settings.triton_url or f"{LOOPBACK}:{settings.triton_ports.grpc}"
 
             def raise_if_in_vain() -> None:
                 stop.raise_if_received()
                 if triton is not None:
-                    triton.raise_if_ended()
+                    triton.process.raise_if_ended()
 
             wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
             models = discover_models(url)
             stop.raise_if_received()
-            server = gateway_server(settings, url, models, stop, address=url_of(listener))
-            run_gateway(server, listener, triton)
+            gateway_server(settings, url, models, access, stop, supervisor, address=url_of(listener)).run([listener])
+            if supervisor is not None and supervisor.failure is not None:
+                raise supervisor.failure
     except KeyboardInterrupt:
         logger.info("stopped")
 
 
 def gateway_server(
-    settings: ServeSettings, triton_url: str, models: dict[str, ServedModel], stop: "StopSignal", *, address: str
+    settings: ServeSettings,
+    triton_url: str,
+    models: dict[str, ServedModel],
+    access: Access,
+    stop: "StopSignal",
+    supervisor: Supervisor | None,
+    *,
+    address: str,
 ) -> "GatewayServer":
+    admission = Admission(settings.limits)
+    metrics = Metrics(models, admission)
+    if settings.metrics_port is not None:
+        serve_metrics(metrics, settings.host, settings.metrics_port)
     app = create_app(
         triton_url,
         models=models,
         default_model=choose_default(settings.default_model, models),
         limits=settings.limits,
+        access=access,
+        admission=admission,
+        metrics=metrics,
+        supervisor=supervisor,
+        shows_metrics=settings.metrics_port is None,
+        logs_requests=settings.log_requests,
     )
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=GuardedProtocol,
         loop="uvloop",
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -86,7 +118,7 @@ def gateway_server(
         timeout_graceful_shutdown=math.ceil(settings.limits.request_timeout_s) + 1,
     )
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
-    return GatewayServer(config, stop, on_ready=lambda: typer.echo(ready))
+    return GatewayServer(config, stop, admission, supervisor, on_ready=lambda: typer.echo(ready))
 
 
 class StopSignal:
@@ -115,9 +147,19 @@ class StopSignal:
 class GatewayServer(uvicorn.Server):
     """uvicorn, with one meaning for both signals, and a word when it listens and when it stops."""
 
-    def __init__(self, config: uvicorn.Config, stop: StopSignal, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        stop: StopSignal,
+        admission: Admission,
+        supervisor: Supervisor | None,
+        *,
+        on_ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._stop = stop
+        self._admission = admission
+        self._supervisor = supervisor
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -125,30 +167,22 @@ class GatewayServer(uvicorn.Server):
         if self.started:
             self._on_ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        has_failed = self._supervisor is not None and self._supervisor.failure is not None
+        return await super().on_tick(counter) or has_failed
+
     def handle_exit(self, sig: int, frame: object) -> None:
         """Uvicorn ends on a second SIGINT only, and raises the signals again when it is done."""
         if self.should_exit:
             os._exit(128 + sig)  # the kernel kills Triton (with_parent.py); the next start removes its folder
         self.should_exit = True
         self._stop.note()
+        self._admission.stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("stopping; finishing the requests in progress")
+        asyncio.get_running_loop().call_later(LATE_REQUESTS_S, self._admission.close)
         await super().shutdown(sockets)
-
-
-def run_gateway(server: GatewayServer, listener: socket.socket, triton: TritonProcess | None) -> None:
-    """Serve until a signal, or until Triton ends, which raises ServingError."""
-    if triton is not None:
-        threading.Thread(target=stop_when_ended, args=(triton, server), name="triton-watch", daemon=True).start()
-    server.run([listener])
-    if triton is not None:
-        triton.raise_if_ended()
-
-
-def stop_when_ended(triton: TritonProcess, server: GatewayServer) -> None:
-    triton.wait()
-    server.should_exit = True
 
 
 def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
@@ -159,12 +193,35 @@ def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
     return wanted
 
 
-def reserve_port(host: str, port: int) -> socket.socket:
+def serve_metrics(metrics: Metrics, host: str, port: int) -> None:
+    """On a port of their own, in a thread that ends with the process."""
+    try:
+        start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --metrics-port"
+        ) from error
+
+
+def read_access(settings: ServeSettings) -> Access:
+    # Taken out of the environment, which Triton and its stubs would inherit.
+    keys = load_api_keys(settings.api_keys_file, os.environ.pop(ENVIRONMENT_VARIABLE, None))
+    if keys is None and settings.rate_limit is not None:
+        raise ServingError("--rate-limit counts by key, and there are none; set --api-keys-file, or drop it")
+    return Access(keys=keys, rate_limit=settings.rate_limit, cors_origins=settings.cors_origins)
+
+
+def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
     """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        if not admits_strangers and not ipaddress.ip_address(address[0]).is_loopback:
+            raise ServingError(
+                f"--host {host} admits other machines, and there are no keys: give some with --api-keys-file or "
+                f"{ENVIRONMENT_VARIABLE}, or say --insecure where something else keeps strangers out"
+            )
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -13,17 +13,25 @@ PILLOW_MAX_IMAGE_PIXELS = 89_478_485
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost.
+    """What one request may cost, and all together.
 
     Attributes:
         max_body_bytes: of the request body, before anything is parsed.
         max_image_pixels: width x height, checked in the header before decoding.
+        max_images: in one form.
         request_timeout_s: from the first byte of the body to the answer.
+        max_wait_s: how long an image may take, from its arrival to its answer, before further requests are refused.
+        max_in_flight_bytes: of all bodies together.
+        max_in_flight_pixels: of all images that wait or are decoded.
     """
 
     max_body_bytes: int = 10 * 2**20
     max_image_pixels: int = 25_000_000
+    max_images: int = 64
     request_timeout_s: float = 10.0
+    max_wait_s: float = 0.5
+    max_in_flight_bytes: int = 256 * 2**20
+    max_in_flight_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1:
@@ -33,8 +41,18 @@ class Limits:
                 f"--max-image-pixels {self.max_image_pixels}: must be between 1 and {PILLOW_MAX_IMAGE_PIXELS}, "
                 "above which Pillow refuses an image as a decompression bomb"
             )
+        if self.max_images < 1:
+            raise ValueError(f"--max-images {self.max_images}: must be at least 1; the default is 64")
         if not 0 < self.request_timeout_s < float("inf"):
             raise ValueError(f"--request-timeout-s {self.request_timeout_s}: must be above 0; the default is 10")
+        if not 0 < self.max_wait_s < float("inf"):
+            raise ValueError(f"--max-wait-s {self.max_wait_s}: must be above 0; the default is 0.5")
+        for flag, value in (
+            ("--max-in-flight-bytes", self.max_in_flight_bytes),
+            ("--max-in-flight-pixels", self.max_in_flight_pixels),
+        ):
+            if value < 1:
+                raise ValueError(f"{flag} {value}: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +83,50 @@ class ServeSettings:
 
     Attributes:
         model_repository: the folder Triton loads; without meaning when `triton_url` is set.
+        api_keys_file: SHA-256 and name of each key that may ask.
+        insecure: listen beyond this machine without keys.
+        rate_limit: requests a second for each key.
+        cors_origins: of pages elsewhere that may ask from a browser.
         triton_url: HOST:PORT of a Triton's gRPC service elsewhere, or None to start the embedded one.
         default_model: answers requests that name no model; None takes the first by name.
+        metrics_port: for /metrics alone, without keys; None shows them on `port`.
+        log_requests: a line for each request, but not for refusals under load.
         start_timeout_s: until Triton must have loaded every model.
+        triton_restarts: how often in a row the embedded Triton is started again; 0 ends the server instead.
     """
 
     model_repository: Path
     host: str = "127.0.0.1"
     port: int = 8080
+    api_keys_file: Path | None = None
+    insecure: bool = False
+    rate_limit: float | None = None
+    cors_origins: tuple[str, ...] = ()
     triton_url: str | None = None
     triton_ports: TritonPorts = TritonPorts()
     default_model: str | None = None
     start_timeout_s: float = 120.0
+    triton_restarts: int = 5
     limits: Limits = Limits()
+    metrics_port: int | None = None
+    log_requests: bool = True
     log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port}: must be a port from 1 to 65535, or 0 for any free one")
+        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
+            raise ValueError(f"--metrics-port {self.metrics_port}: must be a port from 1 to 65535")
+        if self.metrics_port is not None and self.metrics_port == self.port:
+            raise ValueError(f"--metrics-port {self.metrics_port} is also --port; leave it out to have /metrics there")
+        if self.rate_limit is not None and not 0 < self.rate_limit < float("inf"):
+            raise ValueError(f"--rate-limit {self.rate_limit}: must be above 0, in requests a second")
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://[^\s/?#*]+", origin):
+                raise ValueError(
+                    f"--cors-origins {origin!r}: must be the origin of a page, such as https://app.example.org, "
+                    "without a path and without *"
+                )
         if self.triton_url is not None:
             if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}", self.triton_url):
                 raise ValueError(
@@ -95,5 +139,7 @@ class ServeSettings:
                 )
         elif self.port in self.triton_ports.by_flag().values():
             raise ValueError(f"--port {self.port} is also a port of the embedded Triton; choose another for either")
+        if self.triton_restarts < 0:
+            raise ValueError(f"--triton-restarts {self.triton_restarts}: must be 0 or more; the default is 5")
         if self.start_timeout_s <= 0:
             raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")

@@ -4,34 +4,66 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from deit import __version__
+from serving.api_keys import ApiKeys
+from serving.gateway.admission import Admission
+from serving.gateway.authentication import Authentication
+from serving.gateway.classification import Classifier
+from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.errors import (
+    MEDIA_TYPE,
     PROBLEM_SCHEMA,
     InvalidParameter,
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     Problem,
 )
 from serving.gateway.images import ImageDecoder
-from serving.gateway.middleware import BodyLimit, RequestEnvelope
+from serving.gateway.metrics import Metrics
+from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness
 from serving.gateway.routes import STATIC, router
-from serving.gateway.state import GatewayState
+from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
 from serving.settings import Limits
+from serving.supervisor import Supervisor
 
 
-def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_model: str, limits: Limits) -> FastAPI:
-    """The application for these models of the Triton at `triton_url`."""
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask, how often, and from which pages; None and empty for everybody on this machine."""
+
+    keys: ApiKeys | None = None
+    rate_limit: float | None = None
+    cors_origins: tuple[str, ...] = ()
+
+
+def create_app(
+    triton_url: str,
+    *,
+    models: Mapping[str, ServedModel],
+    default_model: str,
+    limits: Limits,
+    access: Access,
+    admission: Admission,
+    metrics: Metrics,
+    supervisor: Supervisor | None = None,
+    shows_metrics: bool = True,
+    logs_requests: bool = True,
+) -> FastAPI:
+    """The application for these models of the Triton at `triton_url`, which `supervisor` starts again when it fails."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,16 +73,20 @@ def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_mo
             models=models,
             default_model=default_model,
             limits=limits,
-            client=client,
-            decoder=decoder,
+            admission=admission,
+            classifier=Classifier(client, decoder),
             readiness=readiness,
+            shows_metrics=shows_metrics,
         )
         await readiness.ask()  # /readyz tells the truth from the first request on
-        watch = asyncio.create_task(readiness.watch())
+        watches = [asyncio.create_task(readiness.watch())]
+        if supervisor is not None:
+            watches.append(asyncio.create_task(supervisor.watch(readiness)))
         yield
-        watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watch
+        for watch in watches:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
         decoder.close()
         await client.close()
 
@@ -62,19 +98,34 @@ def create_app(triton_url: str, *, models: Mapping[str, ServedModel], default_mo
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    app.state.metrics = metrics
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
-    app.add_middleware(RequestEnvelope)  # added last, therefore the outermost
+    # The last one added is the outermost.
+    app.add_middleware(AdmissionControl, admission=admission, path=CLASSIFY)
+    app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
+    if access.keys is not None:
+        app.add_middleware(Authentication, keys=access.keys, rate_limit=access.rate_limit, limited_path=CLASSIFY)
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
+            expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
+        )
+    app.add_middleware(RequestEnvelope, metrics=metrics, logs_requests=logs_requests)
     _describe_problems(app)
     return app
 
 
-async def _answer_problem(_: Request, error: Exception) -> JSONResponse:
+async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Problem)
+    if isinstance(error, Overloaded) and error.retry_after_s is None:  # Triton's queue is full
+        error.retry_after_s = gateway_state(request).admission.retry_after_s()
     return error.response()
 
 
@@ -110,6 +161,11 @@ def _describe_problems(app: FastAPI) -> None:
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Problem"] = PROBLEM_SCHEMA
+            # FastAPI promises its own 422 of every path with a parameter, also where any text will do.
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    if MEDIA_TYPE not in operation["responses"].get("422", {}).get("content", {MEDIA_TYPE: None}):
+                        del operation["responses"]["422"]
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from serving.gateway.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 1
-"""Long enough for a queue of some hundred images to move on a CPU, short enough for a caller to wait."""
+"""Where nothing better is known: long enough for a restart or a queue to move, short enough for a caller to wait."""
 
 
 class Problem(Exception):
@@ -20,17 +23,20 @@ class Problem(Exception):
 
     Args:
         detail: what was found this time.
+        retry_after_s: when a repetition may succeed, for the header Retry-After.
         extensions: further members of the answer, such as the failing parameters.
     """
 
     status: ClassVar[int]
     name: ClassVar[str]
     title: ClassVar[str]
+    may_succeed_later: ClassVar[bool] = False
     headers: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, detail: str, **extensions: Any) -> None:
+    def __init__(self, detail: str, *, retry_after_s: int | None = None, **extensions: Any) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.retry_after_s = retry_after_s
         self.extensions = extensions
 
     def body(self) -> dict[str, Any]:
@@ -42,14 +48,37 @@ class Problem(Exception):
             **self.extensions,
         }
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, dict(self.headers), MEDIA_TYPE)
+    def response_headers(self) -> dict[str, str]:
+        later = {"Retry-After": str(self.retry_after_s or RETRY_AFTER_S)} if self.may_succeed_later else {}
+        return {**self.headers, **later}
+
+    def response(self) -> "ProblemResponse":
+        return ProblemResponse(self)
+
+
+class ProblemResponse(JSONResponse):
+    """The answer; it also writes down in the request's record which problem it was."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.body(), problem.status, problem.response_headers(), MEDIA_TYPE)
+        self._name = problem.name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record_of(scope).problems.append(self._name)
+        await super().__call__(scope, receive, send)
 
 
 class MalformedRequest(Problem):
     """The request cannot be read: the body is empty, or the multipart form is broken or has no file field `image`."""
 
     status, name, title = 400, "malformed-request", "The request cannot be read"
+
+
+class Unauthorized(Problem):
+    """The request has no key, or one that is not known here. Ask whoever runs the server for one."""
+
+    status, name, title = 401, "unauthorized", "A key is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(Problem):
@@ -59,7 +88,7 @@ class NotFound(Problem):
 
 
 class UnknownModel(Problem):
-    """No model of this name is served. GET /models lists those that are."""
+    """No model of this name, or no such version of it, is served. GET /models lists those that are."""
 
     status, name, title = 404, "unknown-model", "No such model"
 
@@ -68,6 +97,12 @@ class MethodNotAllowed(Problem):
     """The path exists, but not for this method. /docs lists what there is."""
 
     status, name, title = 405, "method-not-allowed", "Wrong method"
+
+
+class HeaderTimeout(Problem):
+    """The header of the request did not arrive in time."""
+
+    status, name, title = 408, "header-timeout", "The header arrived too slowly"
 
 
 class BodyTimeout(Problem):
@@ -88,6 +123,12 @@ class ImageTooLarge(Problem):
     status, name, title = 413, "image-too-large", "The image has too many pixels"
 
 
+class UrlTooLong(Problem):
+    """The URL is longer than the server reads. Parameters go into the query, the image into the body."""
+
+    status, name, title = 414, "url-too-long", "The URL is too long"
+
+
 class UnsupportedType(Problem):
     """The body is not a JPEG, PNG or WebP image, or is labelled as something that cannot hold one."""
 
@@ -106,6 +147,26 @@ class ImageTooComplex(Problem):
     status, name, title = 422, "image-too-complex", "The image takes too long to decode"
 
 
+class RateLimited(Problem):
+    """This key asked more often than it may. Try again after the time in Retry-After."""
+
+    status, name, title = 429, "rate-limited", "The key was used too often"
+    may_succeed_later = True
+
+
+class HeadersTooLarge(Problem):
+    """The request has more header lines, or larger ones, than the server reads."""
+
+    status, name, title = 431, "headers-too-large", "The header is too large"
+
+
+class Overloaded(Problem):
+    """More images wait than the server can answer soon. Try again after the time in Retry-After."""
+
+    status, name, title = 429, "overloaded", "The server is overloaded"
+    may_succeed_later = True
+
+
 class InvalidParameter(Problem):
     """A query parameter has a value that it cannot have. `errors` lists each."""
 
@@ -122,14 +183,15 @@ class NotReady(Problem):
     """Triton is not ready, or a model does not answer. Try again later."""
 
     status, name, title = 503, "not-ready", "The server is not ready"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_S)}
+    may_succeed_later = True
 
 
-class Overloaded(Problem):
-    """More requests wait than the server can answer in time. Try again after the time in Retry-After."""
+class Draining(Problem):
+    """The server is shutting down and finishes only what it has begun. Another one may answer."""
 
-    status, name, title = 503, "overloaded", "The server is overloaded"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_S)}
+    status, name, title = 503, "shutting-down", "The server is shutting down"
+    may_succeed_later = True
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class DeadlineExceeded(Problem):
@@ -154,8 +216,8 @@ def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
         )
         example = problem(problem.__doc__ or problem.title).body()
         response["content"][MEDIA_TYPE]["examples"][problem.name] = {"summary": problem.title, "value": example}
-        for header in problem.headers:
-            response["headers"] = {header: {"description": "Seconds to wait", "schema": {"type": "integer"}}}
+        if problem.may_succeed_later:
+            response["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
     return responses
 
 

@@ -11,8 +11,10 @@ Rules, the same for every format:
 
 import asyncio
 import os
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -39,6 +41,19 @@ UPRIGHT = {
 }
 
 
+@dataclass(frozen=True)
+class ModelInput:
+    """What the model reads of an image, and what making it cost.
+
+    Attributes:
+        pixels: uint8 (image_size, image_size, 3), RGB.
+        stages_s: seconds by stage: waiting for a thread, decoding, preprocessing.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    stages_s: dict[str, float]
+
+
 class ImageDecoder:
     """Decodes uploads on as many threads as there are cores; Pillow frees the interpreter lock while it decodes."""
 
@@ -46,16 +61,27 @@ class ImageDecoder:
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
 
-    async def model_input(self, content: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-        """uint8 (image_size, image_size, 3), RGB. Raises what `decode` raises."""
+    async def model_input(self, content: bytes, preprocessing: Preprocessing) -> ModelInput:
+        """Raises what `decode` raises. When the caller is cancelled, an image that still waits is not decoded."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._decode_and_crop, content, preprocessing)
+        return await loop.run_in_executor(
+            self._threads, self._decode_and_crop, content, preprocessing, time.monotonic()
+        )
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _decode_and_crop(self, content: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-        return resize_and_crop(decode(content, self._max_pixels), preprocessing)
+    def _decode_and_crop(self, content: bytes, preprocessing: Preprocessing, asked_s: float) -> ModelInput:
+        started_s = time.monotonic()
+        image = decode(content, self._max_pixels)
+        decoded_s = time.monotonic()
+        pixels = resize_and_crop(image, preprocessing)
+        stages_s = {
+            "wait": started_s - asked_s,
+            "decode": decoded_s - started_s,
+            "preprocess": time.monotonic() - decoded_s,
+        }
+        return ModelInput(pixels, stages_s)
 
 
 def decode(content: bytes, max_pixels: int) -> Image.Image:

@@ -1,31 +1,62 @@
-"""What every request passes before routing: a request id, a limit on the body, and an answer whatever happens.
+"""What every request passes before routing: a request id, limits on the body, admission, and an answer in any case.
 
-Pure ASGI, so that a body over the limit is refused before anything reads it.
+Pure ASGI, so that what is refused is refused before anything reads the body.
 """
 
+import asyncio
 import logging
 import re
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.gateway.errors import BodyTooLarge, Internal, MalformedRequest
+from serving.gateway.admission import Admission
+from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
+from serving.gateway.metrics import Metrics
+from serving.gateway.record import RequestRecord
 
 logger = logging.getLogger(__name__)
+request_logger = logging.getLogger("serving.request")
+
+CLASSIFY = "/classify"
+
+CLIENT_LEFT = 499
+"""In metrics and logs, as nginx has it; nobody is there to read an answer."""
+
+# Asked every few seconds by machines.
+UNLOGGED_ROUTES = ("/healthz", "/readyz", "/metrics")
+
+# The deadline of the request bounds the whole body.
+BODY_STALL_S = 5.0
+
+# An answer is data: nothing in it is to be run, shown in a frame or kept. The page has a policy of its own.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+DOCS = "/docs"
+"""FastAPI's explanation of the API runs a script that it fetches from elsewhere."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestEnvelope:
-    """Gives every request an id and every answer its headers, and turns an unexpected exception into a 500.
+    """Around everything: an id and a record for each request, headers for each answer, a 500 for what nobody expected.
 
-    The id is the caller's X-Request-ID where that is harmless, else a new one; it is in `scope["state"]["request_id"]`.
+    Counts and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, logs_requests: bool) -> None:
         self._app = app
+        self._metrics = metrics
+        self._logs_requests = logs_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,32 +64,68 @@ class RequestEnvelope:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        has_started = False
+        record = RequestRecord(request_id=request_id, started_s=time.monotonic())
+        scope.setdefault("state", {})["record"] = record
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"] == DOCS:
+                    del headers["Content-Security-Policy"]
             await send(message)
 
+        self._metrics.begin()
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            logger.debug("request %s: the client went away", request_id)
+            status = CLIENT_LEFT
+        except asyncio.CancelledError:
+            status = status or CLIENT_LEFT
+            raise
         except Exception:
             logger.exception("request %s failed", request_id)
-            if has_started:
+            if status:
                 raise
             response = Internal("an unexpected error; the request id finds it in the server's log").response()
             await response(scope, receive, send_with_headers)
+        finally:
+            self._end(scope, record, status)
+
+    def _end(self, scope: Scope, record: RequestRecord, status: int) -> None:
+        seconds = time.monotonic() - record.started_s
+        route = route_of(scope)
+        self._metrics.end(record, route=route, status=status, seconds=seconds)
+        if self._logs_requests and route not in UNLOGGED_ROUTES:
+            # Refusals at the door must cost next to nothing; the metrics count them.
+            level = logging.DEBUG if status in (429, 503) else logging.INFO
+            request_logger.log(level, "%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
 
 
-class BodyLimit:
-    """Refuses a body over the limit: at once when its length is declared, else as soon as it has arrived.
+def route_of(scope: Scope) -> str:
+    """The path as it was declared, so that there are few; "other" for what leads nowhere."""
+    return getattr(scope.get("route"), "path", "") or (scope["path"] if scope["path"] == CLASSIFY else "other")
+
+
+def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
+    values: dict[str, object] = {"request_id": record.request_id, "ms": round(seconds * 1000, 1)}
+    optional = {
+        "key": record.key_name,
+        "model": record.model,
+        "images": len(record.images),
+        "problems": record.problems,
+    }
+    stages = {f"{stage}_ms": round(each * 1000, 1) for stage, each in record.stages_s().items()}
+    return values | {name: value for name, value in optional.items() if value} | stages
+
+
+class BodyGuard:
+    """Refuses a body over the limit, at once when its length is declared, and one that stalls.
 
     Starlette's own limit (FastAPI's `max_body_size`) answers in plain text, also in place of an answer of ours
     (Starlette 1.10).
@@ -81,16 +148,52 @@ class BodyLimit:
             await self._too_large(f"{declared} bytes").response()(scope, receive, send)
             return
         received = 0
+        is_complete = False
 
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
+        async def guarded_receive() -> Message:
+            nonlocal received, is_complete
+            if is_complete:  # the application waits for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout(BODY_STALL_S):
+                    message = await receive()
+            except TimeoutError as error:
+                raise BodyTimeout(f"nothing more of the body came for {BODY_STALL_S:g} s") from error
+            is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._too_large("more bytes than that")
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        await self._app(scope, guarded_receive, send)
 
     def _too_large(self, found: str) -> BodyTooLarge:
         return BodyTooLarge(f"the limit is {self._max_bytes} bytes, and the body has {found}")
+
+
+class AdmissionControl:
+    """Refuses images that cannot be answered soon, before a byte of the body is read.
+
+    An admitted request has its ticket in `scope["state"]["ticket"]`.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission, path: str) -> None:
+        self._app = app
+        self._admission = admission
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length")
+        try:
+            ticket = self._admission.admit(None if declared is None else int(declared))
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
+            return
+        scope["state"]["ticket"] = ticket
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            ticket.release()

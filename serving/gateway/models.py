@@ -13,7 +13,15 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from deit.errors import ServingError
-from deit.model import IMAGES, PREPROCESSING_PARAMETER, PROBABILITIES, PROVENANCE_PARAMETER, Provenance
+from deit.model import (
+    CLASS_PROBABILITIES,
+    DISTILLATION_PROBABILITIES,
+    IMAGES,
+    PREPROCESSING_PARAMETER,
+    PROBABILITIES,
+    PROVENANCE_PARAMETER,
+    Provenance,
+)
 from deit.preprocessing import Preprocessing
 from serving.triton.connection import connect
 
@@ -28,16 +36,28 @@ class ServedModel:
     """A model as requests see it.
 
     Attributes:
-        version: the newest that was loaded at the start; an answer names the one that gave it.
+        versions: those that were loaded at the start, oldest first; an answer names the one that gave it.
         labels: class names in index order.
+        has_heads: it gives the probabilities of the class head and of the distillation head too.
         provenance: None for a model that was not made by `deit export`.
     """
 
     name: str
-    version: str
+    versions: tuple[str, ...]
     labels: tuple[str, ...]
+    has_heads: bool
     preprocessing: Preprocessing
     provenance: Provenance | None
+
+    @property
+    def version(self) -> str:
+        """The newest, which answers requests that name none."""
+        return self.versions[-1]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one image, (H, W, 3)."""
+        return (self.preprocessing.image_size, self.preprocessing.image_size, 3)
 
 
 def discover_models(url: str) -> dict[str, ServedModel]:
@@ -78,7 +98,8 @@ def _read_model(client: InferenceServerClient, name: str) -> ServedModel | None:
     _check_input(name, metadata["inputs"], preprocessing.image_size)
     return ServedModel(
         name=name,
-        version=max(metadata["versions"], key=int),
+        versions=tuple(sorted(metadata["versions"], key=int)),
+        has_heads={CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES} <= {each["name"] for each in metadata["outputs"]},
         labels=_read_labels(client, name, preprocessing.image_size, _class_count(name, metadata["outputs"])),
         preprocessing=preprocessing,
         provenance=provenance,

@@ -1,70 +1,113 @@
 """Whether the gateway can answer: every model gave an answer of late.
 
-Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), so a small inference
-asks each model that no request has asked meanwhile.
+Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
+says nothing, so a small inference asks each model that has answered nobody meanwhile. A model that fails it is lost:
+requests for it are refused at once until it answers again, and those that wait for it are given up.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 
 import numpy as np
 
-from serving.gateway.errors import DeadlineExceeded, Overloaded, Problem
+from serving.gateway.errors import DeadlineExceeded, NotReady, Overloaded, Problem
 from serving.gateway.models import ServedModel
 from serving.gateway.triton_client import TritonClient
 
 logger = logging.getLogger(__name__)
 
-CANARY_EVERY_S = 2.0
-CANARY_TIMEOUT_S = 2.0
+# Silence is found after CANARY_EVERY_S + LOOK_EVERY_S + the canary's timeout: 2.75 s.
+CANARY_EVERY_S = 1.0
+LOOK_EVERY_S = 0.25
+CANARY_TIMEOUT_S = 1.5
 
-# A busy model may refuse the canary and is still ready, for as long as it answers somebody.
+# A model that takes long for a batch is not silent: the timeout is at least this many of its usual answers.
+USUAL_ANSWERS = 4
+LONGEST_CANARY_TIMEOUT_S = 15.0
+
+# A full queue may refuse the canary, and the model is still ready for as long as it answers somebody.
 LONGEST_SILENCE_S = 15.0
+
+# A dead stub stays dead (Triton from 24.06 to 25.11 does not start another); what is only silent may be busy or paused.
+LOSS_ENDS_S = 1.5
+SILENCE_ENDS_S = 8.0
 
 
 class Readiness:
-    """Asks the models in the background; `findings` is empty while all is well."""
+    """Asks the models in the background."""
 
     def __init__(self, client: TritonClient, models: Iterable[ServedModel]) -> None:
         self._client = client
-        self._models = list(models)
-        self._failures: dict[str, str] = {}
+        self._models = {model.name: model for model in models}
+        self._failures: dict[str, Problem] = {}
+        self._lost_since_s: dict[str, float] = {}
+        self._silent: set[str] = set()
 
     def findings(self) -> list[str]:
-        """What is wrong, a sentence a model."""
-        silent = {
-            model.name: f"no answer for {LONGEST_SILENCE_S:.0f} s"
-            for model in self._models
-            if self._client.since_success_s(model.name) > LONGEST_SILENCE_S
-        }
-        return [f"{name}: {reason}" for name, reason in {**silent, **self._failures}.items()]
+        """What is wrong, a sentence a model; empty while all is well."""
+        return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]
+
+    def raise_if_lost(self, model: str) -> None:
+        """Raises NotReady when the model did not answer the last time it was asked."""
+        if model in self._failures:
+            raise NotReady(f"the model {model} does not answer at present")
+
+    def beyond_hope(self) -> str | None:
+        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself."""
+        for name, since_s in self._lost_since_s.items():
+            lost_s = time.monotonic() - since_s
+            if lost_s > (SILENCE_ENDS_S if name in self._silent else LOSS_ENDS_S):
+                return f"{name}: {self._failures[name].detail}, {lost_s:.0f} s ago"
+        return None
+
+    def lose_all(self, reason: str) -> None:
+        """Triton has ended: nothing needs to be asked to know that no model answers."""
+        for name in self._models:
+            self._lose(name, NotReady(reason))
 
     async def watch(self) -> None:
         """Ask for ever; a task of the application."""
         while True:
             await self.ask()
-            await asyncio.sleep(CANARY_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def ask(self) -> None:
         """Ask each model once, except those that have just answered a request."""
-        due = [model for model in self._models if self._is_due(model.name)]
+        due = [model for model in self._models.values() if self._is_due(model.name)]
         await asyncio.gather(*map(self._ask_model, due))
 
     def _is_due(self, name: str) -> bool:
         return name in self._failures or self._client.since_success_s(name) > CANARY_EVERY_S
 
     async def _ask_model(self, model: ServedModel) -> None:
-        size = model.preprocessing.image_size
-        blank = np.zeros((size, size, 3), np.uint8)
+        blank = np.zeros(model.input_shape, np.uint8)
+        usual_s = USUAL_ANSWERS * self._client.usual_answer_s(model.name)
+        timeout_s = min(LONGEST_CANARY_TIMEOUT_S, max(CANARY_TIMEOUT_S, usual_s))
+        asked_s = time.monotonic()
         try:
-            await self._client.classify(model.name, blank, timeout_s=CANARY_TIMEOUT_S, request_id="canary")
-        except (Overloaded, DeadlineExceeded) as problem:
-            logger.debug("canary of %s: %s", model.name, problem)
+            await self._client.classify(model.name, blank, timeout_s=timeout_s, request_id="canary")
+        except DeadlineExceeded:
+            if self._client.since_success_s(model.name) >= time.monotonic() - asked_s:
+                self._silent.add(model.name)
+                self._lose(model.name, NotReady(f"no answer for {timeout_s:.1f} s"))
+        except Overloaded:
+            if self._client.since_success_s(model.name) > LONGEST_SILENCE_S:
+                self._silent.add(model.name)
+                self._lose(model.name, NotReady(f"no answer for {LONGEST_SILENCE_S:.0f} s"))
         except Problem as problem:
-            if model.name not in self._failures:
-                logger.error("the model %s does not answer: %s", model.name, problem)
-            self._failures[model.name] = problem.detail
+            self._silent.discard(model.name)
+            self._lose(model.name, problem)
         else:
+            self._lost_since_s.pop(model.name, None)
             if self._failures.pop(model.name, None) is not None:
                 logger.info("the model %s answers again", model.name)
+
+    def _lose(self, name: str, problem: Problem) -> None:
+        if name not in self._failures:
+            logger.error("the model %s does not answer: %s", name, problem)
+        self._failures[name] = problem
+        if isinstance(problem, NotReady):  # a model that answers nonsense is there
+            self._lost_since_s.setdefault(name, time.monotonic())
+            self._client.abandon(name)

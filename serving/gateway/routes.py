@@ -2,19 +2,25 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
+from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
+from serving.gateway.classification import Question
+from serving.gateway.deadline import HEADER, Deadline, request_deadline
+from serving.gateway.declared_size import declared_pixels
 from serving.gateway.errors import (
     PROBLEMS,
     BodyTimeout,
     BodyTooLarge,
     DeadlineExceeded,
+    Draining,
     ImageTooComplex,
     ImageTooLarge,
     Internal,
@@ -23,23 +29,28 @@ from serving.gateway.errors import (
     NotFound,
     NotReady,
     Overloaded,
+    Problem,
     UndecodableImage,
     UnknownModel,
     UnsupportedType,
     documented,
 )
-from serving.gateway.schemas import Classification, Health, Model, Models, Prediction
+from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.middleware import CLASSIFY
+from serving.gateway.record import RequestRecord, record_of
+from serving.gateway.schemas import Answer, Classification, Health, Model, Models, Result, Results, StreamedResult
 from serving.gateway.state import GatewayState, gateway_state
-from serving.gateway.uploads import FIELD, RAW_TYPES, read_upload
+from serving.gateway.uploads import FIELD, RAW_TYPES, Upload, read_uploads
 
 STATIC = Path(__file__).parent / "static"
 
-DEFAULT_TOP_K = 5
+NDJSON = "application/x-ndjson"
 
 # The page runs its own script and style, and shows the picture that the browser holds; nothing comes from elsewhere.
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
 
 Gateway = Annotated[GatewayState, Depends(gateway_state)]
+Outcome = TypeVar("Outcome")
 
 router = APIRouter()
 
@@ -47,13 +58,15 @@ BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 UPLOAD_BODY = {
     "requestBody": {
         "required": True,
-        "description": "One image in JPEG, PNG or WebP: as the body itself, or as the file of a form.",
+        "description": "Images in JPEG, PNG or WebP: one as the body itself, or one or several as files of a form.",
         "content": {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": [FIELD],
-                    "properties": {FIELD: {"type": "string", "format": "binary"}},
+                    "properties": {
+                        FIELD: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+                    },
                 }
             },
             **dict.fromkeys(RAW_TYPES, BINARY),
@@ -63,73 +76,193 @@ UPLOAD_BODY = {
 
 
 @router.post(
-    "/classify",
-    summary="Classify an image",
+    CLASSIFY,
+    summary="Classify images",
     openapi_extra=UPLOAD_BODY,
-    responses=documented(
-        MalformedRequest,
-        UnknownModel,
-        BodyTimeout,
-        BodyTooLarge,
-        ImageTooLarge,
-        UnsupportedType,
-        UndecodableImage,
-        ImageTooComplex,
-        InvalidParameter,
-        Internal,
-        NotReady,
-        Overloaded,
-        DeadlineExceeded,
-    ),
+    response_model=Classification | Results,
+    responses={
+        200: {
+            "description": "One image: its classification. Several: a result for each, in order.",
+            "content": {NDJSON: {"schema": {"type": "string", "description": "One StreamedResult a line"}}},
+            "headers": {
+                "Server-Timing": {"description": "Milliseconds by stage", "schema": {"type": "string"}},
+                "X-Model": {"description": "Name of the model", "schema": {"type": "string"}},
+                "X-Model-Version": {
+                    "description": "Its version, when one gave all answers",
+                    "schema": {"type": "string"},
+                },
+            },
+        },
+        **documented(
+            MalformedRequest,
+            UnknownModel,
+            BodyTimeout,
+            BodyTooLarge,
+            ImageTooLarge,
+            UnsupportedType,
+            UndecodableImage,
+            ImageTooComplex,
+            InvalidParameter,
+            Internal,
+            NotReady,
+            Draining,
+            Overloaded,
+            DeadlineExceeded,
+        ),
+    },
 )
 async def classify(
     request: Request,
-    response: Response,
     gateway: Gateway,
     model: Annotated[str | None, Query(description="Name of a model; without it, the default one")] = None,
+    version: Annotated[str | None, Query(description="Version of the model; without it, the newest")] = None,
     top_k: Annotated[
         int | None, Query(ge=1, description="How many predictions, at most the number of classes; 5 without it")
     ] = None,
-) -> Classification:
-    """The most probable classes of one image, best first.
+    min_probability: Annotated[
+        float | None,
+        Query(ge=0, le=1, description="Leave out less probable classes, and abstain when none is left"),
+    ] = None,
+    heads: Annotated[
+        bool, Query(description="Of a distilled model: what each head says by itself, and how far they agree")
+    ] = False,
+    timeout_ms: Annotated[
+        str | None, Header(alias=HEADER, description="When to give up; at most what the server allows")
+    ] = None,
+) -> Response:
+    """The most probable classes of each image, best first.
 
-    The header Server-Timing tells how long the body, the decoding and the model took, in milliseconds.
+    With several images each has a result of its own; one that is refused has `problem` and leaves the others alone.
+    With `Accept: application/x-ndjson` results are streamed as they finish, a line each.
+
+    The header Server-Timing tells how long the body, waiting for a decoder, decoding, preprocessing and the model (its
+    queue included) took, in milliseconds, each summed over the images.
     """
-    served = gateway.model(model)
-    classes = len(served.labels)
-    if top_k is not None and top_k > classes:
-        raise InvalidParameter(f"top_k is {top_k}, and the model {served.name} has {classes} classes")
-    timeout_s = gateway.limits.request_timeout_s
-    started = time.monotonic()
-    deadline = started + timeout_s
+    record = record_of(request.scope)
+    deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=record.started_s)
+    question = gateway.question(model, version=version, top_k=top_k, min_probability=min_probability, with_heads=heads)
+    gateway.readiness.raise_if_lost(question.model.name)
+    record.model = question.model.name
     try:
-        async with asyncio.timeout(timeout_s):
-            content = await read_upload(request)
+        async with asyncio.timeout(deadline.remaining_s()):
+            uploads = await read_uploads(request, max_images=gateway.limits.max_images)
     except TimeoutError as error:
-        raise BodyTimeout(f"the body was not complete after {timeout_s:g} s") from error
-    received = time.monotonic()
-    try:
-        async with asyncio.timeout(deadline - received):
-            pixels = await gateway.decoder.model_input(content, served.preprocessing)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"the image was not decoded {timeout_s:g} s after the request began") from error
-    decoded = time.monotonic()
-    answer = await gateway.client.classify(
-        served.name, pixels, timeout_s=deadline - decoded, request_id=request.state.request_id
-    )
-    durations = {"receive": received - started, "decode": decoded - received, "model": time.monotonic() - decoded}
-    response.headers["Server-Timing"] = ", ".join(f"{k};dur={s * 1000:.1f}" for k, s in durations.items())
-    return Classification(
-        model=served.name,
-        version=answer.version,
-        predictions=best(answer.probabilities, served.labels, top_k or min(DEFAULT_TOP_K, classes)),
-    )
+        raise BodyTimeout(f"the body was not complete after {deadline.allowed_s:g} s") from error
+    record.receive_s = time.monotonic() - record.started_s
+    ticket: Ticket = request.state.ticket
+    ticket.begin([pixels_to_expect(upload, gateway) for upload in uploads])
+    work = Work(gateway, question, deadline, ticket, record)
+    if accepts_ndjson(request):
+        headers = {"X-Model": question.model.name}
+        return StreamingResponse(work.lines(uploads), media_type=NDJSON, headers=headers)
+    return await while_client_waits(request, work.response(uploads))
 
 
-def best(probabilities: npt.NDArray[np.float32], labels: tuple[str, ...], count: int) -> list[Prediction]:
-    """The `count` most probable classes, best first; of equals the lower index."""
-    order = np.argsort(-probabilities, kind="stable")[:count].tolist()
-    return [Prediction(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
+class Work:
+    """The images of one request, answered."""
+
+    def __init__(
+        self,
+        gateway: GatewayState,
+        question: Question,
+        deadline: Deadline,
+        ticket: Ticket,
+        record: RequestRecord,
+    ) -> None:
+        self._gateway = gateway
+        self._question = question
+        self._deadline = deadline
+        self._ticket = ticket
+        self._record = record
+        self._turns = asyncio.Semaphore(IMAGES_AT_ONCE)
+
+    async def response(self, uploads: list[Upload]) -> Response:
+        """The whole answer; a lone image that is refused raises its Problem."""
+        body: BaseModel
+        if len(uploads) == 1:
+            answer = await self._answer(uploads[0])
+            body = Classification(model=self._question.model.name, **dict(answer))
+            versions = {answer.version}
+        else:
+            results = await gather(*(self._result(upload) for upload in uploads))
+            body = Results(model=self._question.model.name, results=results)
+            versions = {result.version for result in results if result.version is not None}
+        headers = {"X-Model": self._question.model.name, "Server-Timing": self._record.server_timing()}
+        if len(versions) == 1:
+            headers["X-Model-Version"] = versions.pop()
+        return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
+
+    async def lines(self, uploads: list[Upload]) -> AsyncIterator[str]:
+        """Results as JSON lines, in the order in which they finish."""
+        tasks = {asyncio.create_task(self._result(upload)): index for index, upload in enumerate(uploads)}
+        waiting = set(tasks)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    line = StreamedResult(index=tasks[task], **dict(task.result()))
+                    yield line.model_dump_json(exclude_none=True) + "\n"
+        finally:
+            for task in waiting:  # the client left
+                task.cancel()
+
+    async def _result(self, upload: Upload) -> Result:
+        try:
+            async with self._turns:
+                answer = await self._answer(upload)
+        except Problem as problem:
+            self._record.problems.append(problem.name)
+            return Result.model_validate({"filename": upload.filename, "problem": problem.body()})
+        return Result(filename=upload.filename, **dict(answer))
+
+    async def _answer(self, upload: Upload) -> Answer:
+        with self._ticket.image(pixels_to_expect(upload, self._gateway)):
+            return await self._gateway.classifier.answer(
+                upload.content, self._question, deadline=self._deadline, record=self._record
+            )
+
+
+def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
+    """For admission: what the header declares, at most what is decoded at all."""
+    most = gateway.limits.max_image_pixels
+    declared = declared_pixels(upload.content)
+    return most if declared is None else min(most, declared)
+
+
+def accepts_ndjson(request: Request) -> bool:
+    accepted = request.headers.get("accept", "").split(",")
+    return any(each.partition(";")[0].strip().lower() == NDJSON for each in accepted)
+
+
+async def gather(*coroutines: Coroutine[Any, Any, Outcome]) -> list[Outcome]:
+    """As asyncio.gather, but when one fails or this is cancelled, the others end too."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in coroutines]
+    return [task.result() for task in tasks]
+
+
+async def while_client_waits(request: Request, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """The outcome of `work`, which is cancelled, down to the call to Triton, when the client closes the connection.
+
+    Raises:
+        ClientDisconnect
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def left(request: Request) -> None:
+    """Return when the client has closed the connection. The body has been read by then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @router.get("/models", summary="List the models")
@@ -140,19 +273,36 @@ async def models(gateway: Gateway) -> Models:
     )
 
 
+@router.get("/models/{name}", summary="Describe a model", responses=documented(UnknownModel))
+async def describe_model(name: str, gateway: Gateway) -> Model:
+    """What one model expects, what it knows and where it came from."""
+    return Model.model_validate(gateway.model(name))
+
+
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> Health:
     """200 as long as the process lives. Restart it when this fails."""
     return Health(status="alive")
 
 
-@router.get("/readyz", summary="Can it answer?", responses=documented(NotReady))
+@router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(gateway: Gateway) -> Health:
     """200 when every model gave an answer of late, else 503. Send no requests while this fails."""
+    if gateway.admission.is_stopping:
+        raise Draining("the server is shutting down")
     findings = gateway.readiness.findings()
     if findings:
         raise NotReady("; ".join(findings))
     return Health(status="ready")
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request, gateway: Gateway) -> Response:
+    """For Prometheus; absent where a port of its own has them."""
+    if not gateway.shows_metrics:
+        raise NotFound("the metrics have a port of their own")
+    page: Metrics = request.app.state.metrics
+    return Response(page.page(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @router.get("/problems/{name}", include_in_schema=False)

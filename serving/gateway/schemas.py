@@ -11,10 +11,66 @@ class Prediction(BaseModel):
     probability: float = Field(description="Between 0 and 1, a float32", examples=[0.8715])
 
 
-class Classification(BaseModel):
-    model: str = Field(examples=["deit_tiny_distilled_patch16_224"])
+class Heads(BaseModel):
+    """What each head of a distilled model says by itself; `predictions` is the mean of both."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    class_head: list[Prediction] = Field(alias="class", description="Of the class token, best first")
+    distillation_head: list[Prediction] = Field(alias="distillation", description="Of the distillation token")
+    agree: bool = Field(description="Both heads put the same class first")
+    jensen_shannon_divergence: float = Field(description="Between the heads, in bits: 0 equal, 1 apart", ge=0, le=1)
+
+
+class Answer(BaseModel):
+    """What the model says of one image."""
+
     version: str = Field(description="Version of the model that gave this answer", examples=["1"])
     predictions: list[Prediction] = Field(description="Best first")
+    abstained: bool | None = Field(
+        default=None, description="With min_probability: no class was probable enough, and predictions is empty"
+    )
+    heads: Heads | None = Field(default=None, description="With heads=true")
+
+
+class OfModel(BaseModel):
+    model: str = Field(examples=["deit_tiny_distilled_patch16_224"])
+
+
+class Classification(Answer, OfModel):
+    """The answer to a request with one image."""
+
+
+class Problem(BaseModel):
+    """Problem details, RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class Result(BaseModel):
+    """Of one image among several: what the model says, or what is wrong with this one."""
+
+    filename: str = Field(description="As the form named it", examples=["photo.jpg"])
+    version: str | None = Field(default=None, description="Version of the model that gave this answer", examples=["1"])
+    predictions: list[Prediction] | None = None
+    abstained: bool | None = None
+    heads: Heads | None = None
+    problem: Problem | None = Field(default=None, description="In place of predictions")
+
+
+class StreamedResult(Result):
+    """A line of a streamed answer; lines come as images finish."""
+
+    index: int = Field(description="Place of the image in the form, from 0")
+
+
+class Results(OfModel):
+    """The answer to a request with several images, in their order."""
+
+    results: list[Result]
 
 
 class Preprocessing(BaseModel):
@@ -49,7 +105,10 @@ class Model(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     name: str
-    version: str
+    version: str = Field(description="The newest, which answers requests that name none")
+    versions: list[str] = Field(description="Those that are loaded, oldest first")
+    input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model reads, uint8 RGB")
+    has_heads: bool = Field(description="It answers heads=true")
     labels: list[str] = Field(description="Names of the classes in index order")
     preprocessing: Preprocessing
     provenance: Provenance | None

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from serving.gateway.errors import UnknownModel
-from serving.gateway.images import ImageDecoder
+from serving.gateway.admission import Admission
+from serving.gateway.classification import Classifier, Question
+from serving.gateway.errors import InvalidParameter, UnknownModel
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness
-from serving.gateway.triton_client import TritonClient
 from serving.settings import Limits
+
+DEFAULT_TOP_K = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +20,10 @@ class GatewayState:
     models: Mapping[str, ServedModel]
     default_model: str
     limits: Limits
-    client: TritonClient
-    decoder: ImageDecoder
+    admission: Admission
+    classifier: Classifier
     readiness: Readiness
+    shows_metrics: bool
 
     def model(self, name: str | None) -> ServedModel:
         """Raises UnknownModel, which lists the models there are."""
@@ -28,6 +31,38 @@ class GatewayState:
         if name not in self.models:
             raise UnknownModel(f"there is no model {name[:100]!r}; served: {', '.join(self.models)}")
         return self.models[name]
+
+    def question(
+        self,
+        model: str | None,
+        *,
+        version: str | None,
+        top_k: int | None,
+        min_probability: float | None,
+        with_heads: bool,
+    ) -> Question:
+        """What a request asks, checked against the model.
+
+        Raises:
+            UnknownModel, InvalidParameter
+        """
+        served = self.model(model)
+        if version is not None and version not in served.versions:
+            raise UnknownModel(
+                f"the model {served.name} has no version {version[:100]!r}; loaded: {', '.join(served.versions)}"
+            )
+        classes = len(served.labels)
+        if top_k is not None and top_k > classes:
+            raise InvalidParameter(f"top_k is {top_k}, and the model {served.name} has {classes} classes")
+        if with_heads and not served.has_heads:
+            raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
+        return Question(
+            model=served,
+            version=version or "",
+            top_k=top_k or min(DEFAULT_TOP_K, classes),
+            min_probability=min_probability,
+            with_heads=with_heads,
+        )
 
 
 def gateway_state(request: Request) -> GatewayState:

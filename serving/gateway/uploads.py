@@ -1,6 +1,7 @@
-"""The bytes of the uploaded image, out of a raw body or a multipart form, in memory and within limits."""
+"""The bytes of the uploaded images, out of a raw body or a multipart form, in memory and within limits."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -13,7 +14,18 @@ FIELD = "image"
 MAX_FIELDS = 4
 MAX_FIELD_BYTES = 4096
 
+# A name comes back in the answer and goes nowhere else. Longer ones than a file system allows are cut.
+MAX_FILENAME_CHARACTERS = 255
+
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One image as it came; `filename` is the caller's word, empty for a raw body."""
+
+    filename: str
+    content: bytes
 
 
 class MemoryParser(MultiPartParser):
@@ -22,8 +34,8 @@ class MemoryParser(MultiPartParser):
     spool_max_size = 2**62
 
 
-async def read_upload(request: Request) -> bytes:
-    """The image's bytes, not empty.
+async def read_uploads(request: Request, *, max_images: int) -> list[Upload]:
+    """The images of a request, at least one, in order.
 
     Raises:
         MalformedRequest, UnsupportedType
@@ -32,33 +44,31 @@ async def read_upload(request: Request) -> bytes:
         raise UnsupportedType("the body is compressed; send the image as it is, without Content-Encoding")
     content_type = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        content = await _read_form(request)
-    elif content_type == "application/octet-stream" or content_type.startswith("image/"):
-        content = await request.body()
-    else:
-        raise UnsupportedType(
-            f"the content type {content_type[:100]!r} cannot hold an image; send multipart/form-data with a file field "
-            f"{FIELD!r} (curl -F {FIELD}=@photo.jpg), or the bytes of the image as image/jpeg, image/png, image/webp "
-            "or application/octet-stream"
-        )
-    if not content:
-        raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG or WebP")
-    return content
+        return await _read_form(request, max_images)
+    if content_type == "application/octet-stream" or content_type.startswith("image/"):
+        return [Upload(filename="", content=await request.body())]
+    raise UnsupportedType(
+        f"the content type {content_type[:100]!r} cannot hold an image; send multipart/form-data with a file field "
+        f"{FIELD!r} (curl -F {FIELD}=@photo.jpg), or the bytes of the image as image/jpeg, image/png, image/webp "
+        "or application/octet-stream"
+    )
 
 
-async def _read_form(request: Request) -> bytes:
+async def _read_form(request: Request, max_images: int) -> list[Upload]:
     stream: AsyncGenerator[bytes, None] = request.stream()
-    parser = MemoryParser(request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+    parser = MemoryParser(
+        request.headers, stream, max_files=max_images, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise MalformedRequest(f"the multipart form cannot be read: {error.message}") from error
     try:
-        file = form.get(FIELD)
-        if not isinstance(file, UploadFile):
+        files = [file for file in form.getlist(FIELD) if isinstance(file, UploadFile)]
+        if not files:
             raise MalformedRequest(
                 f"the form has no file in a field named {FIELD!r}; send it with: curl -F {FIELD}=@photo.jpg"
             )
-        return await file.read()
+        return [Upload((file.filename or "")[:MAX_FILENAME_CHARACTERS], await file.read()) for file in files]
     finally:
         await form.close()

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,14 +11,29 @@ from serving.settings import TritonPorts
 from serving.triton.options import LOOPBACK, triton_options
 from serving.triton.process import TritonProcess
 from serving.triton.repository import model_names
-from serving.triton.run_folder import run_folder, shared_memory_prefix
+from serving.triton.run_folder import remove_shared_memory, run_folder, shared_memory_prefix
 from serving.triton.wheel import find_wheel
 
 logger = logging.getLogger(__name__)
 
 
+class EmbeddedTriton:
+    """The Triton of this run, over its restarts."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command = command
+        self._environment = environment
+        self.process = TritonProcess(command, environment)
+
+    def restart(self) -> None:
+        """End whatever is left of the process, in any state, and start another; it loads the models anew."""
+        self.process.kill()
+        remove_shared_memory()
+        self.process = TritonProcess(self._command, self._environment)
+
+
 @contextmanager
-def embedded_triton(model_repository: Path, ports: TritonPorts) -> Iterator[TritonProcess]:
+def embedded_triton(model_repository: Path, ports: TritonPorts) -> Iterator[EmbeddedTriton]:
     """A Triton that is loading the models; it is stopped when the block ends.
 
     Raises:
@@ -49,8 +64,11 @@ def embedded_triton(model_repository: Path, ports: TritonPorts) -> Iterator[Trit
             *wheel.version,
             ", ".join(names),
         )
-        with TritonProcess([str(wheel.binary), *options], wheel.environment()) as triton:
+        triton = EmbeddedTriton([str(wheel.binary), *options], wheel.environment())
+        try:
             yield triton
+        finally:
+            triton.process.stop()
 
 
 def check_port_is_free(port: int, flag: str) -> None:

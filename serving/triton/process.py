@@ -12,8 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from deit.errors import ServingError
 from serving.triton.options import EXIT_TIMEOUT_S
@@ -63,14 +61,6 @@ class TritonProcess:
         self._reader = threading.Thread(target=self._read_output, name="triton-output", daemon=True)
         self._reader.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -79,13 +69,23 @@ class TritonProcess:
         """Block until Triton has ended; its exit status, negative for a signal."""
         return self._process.wait()
 
-    def raise_if_ended(self) -> None:
-        """Raises ServingError with Triton's own reason when it has ended and nobody asked it to."""
-        if self._is_stopping or (status := self._process.poll()) is None:
-            return
+    @property
+    def has_ended(self) -> bool:
+        """It ended, and nobody asked it to."""
+        return not self._is_stopping and self._process.poll() is not None
+
+    def end_reason(self) -> str | None:
+        """Triton's own reason when it has ended and nobody asked it to; may wait a second for its last words."""
+        if not self.has_ended:
+            return None
         self._reader.join(timeout=1)  # the last lines may still be in the pipe
         reasons = list(dict.fromkeys(self._errors)) or [line for line in self._lines if line.strip()][-3:]
-        raise ServingError(f"Triton ended with status {status}: {'; '.join(reasons) or 'it said nothing'}")
+        return f"Triton ended with status {self._process.poll()}: {'; '.join(reasons) or 'it said nothing'}"
+
+    def raise_if_ended(self) -> None:
+        """Raises ServingError with Triton's own reason when it has ended and nobody asked it to."""
+        if (reason := self.end_reason()) is not None:
+            raise ServingError(reason)
 
     def last_lines(self, count: int) -> list[str]:
         return list(self._lines)[-count:]

@@ -24,8 +24,13 @@ def run_folder() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            for region in SHARED_MEMORY.glob(f"{shared_memory_prefix()}*"):
-                region.unlink(missing_ok=True)
+            remove_shared_memory()
+
+
+def remove_shared_memory() -> None:
+    """That of this process's Triton, once no stub lives."""
+    for region in SHARED_MEMORY.glob(f"{shared_memory_prefix()}*"):
+        region.unlink(missing_ok=True)
 
 
 def shared_memory_prefix() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -38,7 +39,7 @@ HALF = (0.5, 0.5, 0.5)
 PREPROCESSING = Preprocessing(image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic", mean=HALF, std=HALF)
 
 # The machine may be busy with training.
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 200
 
 
 @pytest.fixture(scope="session")
@@ -137,10 +138,11 @@ def pillow_warnings_as_served() -> None:
 class DeitServe:
     """A `deit serve` process on free ports; `url` is set once it is ready."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "deit", "serve", *arguments],
             cwd=REPOSITORY_ROOT,
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -200,12 +202,12 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(*arguments: str | Path) -> Iterator[DeitServe]:
+def running(*arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[DeitServe]:
     grpc, metrics = free_ports(2)
     ports = ["--port=0"]
     if not any(str(argument).startswith("--triton-url") for argument in arguments):
         ports += [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
-    server = DeitServe([*ports, *map(str, arguments)])
+    server = DeitServe([*ports, *map(str, arguments)], environment)
     try:
         yield server
     finally:
@@ -214,16 +216,21 @@ def running(*arguments: str | Path) -> Iterator[DeitServe]:
 
 @pytest.fixture
 def deit_serve() -> Iterator[Callable[..., DeitServe]]:
-    """deit_serve(*arguments) -> a process of one test; later arguments win over the free ports."""
+    """deit_serve(*arguments, environment={}) -> a process of one test; later arguments win over the free ports."""
     with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(running(*arguments))
+        yield lambda *arguments, **named: stack.enter_context(running(*arguments, **named))
 
 
 @pytest.fixture(scope="session")
 def server(model_repository: Path) -> Iterator[DeitServe]:
     """One ready `deit serve` for all tests that only ask."""
     with running(
-        "--model-repository", model_repository, "--max-body-bytes=2000000", "--max-image-pixels=1000000"
+        "--model-repository",
+        model_repository,
+        "--max-body-bytes=2000000",
+        "--max-image-pixels=1000000",
+        "--max-wait-s=60",  # the machine may be busy with training
+        "--request-timeout-s=60",
     ) as process:
         yield process.wait_until_ready()
 
@@ -242,6 +249,15 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def commands(pids: list[int]) -> list[str]:
+    """The program of each process, without its folder."""
+    return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
 
 
 @pytest.fixture(scope="session")

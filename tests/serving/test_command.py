@@ -97,6 +97,21 @@ def test_a_taken_port_is_one_line_and_names_the_flag(taken_port, model_repositor
     assert_failed(result, str(taken_port), "--triton-grpc-port")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_other_machines_are_not_admitted_without_keys(host):
+    assert_failed(run("--port=0", f"--host={host}"), host, "--api-keys-file", "--insecure")
+
+
+def test_a_rate_limit_without_keys_is_one_line():
+    assert_failed(run("--port=0", "--rate-limit=5"), "--rate-limit", "--api-keys-file")
+
+
+def test_a_key_that_can_be_guessed_is_one_line_that_does_not_repeat_it():
+    result = run("--port=0", DEIT_API_KEYS="hunter2")
+    assert_failed(result, "DEIT_API_KEYS", "openssl")
+    assert "hunter2" not in result.stderr
+
+
 def test_a_host_that_is_not_ours_is_one_line():
-    assert_failed(run("--host=192.0.2.1"), "192.0.2.1", "--host")
+    assert_failed(run("--host=192.0.2.1", "--insecure"), "192.0.2.1", "--host")
     assert_failed(run("--host=no.such.host.invalid"), "no.such.host.invalid", "--host")

@@ -1,6 +1,6 @@
 """The table of errors holds together."""
 
-from serving.gateway.errors import PROBLEMS, Internal, Overloaded, Problem, documented
+from serving.gateway.errors import PROBLEMS, Draining, Internal, NotReady, Overloaded, Problem, documented
 
 
 def test_every_problem_is_complete_and_has_its_own_name():
@@ -16,19 +16,18 @@ def test_a_problem_is_answered_as_rfc_9457_says():
     response = Overloaded("the queue is full", queue=64).response()
     assert response.media_type == "application/problem+json"
     assert response.headers["retry-after"] == "1"
+    assert Overloaded("the queue is full", retry_after_s=7).response().headers["retry-after"] == "7"
     assert Overloaded("the queue is full", queue=64).body() == {
         "type": "/problems/overloaded",
         "title": "The server is overloaded",
-        "status": 503,
+        "status": 429,
         "detail": "the queue is full",
         "queue": 64,
     }
 
 
 def test_problems_of_one_status_are_documented_together():
-    responses = documented(
-        Overloaded, *[p for p in PROBLEMS.values() if p.status == 503 and p is not Overloaded], Internal
-    )
+    responses = documented(NotReady, Draining, Internal)
     assert set(responses) == {503, 500}
     assert len(responses[503]["content"]["application/problem+json"]["examples"]) == 2
     assert "Retry-After" in responses[503]["headers"]

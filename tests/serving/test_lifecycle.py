@@ -11,15 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually, is_alive, write_model
-
-
-def shared_memory():
-    return set(Path("/dev/shm").iterdir())
-
-
-def commands(pids):
-    return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
+from tests.serving.conftest import commands, eventually, is_alive, shared_memory, write_model
 
 
 def test_sigterm_finishes_requests_and_then_stops_both(deit_serve, model_repository):
@@ -109,32 +101,6 @@ def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_reposit
     assert left
     deit_serve("--model-repository", model_repository).wait_until_ready()
     assert not left & shared_memory()
-
-
-def test_a_killed_stub_makes_it_unready_but_not_dead(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository).wait_until_ready()
-    children = server.children()
-    (stub,) = [pid for pid, name in zip(children, commands(children), strict=True) if name.endswith("_stub")]
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
-    os.kill(stub, signal.SIGKILL)
-    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
-    answer = httpx.get(f"{server.url}/readyz")
-    assert answer.json()["type"] == "/problems/not-ready"
-    assert "tiny" in answer.json()["detail"]
-    assert httpx.get(f"{server.url}/healthz").status_code == 200
-    refusal = httpx.post(f"{server.url}/classify", content=encoded(photograph(9, 9)), timeout=60)
-    assert (refusal.status_code, refusal.json()["type"]) == (503, "/problems/not-ready")
-    assert refusal.headers["retry-after"]
-
-
-def test_when_triton_dies_it_ends_with_status_1_and_the_reason(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository).wait_until_ready()
-    children = server.children()
-    (triton,) = [pid for pid, name in zip(children, commands(children), strict=True) if name == "tritonserver"]
-    os.kill(triton, signal.SIGKILL)
-    assert server.wait() == 1
-    assert "deit: Triton ended with status -9" in server.output
-    assert not any(map(is_alive, children))
 
 
 def test_a_triton_elsewhere_is_used(deit_serve, model_repository):

@@ -48,6 +48,10 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
         ("max_body_bytes", 0),
         ("max_image_pixels", 0),
         ("max_image_pixels", 10**9),
+        ("max_images", 0),
+        ("max_wait_s", 0),
+        ("max_in_flight_bytes", 0),
+        ("max_in_flight_pixels", 0),
         ("request_timeout_s", 0),
         ("request_timeout_s", float("nan")),
         ("request_timeout_s", float("inf")),
@@ -56,3 +60,22 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
 def test_limits_that_cannot_hold_are_refused(name, value):
     with pytest.raises(ValueError, match="--" + name.replace("_", "-")):
         Limits(**{name: value})
+
+
+@pytest.mark.parametrize("origin", ["*", "example.org", "https://a.example/path", "https://*.example.org", "null"])
+def test_what_is_no_origin_of_a_page_is_refused(origin):
+    with pytest.raises(ValueError, match="--cors-origins"):
+        settings(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_limit_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="--rate-limit"):
+        settings(rate_limit=rate)
+
+
+def test_metrics_on_a_port_of_their_own_need_another_one():
+    with pytest.raises(ValueError, match="--metrics-port 8080 is also --port"):
+        settings(metrics_port=8080)
+    with pytest.raises(ValueError, match="--metrics-port"):
+        settings(metrics_port=0)

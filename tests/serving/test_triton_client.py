@@ -1,10 +1,18 @@
 """Triton's errors in the gateway's terms. Codes and texts are those of Triton 2.51."""
 
+import asyncio
+
+import grpc
+import numpy as np
 import pytest
+from tritonclient.grpc.service_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
 from tritonclient.utils import InferenceServerException
 
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded
-from serving.gateway.triton_client import problem_of
+from serving.gateway.triton_client import TritonClient, problem_of
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,76 @@ def test_a_triton_error_becomes_one_of_ours(status, message, problem):
     ours = problem_of(error)
     assert type(ours) is problem
     assert message not in ours.detail, "Triton's words are for the log, not for the caller"
+
+
+class SlowTriton(GRPCInferenceServiceServicer):
+    """Takes requests and never answers; knows what was asked and what was given up."""
+
+    def __init__(self):
+        self.timeouts_us = []
+        self.arrived = asyncio.Event()
+        self.given_up = asyncio.Event()
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        self.timeouts_us.append(request.parameters["timeout"].int64_param)
+        self.arrived.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.given_up.set()
+            raise
+
+
+def with_slow_triton(ask):
+    """Run ask(client, triton, pixels) beside a Triton that does not answer."""
+
+    async def run():
+        triton, server = SlowTriton(), grpc.aio.server()
+        add_GRPCInferenceServiceServicer_to_server(triton, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        client = TritonClient(f"127.0.0.1:{port}")
+        try:
+            async with asyncio.timeout(30):
+                await ask(client, triton, np.zeros((8, 8, 3), np.uint8))
+        finally:
+            await client.close()
+            await server.stop(None)
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_cancelled_is_given_up_in_triton():
+    async def ask(client, triton, pixels):
+        asking = asyncio.create_task(client.classify("tiny", pixels, timeout_s=20))
+        await triton.arrived.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await triton.given_up.wait()
+
+    with_slow_triton(ask)
+
+
+def test_calls_to_a_lost_model_end_at_once_and_others_go_on():
+    async def ask(client, triton, pixels):
+        lost = asyncio.create_task(client.classify("lost", pixels, timeout_s=20))
+        other = asyncio.create_task(client.classify("other", pixels, timeout_s=20))
+        await triton.arrived.wait()
+        client.abandon("lost")
+        with pytest.raises(NotReady):
+            await lost
+        assert not other.done()
+        other.cancel()
+
+    with_slow_triton(ask)
+
+
+def test_the_deadline_reaches_tritons_queue_and_ends_the_call():
+    async def ask(client, triton, pixels):
+        with pytest.raises(DeadlineExceeded):
+            await client.classify("tiny", pixels, timeout_s=0.5)
+        assert triton.timeouts_us == [500_000]
+        await triton.given_up.wait()
+
+    with_slow_triton(ask)

@@ -1,0 +1,83 @@
+"""Who may ask: keys known by their SHA-256 alone, compared in constant time; several live at once, so they can change.
+
+A key is a long random text, so a fast hash is enough: nobody can try 2^128 of them.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit.errors import ServingError
+
+ENVIRONMENT_VARIABLE = "DEIT_API_KEYS"
+"""Keys themselves, separated by commas. There is no option for it: a command line can be read by every local user."""
+
+MIN_KEY_CHARACTERS = 20
+
+LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})")
+
+
+@dataclass(frozen=True)
+class ApiKeys:
+    """SHA-256 by the name of the key; names are for logs and limits, and are no secret."""
+
+    digests: Mapping[str, bytes]
+
+    def name_of(self, key: str) -> str | None:
+        """The name of this key, or None. Takes equally long for every key."""
+        given = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for name, digest in self.digests.items():
+            if hmac.compare_digest(given, digest):
+                found = name
+        return found
+
+
+def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | None:
+    """The keys of the file and of the environment variable; None when neither is given.
+
+    Raises:
+        ServingError: a key is too short, or the file cannot be read. No message holds a key or a line of the file.
+    """
+    digests: dict[str, bytes] = {}
+    if from_environment is not None:
+        for number, key in enumerate(filter(None, map(str.strip, from_environment.split(","))), 1):
+            if len(key) < MIN_KEY_CHARACTERS:
+                raise ServingError(
+                    f"key {number} in {ENVIRONMENT_VARIABLE} has {len(key)} characters, and {MIN_KEY_CHARACTERS} are "
+                    "needed; make one with: openssl rand -base64 32"
+                )
+            digests[f"environment-{number}"] = hashlib.sha256(key.encode()).digest()
+    if file is not None:
+        digests |= _read(file)
+    if not digests:
+        if file is None and from_environment is None:
+            return None
+        raise ServingError(
+            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md tells how), or leave it out"
+        )
+    return ApiKeys(digests)
+
+
+def _read(file: Path) -> dict[str, bytes]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"the file of API keys {file} cannot be read: {error}") from error
+    digests = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        match = LINE.fullmatch(line)
+        if match is None:
+            raise ServingError(
+                f"{file} line {number} is not a SHA-256 in hexadecimal and a name; write one with: "
+                'printf %s "$KEY" | sha256sum'
+            )
+        if match["name"] in digests:
+            raise ServingError(f"{file} line {number}: the name {match['name']} is taken; give each key its own")
+        digests[match["name"]] = bytes.fromhex(match["digest"])
+    return digests

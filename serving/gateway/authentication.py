@@ -1,0 +1,82 @@
+"""Asks for a key before anything of the body is read, and limits how often each key asks."""
+
+import math
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.api_keys import ApiKeys
+from serving.gateway.errors import Problem, RateLimited, Unauthorized
+from serving.gateway.record import record_of
+
+# What tells nothing of models or traffic: health, the page without answers, the explanation of the API.
+OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+OPEN_FOLDERS = ("/static/", "/problems/")
+
+
+class TokenBucket:
+    """`rate` permissions a second, as many at once as come in a second."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._capacity = max(1.0, rate)
+        self._tokens = self._capacity
+        self._last_s = time.monotonic()
+
+    def wait_s(self) -> float:
+        """Take a permission and return 0, or return the seconds until there is one."""
+        now_s = time.monotonic()
+        self._tokens = min(self._capacity, self._tokens + (now_s - self._last_s) * self._rate)
+        self._last_s = now_s
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
+class Authentication:
+    """Lets requests with a live key through, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+
+    Args:
+        limited_path: the path of which each key may ask `rate_limit` times a second, when that is given.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, *, rate_limit: float | None, limited_path: str) -> None:
+        self._app = app
+        self._keys = keys
+        self._limited_path = limited_path
+        self._buckets = {} if rate_limit is None else {name: TokenBucket(rate_limit) for name in keys.digests}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not is_open(scope["path"]):
+            try:
+                record_of(scope).key_name = self._check(scope)
+            except Problem as problem:
+                await problem.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> str:
+        key = given_key(Headers(scope=scope))
+        if key is None:
+            raise Unauthorized("the request has no key; send it as: Authorization: Bearer KEY")
+        name = self._keys.name_of(key)
+        if name is None:
+            raise Unauthorized("the key is not known here")
+        if name in self._buckets and scope["path"] == self._limited_path:
+            wait_s = self._buckets[name].wait_s()
+            if wait_s > 0:
+                raise RateLimited("the key was used more often than its limit", retry_after_s=math.ceil(wait_s))
+        return name
+
+
+def is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+
+
+def given_key(headers: Headers) -> str | None:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials:
+        return credentials.strip()
+    return headers.get("x-api-key")

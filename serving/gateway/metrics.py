@@ -1,0 +1,65 @@
+"""What the gateway counts, for Prometheus. Labels are bounded: routes, models, problems, never what a caller wrote."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.gateway.admission import Admission
+from serving.gateway.models import ServedModel
+from serving.gateway.record import RequestRecord
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# From a cached small model on a GPU to the longest deadline.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """One gateway's; in a registry of its own, so that nothing is shared through the process."""
+
+    def __init__(self, models: Mapping[str, ServedModel], admission: Admission) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "deit_requests", "Requests by answer; 499 when the client left", ["route", "status"], registry=registry
+        )
+        self._problems = Counter(
+            "deit_problems", "Requests and images that were refused", ["problem"], registry=registry
+        )
+        self._seconds = Histogram(
+            "deit_request_seconds", "From the header to the answer", ["route"], buckets=SECONDS, registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "deit_stage_seconds", "Of one image", ["stage", "model", "version"], buckets=SECONDS, registry=registry
+        )
+        self._images = Counter("deit_images", "Images that were answered", ["model", "version"], registry=registry)
+        self._in_flight = Gauge("deit_requests_in_flight", "Requests not yet answered", registry=registry)
+        Gauge("deit_images_in_flight", "Images that wait or are worked on", registry=registry).set_function(
+            lambda: admission.images_in_flight
+        )
+        Gauge("deit_image_limit", "Images in flight above which more are refused", registry=registry).set_function(
+            lambda: admission.image_limit
+        )
+        served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
+        for model in models.values():
+            precision = model.provenance.precision if model.provenance else ""
+            checkpoint = model.provenance.checkpoint_sha256 if model.provenance else ""
+            served.labels(model.name, model.version, precision, checkpoint).set(1)
+
+    def begin(self) -> None:
+        self._in_flight.inc()
+
+    def end(self, record: RequestRecord, *, route: str, status: int, seconds: float) -> None:
+        """Count a request that has its answer."""
+        self._in_flight.dec()
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+        for problem in record.problems:
+            self._problems.labels(problem).inc()
+        for image in record.images:
+            self._images.labels(record.model, image.version).inc()
+            for stage, stage_seconds in image.stages_s.items():
+                self._stage_seconds.labels(stage, record.model, image.version).observe(stage_seconds)
+
+    def page(self) -> bytes:
+        """What Prometheus reads."""
+        return generate_latest(self.registry)

@@ -1,0 +1,214 @@
+"""HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
+
+uvicorn 0.54 holds a connection open for ever that sends nothing, half a header or half a body, takes any number of
+headers, and after an early answer reads on whatever the client sends. Here every state of a connection has an end, and
+what two servers could read in two ways is refused (RFC 9112 section 11.2, request smuggling).
+"""
+
+import asyncio
+import http
+import json
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.gateway.errors import (
+    MEDIA_TYPE,
+    HeadersTooLarge,
+    HeaderTimeout,
+    MalformedRequest,
+    Overloaded,
+    Problem,
+    UrlTooLong,
+)
+
+MAX_CONNECTIONS = 512
+MAX_URL_BYTES = 8 * 2**10
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 16 * 2**10
+
+HEADER_TIMEOUT_S = 5.0
+
+LINGER_S = 5.0
+"""After an answer that did not wait for the body: what still comes is read and dropped, because closing at once would
+make the kernel throw away the answer before a client that is still sending has read it."""
+
+SLOW_READER_S = 10.0
+"""Beyond the longest request: the answer has been written, and the client does not read it."""
+
+LATE_REQUEST_S = 0.5
+"""When the server stops, a request may already be on its way on an idle connection."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_reading_header = True
+        self._is_stopping = False
+        self._header_bytes = 0
+        self._refusal: Problem | None = None
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(Overloaded(f"{MAX_CONNECTIONS} connections are open, which is the limit"))
+            return
+        self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        was_reading_header = self._is_reading_header
+        if was_reading_header and self._timer is None:  # the next request on this connection begins
+            self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
+        super().data_received(data)
+        if was_reading_header and self._is_reading_header and not self._is_refused:
+            self._header_bytes += len(data)  # the parser keeps an unfinished line to itself
+            if self._header_bytes > MAX_HEADER_BYTES + MAX_URL_BYTES:
+                self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            self._object(UrlTooLong(f"the limit is {MAX_URL_BYTES} bytes"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._header_bytes += len(name) + len(value) + 4
+        if len(self.headers) > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
+            self._object(HeadersTooLarge(f"the limit is {MAX_HEADERS} lines and {MAX_HEADER_BYTES} bytes"))
+
+    def on_headers_complete(self) -> None:
+        if (objection := ambiguity(self.headers, self.parser.get_http_version())) is not None:
+            self._object(MalformedRequest(objection))
+        self._is_reading_header = False
+        self._header_bytes = 0
+        super().on_headers_complete()
+        if self._is_stopping:
+            self.cycle.keep_alive = False
+        assert self.config.timeout_graceful_shutdown is not None  # the launcher sets it above the longest request
+        self._end_after(self.config.timeout_graceful_shutdown + SLOW_READER_S, self.transport.abort)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle.response_complete and self.cycle.more_body:  # it lingered, and the body came to its end
+            self.cycle.more_body = False
+            self._await_next_request()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        if self.pipeline or not self.cycle.response_complete:  # the next request is here already
+            super().on_response_complete()
+            return
+        is_body_missing = self.cycle.more_body
+        super().on_response_complete()
+        if self.transport.is_closing():  # which waits until the client has read
+            self._end_after(SLOW_READER_S, self.transport.abort)
+        elif is_body_missing:
+            self._unset_keepalive_if_required()
+            self._end_after(LINGER_S, self.transport.abort)
+        else:
+            self._await_next_request()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end_after(SLOW_READER_S, self.transport.abort)  # closing waits for what is not yet read
+
+    def shutdown(self) -> None:
+        """The server stops: requests that were sent before the client could know are answered."""
+        self._is_stopping = True
+        if self.cycle is None or self.cycle.response_complete:
+            self._end_after(LATE_REQUEST_S, self.transport.close)
+        else:
+            self.cycle.keep_alive = False
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser, or `_object`, finds fault."""
+        self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
+
+    def _object(self, problem: Problem) -> None:
+        """Make the parser stop inside its callback."""
+        self._refusal = problem
+        raise ValueError(problem.detail)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer outside the application, which sees no request, and close."""
+        self._is_refused = True
+        cycle = self.cycle
+        is_answering = cycle is not None and not cycle.response_complete
+        if is_answering:
+            # The application waits for the rest of this body, or works on its answer.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if is_answering and (cycle.response_started or not cycle.more_body):
+            self.transport.close()  # the answer that the client waits for is another one
+        else:
+            self.transport.write(raw_response(problem))
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        self._end_after(LINGER_S, self.transport.abort)
+
+    def _header_timed_out(self) -> None:
+        if self._header_bytes:
+            self._refuse(HeaderTimeout(f"the header was not complete after {HEADER_TIMEOUT_S:g} s"))
+        else:
+            self.transport.close()
+
+    def _await_next_request(self) -> None:
+        self._is_reading_header = True
+        self._stop_timer()
+        if self._is_stopping:
+            self._end_after(LATE_REQUEST_S, self.transport.close)
+
+    def _end_after(self, seconds: float, action: Callable[[], None]) -> None:
+        """One timer a connection: what comes next replaces what was to come."""
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, action)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:
+    """Why two servers might read this request in two ways, or None. Names are in lower case."""
+    names = [name for name, _ in headers]
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and b"content-length" in names:
+        return "Content-Length and Transfer-Encoding contradict each other"
+    if names.count(b"content-length") > 1:
+        return "there is more than one Content-Length"
+    if codings and (codings != [b"chunked"] or version != "1.1"):
+        return "Transfer-Encoding is not chunked alone, or not HTTP/1.1"
+    if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
+        return "there must be one Host"
+    return None
+
+
+def raw_response(problem: Problem) -> bytes:
+    body = json.dumps(problem.body()).encode()
+    lines = [
+        f"HTTP/1.1 {problem.status} {http.HTTPStatus(problem.status).phrase}",
+        f"content-type: {MEDIA_TYPE}",
+        f"content-length: {len(body)}",
+        *(f"{name.lower()}: {value}" for name, value in problem.response_headers().items() if name != "Connection"),
+        "x-content-type-options: nosniff",
+        "connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body

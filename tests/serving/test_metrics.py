@@ -1,0 +1,110 @@
+"""What operators see: metrics and the log line of each request."""
+
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import encoded, photograph
+from tests.serving.conftest import eventually
+
+JPEG = encoded(photograph(96, 64))
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def samples(client):
+    """(name, labels) -> value"""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def grown(client, ask):
+    """What grew by `ask`, and by how much, without the metrics of /metrics itself."""
+    before = samples(client)
+    ask()
+    after = samples(client)
+    changes = {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+    return {key: change for key, change in changes.items() if ("route", "/metrics") not in key[1]}
+
+
+def counters(changes):
+    return {key: change for key, change in changes.items() if key[0].endswith("_total") or key[0].endswith("_count")}
+
+
+def labels(**named):
+    return tuple(sorted(named.items()))
+
+
+def test_a_classified_image_is_counted_once_with_its_stages(client):
+    changes = counters(grown(client, lambda: client.post("/classify", content=JPEG)))
+    model = {"model": "tiny", "version": "1"}
+    assert changes == {
+        ("deit_requests_total", labels(route="/classify", status="200")): 1,
+        ("deit_request_seconds_count", labels(route="/classify")): 1,
+        ("deit_images_total", labels(**model)): 1,
+        **{
+            ("deit_stage_seconds_count", labels(stage=stage, **model)): 1
+            for stage in ("wait", "decode", "preprocess", "model")
+        },
+    }
+
+
+def test_refusals_are_counted_by_problem_also_of_one_image_among_several(client):
+    files = [("image", JPEG), ("image", b"no image"), ("image", JPEG[:300])]
+    changes = counters(grown(client, lambda: client.post("/classify", files=files)))
+    assert changes[("deit_problems_total", labels(problem="unsupported-type"))] == 1
+    assert changes[("deit_problems_total", labels(problem="undecodable-image"))] == 1
+    assert changes[("deit_images_total", labels(model="tiny", version="1"))] == 1
+    changes = counters(grown(client, lambda: client.post("/classify", content=b"x")))
+    assert changes[("deit_requests_total", labels(route="/classify", status="415"))] == 1
+    assert changes[("deit_problems_total", labels(problem="unsupported-type"))] == 1
+
+
+def test_what_a_caller_writes_is_no_label(client):
+    client.get("/a-path-of-mine")
+    client.post("/classify?model=a-model-of-mine", content=JPEG)
+    client.get("/models/a-model-of-mine")
+    client.request("BREW", "/a-path-of-mine")
+    assert "mine" not in client.get("/metrics").text
+
+
+def test_nothing_stays_in_flight(client):
+    client.post("/classify", content=JPEG)
+    found = samples(client)
+    assert found[("deit_requests_in_flight", ())] == 1  # the one that asks
+    assert found[("deit_images_in_flight", ())] == 0
+    assert found[("deit_image_limit", ())] >= 4
+
+
+def test_each_request_has_a_line_with_its_id_and_its_stages_and_no_name_of_a_file(client, server):
+    files = {"image": ("secret-name.jpg", JPEG)}
+    client.post("/classify", files=files, headers={"X-Request-ID": "find-me-1"})
+    eventually(lambda: "find-me-1" in server.output)
+    line = next(line for line in server.lines if "find-me-1" in line)
+    assert "POST /classify 200" in line
+    for value in ("model=tiny", "images=1", r"decode_ms=\d", r"model_ms=\d", r"receive_ms=\d", r" ms=\d"):
+        assert re.search(value, line), value
+    assert "secret-name" not in server.output
+
+
+def test_health_has_no_line(client, server):
+    client.get("/healthz", headers={"X-Request-ID": "find-me-2"})
+    client.get("/models", headers={"X-Request-ID": "find-me-3"})
+    eventually(lambda: "find-me-3" in server.output)
+    assert "find-me-2" not in server.output
+
+
+def test_metrics_can_have_a_port_of_their_own(deit_serve, model_repository, free_port):
+    server = deit_serve("--model-repository", model_repository, f"--metrics-port={free_port}").wait_until_ready()
+    assert "deit_requests_in_flight" in httpx.get(f"http://127.0.0.1:{free_port}/metrics").text
+    assert httpx.get(f"{server.url}/metrics").status_code == 404

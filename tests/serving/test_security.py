@@ -1,0 +1,265 @@
+"""Hostile connections by raw sockets, and keys, against a real `deit serve`."""
+
+import contextlib
+import re
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import encoded, photograph
+from tests.serving.conftest import running
+
+KEY, OTHER_KEY = "key-of-the-first-user-0123456789", "key-of-the-other-user-0123456789"
+ORIGIN = "https://app.example.org"
+
+
+@pytest.fixture(scope="module")
+def guarded(model_repository):
+    """A server that asks for keys."""
+    with running(
+        "--model-repository",
+        model_repository,
+        f"--cors-origins={ORIGIN}",
+        "--request-timeout-s=60",
+        "--max-wait-s=60",
+        environment={"DEIT_API_KEYS": f"{KEY},{OTHER_KEY}"},
+    ) as process:
+        yield process.wait_until_ready()
+
+
+@contextlib.contextmanager
+def connection(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connected:
+        yield connected
+
+
+def read_all(connected):
+    """Until the server closes."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connected.recv(65536):
+            received += part
+    return received
+
+
+def exchange(url, request):
+    """What the server answers until it closes."""
+    with connection(url) as connected:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connected.sendall(request)
+        return read_all(connected)
+
+
+def status(answer):
+    return int(answer.split(b" ", 2)[1]) if answer else None
+
+
+def post(*lines, body=b""):
+    return b"\r\n".join([b"POST /classify HTTP/1.1", b"Host: a", *lines, b"", b""]) + body
+
+
+def test_a_client_without_key_that_declares_much_and_stalls_is_refused_at_once(guarded):
+    with connection(guarded.url) as connected:
+        connected.sendall(post(b"Content-Type: image/jpeg", b"Content-Length: 10000000"))
+        answer = read_answer(connected)
+    assert status(answer) == 401
+    assert b"www-authenticate: Bearer" in answer
+    assert b"/problems/unauthorized" in answer
+
+
+def read_answer(connected):
+    """One whole answer, of a connection that may stay open."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += receive(connected)
+    header, _, body = answer.partition(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: (\d+)", header)[1])
+    while len(body) < length:
+        body += receive(connected)
+    return header + b"\r\n\r\n" + body
+
+
+def receive(connected):
+    part = connected.recv(65536)
+    assert part, "the server closed the connection"
+    return part
+
+
+def test_a_silent_connection_is_closed(server):
+    assert exchange(server.url, b"") == b""
+
+
+def test_a_stalled_header_is_408(server):
+    answer = exchange(server.url, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+    assert status(answer) == 408
+    assert b"/problems/header-timeout" in answer
+
+
+def test_a_stalled_header_after_a_good_request_is_408(server):
+    with connection(server.url) as connected:
+        connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert status(read_answer(connected)) == 200
+        connected.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert status(read_all(connected)) == 408
+
+
+def test_a_stalled_body_is_408_and_the_connection_ends(server):
+    answer = exchange(server.url, post(b"Content-Type: image/jpeg", b"Content-Length: 1000", body=b"\xff\xd8"))
+    assert status(answer) == 408
+    assert b"/problems/body-timeout" in answer
+
+
+def test_a_chunked_body_without_end_is_413(server):
+    request = post(b"Content-Type: image/jpeg", b"Transfer-Encoding: chunked")
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    with connection(server.url) as connected:
+        connected.sendall(request)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):  # 6.5 MB, and the limit of this server is 2
+                connected.sendall(chunk)
+        assert status(read_answer(connected)) == 413
+
+
+SMUGGLING = {
+    "both lengths": post(b"Content-Length: 4", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    "both lengths, other order": post(b"Transfer-Encoding: chunked", b"Content-Length: 4", body=b"0\r\n\r\n"),
+    "two lengths": post(b"Content-Length: 4", b"Content-Length: 5", body=b"abcde"),
+    "two equal lengths": post(b"Content-Length: 4", b"Content-Length: 4", body=b"abcd"),
+    "a length list": post(b"Content-Length: 4, 4", body=b"abcd"),
+    "a signed length": post(b"Content-Length: +4", body=b"abcd"),
+    "a negative length": post(b"Content-Length: -4", body=b"abcd"),
+    "a length in hexadecimal": post(b"Content-Length: 0x4", body=b"abcd"),
+    "an unknown coding": post(b"Transfer-Encoding: gzip, chunked", body=b"0\r\n\r\n"),
+    "chunked twice": post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    "chunked, not last": post(b"Transfer-Encoding: chunked, identity", body=b"0\r\n\r\n"),
+    "a space before the colon": post(b"Content-Length : 4", body=b"abcd"),
+    "a folded line": post(b"X-A: b", b" c", b"Content-Length: 4", body=b"abcd"),
+    "a zero byte in a value": post(b"X-A: b\0c", b"Content-Length: 4", body=b"abcd"),
+    "a bad chunk": post(b"Transfer-Encoding: chunked", body=b"zz\r\nabcd\r\n"),
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "chunked in HTTP/1.0": b"POST /classify HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+}
+
+
+@pytest.mark.parametrize("request_bytes", SMUGGLING.values(), ids=SMUGGLING.keys())
+def test_what_can_be_read_in_two_ways_is_400_and_the_connection_ends(server, request_bytes):
+    answer = exchange(server.url, request_bytes + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert status(answer) == 400, answer
+    assert b"HTTP/1.1 200" not in answer, "what follows is not a request"
+    assert b"application/problem+json" in answer
+    assert b"/problems/malformed-request" in answer
+
+
+def test_20000_header_lines_are_431(server):
+    request = b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 20_000 + b"\r\n"
+    assert status(exchange(server.url, request)) == 431
+
+
+def test_one_header_line_without_end_is_431(server):
+    request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-A: " + b"x" * 10**6
+    assert status(exchange(server.url, request)) == 431
+
+
+def test_a_long_url_is_414(server):
+    request = b"GET /healthz?" + b"x" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert status(exchange(server.url, request)) == 414
+
+
+def test_requests_in_one_packet_are_answered_in_order(server):
+    requests = b"".join(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path for path in (b"/healthz", b"/nope", b"/readyz"))
+    answer = exchange(server.url, requests)
+    assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 404, 200]
+
+
+def test_after_an_early_answer_a_complete_body_keeps_the_connection(server):
+    big = post(b"Content-Type: image/jpeg", b"Content-Length: 3000000", body=b"x" * 3_000_000)
+    with connection(server.url) as connected:
+        connected.sendall(big)
+        assert status(read_answer(connected)) == 413
+        connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert status(read_answer(connected)) == 200
+
+
+def test_the_server_answers_on_after_all_of_this(server):
+    assert httpx.post(f"{server.url}/classify", content=encoded(photograph(96, 64)), timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": f"Bearer {KEY}"}, {"Authorization": f"bearer  {KEY}"}, {"X-API-Key": OTHER_KEY}]
+)
+def test_every_live_key_opens(guarded, headers):
+    content = encoded(photograph(96, 64))
+    answer = httpx.post(f"{guarded.url}/classify", content=content, headers=headers, timeout=60)
+    assert answer.status_code == 200
+    assert httpx.get(f"{guarded.url}/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": KEY}, {"Authorization": "Bearer"}, {"Authorization": f"Basic {KEY}"}, {"X-API-Key": "é"}],
+)
+@pytest.mark.parametrize("path", ["/classify", "/models", "/models/tiny", "/nope"])
+def test_without_a_live_key_everything_that_tells_something_is_401(guarded, headers, path):
+    encoded_headers = {name: value.encode() for name, value in headers.items()}
+    for method in ("GET", "POST"):
+        assert httpx.request(method, guarded.url + path, headers=encoded_headers).status_code == 401
+
+
+def test_health_and_page_are_open(guarded):
+    for path in ("/", "/healthz", "/readyz", "/static/app.js", "/problems/unauthorized", "/openapi.json"):
+        assert httpx.get(guarded.url + path).status_code == 200
+
+
+def test_a_key_is_in_no_log_and_in_no_environment_of_triton(guarded):
+    httpx.get(f"{guarded.url}/models", headers={"X-API-Key": KEY})
+    httpx.get(f"{guarded.url}/models?key={OTHER_KEY}")
+    assert KEY not in guarded.output
+    assert OTHER_KEY not in guarded.output
+    for pid in guarded.children():
+        assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_only_the_listed_page_may_ask_from_a_browser_and_errors_say_so_too(guarded):
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    allowed = httpx.options(f"{guarded.url}/classify", headers={"Origin": ORIGIN, **asks})
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, ORIGIN)
+    refused = httpx.options(f"{guarded.url}/classify", headers={"Origin": "https://evil.example", **asks})
+    assert "access-control-allow-origin" not in refused.headers
+    error = httpx.get(f"{guarded.url}/models", headers={"Origin": ORIGIN})
+    assert (error.status_code, error.headers["access-control-allow-origin"]) == (401, ORIGIN)
+
+
+def test_without_a_list_no_page_elsewhere_may_ask(server):
+    answer = httpx.get(f"{server.url}/models", headers={"Origin": ORIGIN})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_every_answer_is_data_that_is_not_run_framed_or_kept(server):
+    for path in ("/models", "/nope", "/healthz"):
+        headers = httpx.get(server.url + path).headers
+        assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["cache-control"] == "no-store"
+        assert "server" not in headers
+
+
+def test_a_key_may_not_ask_more_often_than_its_limit(deit_serve, model_repository):
+    server = deit_serve(
+        *("--model-repository", model_repository, "--rate-limit=0.05"),
+        environment={"DEIT_API_KEYS": f"{KEY},{OTHER_KEY}"},
+    ).wait_until_ready()
+    content = encoded(photograph(96, 64))
+
+    def ask(key):
+        return httpx.post(f"{server.url}/classify", content=content, headers={"X-API-Key": key}, timeout=60)
+
+    assert ask(KEY).status_code == 200
+    refused = ask(KEY)
+    assert (refused.status_code, refused.json()["type"]) == (429, "/problems/rate-limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
+    assert ask(OTHER_KEY).status_code == 200, "another key has its own limit"
