@@ -3,8 +3,8 @@
 #
 #     training/recipes/cifar10.sh DATA            DATA holds train.parquet and test.parquet
 #
-# cifar10-teacher.jsonl and cifar10-student.jsonl beside this file are the logs of the run that made the model that ships. It ran
-# before each image drew its augmentation from a seed of its own, so this repeats the run, but not to the same bits.
+# cifar10-teacher.jsonl and cifar10-student.jsonl beside this file are the logs of the run that made the model that ships.
+# It ran before each image drew its augmentation from a seed of its own: this repeats the run, not its last bits.
 set -eu
 data=$1
 
