@@ -25,7 +25,9 @@ SUBCOMMANDS = {
 EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib"), "training"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
-    **dict.fromkeys(("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "pytriton"), "serving"),
+    **dict.fromkeys(
+        ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
+    ),
     "httpx": "benchmark",
 }
 
