@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.data import ImageNetInfo
 from torch import nn
 
 from deit.checkpoint import WEIGHTS_FILE, read_checkpoint_config
@@ -16,6 +16,7 @@ from deit.labels import read_labels
 from deit.preprocessing import Preprocessing
 from export.config import ExportConfig
 from training.checkpoint import load_checkpoint, load_weights, read_pytorch, read_safetensors
+from training.model import timm_preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _from_file(path: Path, architecture: str | None, labels: str | None) -> Sour
         model=model.eval(),
         architecture=architecture,
         label_names=_label_names(labels, None, head.shape[0]),
-        preprocessing=_timm_preprocessing(model),
+        preprocessing=timm_preprocessing(model),
         weights_sha256=_file_sha256(path),
         metrics={},
     )
@@ -115,20 +116,9 @@ def _from_timm(name: str, labels: str | None) -> Source:
         model=model.eval(),
         architecture=name,
         label_names=_label_names(labels, None, model.num_classes),
-        preprocessing=_timm_preprocessing(model),
+        preprocessing=timm_preprocessing(model),
         weights_sha256=digest.hexdigest(),
         metrics={},
-    )
-
-
-def _timm_preprocessing(model: nn.Module) -> Preprocessing:
-    data = resolve_model_data_config(model)
-    return Preprocessing(
-        image_size=data["input_size"][1],
-        crop_pct=data["crop_pct"],
-        interpolation=data["interpolation"],
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
     )
 
 
