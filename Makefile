@@ -23,6 +23,10 @@ serve: .venv/serving ## Set up and serve the model that ships with the project, 
 test: .venv/development ## Set up and pass the tests.
 	@.venv/bin/pytest $(PYTEST)
 
+.PHONY: soak
+soak: .venv/development ## Run the long tests too: hours of load, faults and kills on an idle machine.
+	@.venv/bin/pytest -m soak --timeout 3600 $(PYTEST)
+
 .PHONY: lint
 lint: .venv/development ## Check style and types.
 	.venv/bin/ruff check .
