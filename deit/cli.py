@@ -26,6 +26,8 @@ SUBCOMMANDS = {
 EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib"), "training"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "openvino": "openvino",
+    "tensorrt": "gpu",
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),
