@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmark.engines_command import engines
+
 app = typer.Typer(no_args_is_help=True)
+app.command()(engines)
 
 
 @app.callback()
