@@ -28,7 +28,8 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),
-    "httpx": "benchmark",
+    "httpx": "client",
+    "opentelemetry": "tracing",
 }
 
 

@@ -11,6 +11,7 @@ from serving.gateway.deadline import Deadline
 from serving.gateway.errors import DeadlineExceeded, MalformedRequest
 from serving.gateway.images import ImageDecoder
 from serving.gateway.models import ServedModel
+from serving.gateway.pixels import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import Answer, Heads, Prediction
 from serving.gateway.triton_client import Probabilities, TritonClient
@@ -25,6 +26,7 @@ class Question:
     top_k: int
     min_probability: float | None
     with_heads: bool
+    with_pixels: bool
 
 
 class Classifier:
@@ -70,6 +72,7 @@ class Classifier:
             predictions=predictions,
             abstained=abstained,
             heads=None if answer.heads is None else compare(*answer.heads, question),
+            pixels=await as_png(prepared.pixels) if question.with_pixels else None,
         )
 
 

@@ -40,6 +40,7 @@ class GatewayState:
         top_k: int | None,
         min_probability: float | None,
         with_heads: bool,
+        with_pixels: bool,
     ) -> Question:
         """What a request asks, checked against the model.
 
@@ -62,6 +63,7 @@ class GatewayState:
             top_k=top_k or min(DEFAULT_TOP_K, classes),
             min_probability=min_probability,
             with_heads=with_heads,
+            with_pixels=with_pixels,
         )
 
 
