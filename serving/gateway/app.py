@@ -37,6 +37,7 @@ from serving.gateway.readiness import Readiness
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
+from serving.reload import Reloader
 from serving.settings import Limits
 from serving.supervisor import Supervisor
 
@@ -60,6 +61,7 @@ def create_app(
     admission: Admission,
     metrics: Metrics,
     supervisor: Supervisor | None = None,
+    reloader: Reloader | None = None,
     shows_metrics: bool = True,
     logs_requests: bool = True,
 ) -> FastAPI:
@@ -77,11 +79,14 @@ def create_app(
             classifier=Classifier(client, decoder),
             readiness=readiness,
             shows_metrics=shows_metrics,
+            pins_versions=reloader is not None,
         )
         await readiness.ask()  # /readyz tells the truth from the first request on
         watches = [asyncio.create_task(readiness.watch())]
         if supervisor is not None:
             watches.append(asyncio.create_task(supervisor.watch(readiness)))
+        if reloader is not None:
+            watches.append(asyncio.create_task(reloader.serve(readiness)))
         yield
         for watch in watches:
             watch.cancel()
