@@ -29,6 +29,7 @@ from serving.gateway.protocol import GuardedProtocol
 from serving.reload import Reloader
 from serving.settings import ServeSettings
 from serving.supervisor import Supervisor
+from serving.tracing import Tracing, traces_url
 from serving.triton.connection import wait_until_ready
 from serving.triton.embedded import EmbeddedTriton, embedded_triton
 from serving.triton.options import LOOPBACK
@@ -59,7 +60,10 @@ def serve(settings: ServeSettings) -> None:
             if settings.triton_url is None:
                 triton = stack.enter_context(
                     embedded_triton(
-                        settings.model_repository, settings.triton_ports, allow_reload=settings.allow_reload
+                        settings.model_repository,
+                        settings.triton_ports,
+                        allow_reload=settings.allow_reload,
+                        traces_url=traces_url(os.environ),
                     )
                 )
                 supervisor = Supervisor(
@@ -116,6 +120,7 @@ def gateway_server(
         access=access,
         admission=admission,
         metrics=metrics,
+        tracing=None if traces_url(os.environ) is None else Tracing(),
         supervisor=supervisor,
         reloader=reloader,
         shows_metrics=settings.metrics_port is None,

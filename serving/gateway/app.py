@@ -40,6 +40,7 @@ from serving.gateway.triton_client import TritonClient
 from serving.reload import Reloader
 from serving.settings import Limits
 from serving.supervisor import Supervisor
+from serving.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def create_app(
     access: Access,
     admission: Admission,
     metrics: Metrics,
+    tracing: Tracing | None = None,
     supervisor: Supervisor | None = None,
     reloader: Reloader | None = None,
     shows_metrics: bool = True,
@@ -94,6 +96,8 @@ def create_app(
                 await watch
         decoder.close()
         await client.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="deit-server",
@@ -122,7 +126,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
-    app.add_middleware(RequestEnvelope, metrics=metrics, logs_requests=logs_requests)
+    app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
     _describe_problems(app)
     return app
 

@@ -51,15 +51,18 @@ class Classifier:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"
             ) from error
+        record.trace_stages(prepared.stages_s)
         asked_s = time.monotonic()
-        answer = await self._client.classify(
-            question.model.name,
-            prepared.pixels,
-            timeout_s=deadline.remaining_s(),
-            request_id=record.request_id,
-            version=question.version,
-            with_heads=question.with_heads,
-        )
+        with record.model_call(question.model.name) as headers:
+            answer = await self._client.classify(
+                question.model.name,
+                prepared.pixels,
+                timeout_s=deadline.remaining_s(),
+                request_id=record.request_id,
+                version=question.version,
+                with_heads=question.with_heads,
+                headers=headers,
+            )
         stages_s = {**prepared.stages_s, "model": time.monotonic() - asked_s}
         record.images.append(ImageRecord(version=answer.version, stages_s=stages_s))
         predictions = best(answer.probabilities, question.model.labels, question.top_k)

@@ -52,7 +52,7 @@ class EmbeddedTriton:
 
 @contextmanager
 def embedded_triton(
-    model_repository: Path, ports: TritonPorts, *, allow_reload: bool = False
+    model_repository: Path, ports: TritonPorts, *, allow_reload: bool = False, traces_url: str | None = None
 ) -> Iterator[EmbeddedTriton]:
     """A Triton that is loading the models; it is stopped when the block ends.
 
@@ -80,6 +80,7 @@ def embedded_triton(
             shared_memory_prefix=shared_memory_prefix(),
             ports=ports,
             control_key=control_key,
+            traces_url=traces_url,
         )
         logger.info(
             "starting Triton %d.%d (release 24.10) with %s; it lacks the security fixes since October 2024 "

@@ -42,10 +42,12 @@ def triton_options(
     shared_memory_prefix: str,
     ports: TritonPorts,
     control_key: str | None,
+    traces_url: str | None,
 ) -> list[str]:
     """Arguments for this version of Triton.
 
     Args:
+        traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
         control_key: what whoever loads and unloads models must know; None when nobody may.
     """
     options = {
@@ -82,8 +84,21 @@ def triton_options(
     return [
         *(f"{option}={value}" for option, value in options.items() if version >= SINCE.get(option, (0, 0))),
         *([] if control_key is None else explicit),
+        *([] if traces_url is None else [f"--trace-config={each}" for each in trace_settings(traces_url)]),
         "--disable-auto-complete-config",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+    ]
+
+
+def trace_settings(url: str) -> list[str]:
+    """Rate 0: Triton traces what the gateway does, and nothing else."""
+    return [
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        "rate=0",
+        "count=-1",
+        f"opentelemetry,url={url}",
+        "opentelemetry,resource=service.name=triton",
     ]
