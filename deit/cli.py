@@ -28,7 +28,7 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),
-    "httpx": "benchmark",
+    **dict.fromkeys(("httptools", "httpx", "psutil", "pydantic"), "benchmark"),
 }
 
 
