@@ -19,7 +19,7 @@ REPOSITORY = Path("model_repository")
 
 @app.callback()
 def models() -> None:
-    """List, publish, roll back, remove and check the models of a repository."""
+    """List, publish, roll back, remove and check the models of a repository, and let a running server follow it."""
 
 
 @app.command("list")
@@ -108,7 +108,7 @@ def rollback(
     version: Annotated[int | None, typer.Option(help="Version to go to; the one before unless given.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Serve another version of a model from the next load on."""
+    """Serve another version of a model from the next load on; `deit models reload` makes a running server load it."""
     from deit.repository import model_folder, serve_version, served_version, versions
 
     folder = model_folder(repository, name)
@@ -119,7 +119,28 @@ def rollback(
             raise RepositoryError(f"{folder} has no version before {before}; name one with --version")
         version = older[-1]
     serve_version(repository, name, version)
-    print(f"{name}: version {version} instead of {before}, from Triton's next load on")
+    print(f"{name}: version {version} instead of {before}, from the next `deit models reload` or start on")
+
+
+@app.command()
+def reload(
+    port: Annotated[int, typer.Option(envvar="DEIT_PORT", help="Port on which `deit serve` listens.")] = 8080,
+) -> None:
+    """Let a running server serve what its model repository holds now.
+
+    No request fails: the old versions answer until the new ones have proven that they can. A version that does not is
+    refused, and the old one serves on. Exit status: 0 done, 1 a model was refused.
+    """
+    from serving.control import command_server
+
+    changes = command_server(port, "reload")["changes"]
+    for change in changes:
+        served = f", serving version {', '.join(change['versions'])}" if change["versions"] else ""
+        reason = f": {change['reason']}" if change["reason"] else ""
+        typer.echo(f"{change['model']}: {change['outcome']}{served}{reason}")
+    refused = [change["model"] for change in changes if change["outcome"] == "refused"]
+    if refused:
+        raise RepositoryError(f"refused: {', '.join(refused)}; what was served before is served on")
 
 
 @app.command()
