@@ -29,7 +29,7 @@ from export.engines import Engine, candidates
 from export.gate import Reference, judge, reference
 from export.graph import export_graph
 from export.joint import JointClassifier
-from export.quantization import quantize
+from export.quantization import METHODS, quantize
 from export.report import Candidate
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -140,10 +140,10 @@ def _graphs(
         yield "", plain
         return
     assert calibration is not None
-    for method in ("static", "dynamic"):
+    for method in METHODS:
         target = scratch / f"int8-{method}.onnx"
         logger.info("quantizing, %s, on %d images", method, len(calibration.images))
-        quantize(plain, target, calibration.images, static=method == "static")
+        quantize(plain, target, calibration.images, method=method)
         yield method, target
 
 

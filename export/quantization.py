@@ -1,8 +1,9 @@
 """int8: products of uint8 activations and int8 weights, with scales found on real images.
 
 Weights have a scale for each output channel. "static" writes the scales of the activations into the graph as
-QuantizeLinear and DequantizeLinear (Q/DQ), which ONNX Runtime, OpenVINO and TensorRT read; "dynamic" lets ONNX Runtime
-find them anew for each batch, so that an image's answer depends on its neighbours.
+QuantizeLinear and DequantizeLinear (Q/DQ), which ONNX Runtime, OpenVINO and TensorRT read; "mixed" does so but for the
+products that read GELU's output, whose few large values make every step coarse; "dynamic" lets ONNX Runtime find the
+scales anew for each batch, so that an image's answer depends on its neighbours.
 """
 
 import tempfile
@@ -23,24 +24,26 @@ from onnxruntime.quantization import (
 
 from deit.model import IMAGES
 
+METHODS = ("static", "mixed", "dynamic")
+
 BATCH = 16
 
 
-def quantize(onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, static: bool) -> None:
+def quantize(onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, method: str) -> None:
     """Write the int8 form of a float32 graph.
 
     Args:
         images: to find the ranges of the activations on, uint8 (N, H, W, 3); other images than those of the gate.
-        static: Q/DQ; else dynamic.
+        method: one of METHODS.
     """
-    weights = weighted_products(onnx_file)
+    weights = weighted_products(onnx_file, after_gelu=method != "mixed")
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source.onnx"
         graph = onnx.load(onnx_file)
         # The tools rewrite products and then stumble over the shapes that torch's exporter noted for them.
         del graph.graph.value_info[:]
         onnx.save(graph, source)
-        if not static:
+        if method == "dynamic":
             quantize_dynamic(source, target, nodes_to_quantize=weights, per_channel=True, weight_type=QuantType.QInt8)
             return
         quantize_static(
@@ -54,18 +57,23 @@ def quantize(onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, st
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # Ranges averaged over the batches: with the extremes of all, one outlier makes every step coarse.
-            extra_options={"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.1},
+            # the results go on in float: to LayerNorm, softmax, GELU and the residual stream, which are not quantized
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
 
 
-def weighted_products(onnx_file: Path) -> list[str]:
+def weighted_products(onnx_file: Path, *, after_gelu: bool = True) -> list[str]:
     """Names of the products by weights. Attention multiplies activations by activations, which loses more than it
     saves, and the heads and the patch embedding are 2 % of the work.
     """
     graph = onnx.load(onnx_file, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
+    gelus = {name for node in graph.node if node.op_type == "Gelu" for name in node.output}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants and (after_gelu or node.input[0] not in gelus)
+    ]
 
 
 class Batches(CalibrationDataReader):  # type: ignore[misc]

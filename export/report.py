@@ -16,7 +16,7 @@ class Candidate:
     """A variant on an engine, what the gate found, and how fast it is here.
 
     Attributes:
-        method: how the variant was made: "" or, for int8, "static" or "dynamic".
+        method: how the variant was made: "" or, for int8, one of `quantization.METHODS`.
         images_per_s: None when it was not measured, because it failed or had no rival.
     """
 

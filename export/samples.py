@@ -12,7 +12,7 @@ from deit.preprocessing import Preprocessing, resize_and_crop
 from training.images import IMAGE_SUFFIXES, LabelledImages, decode, open_images
 
 MOST_IMAGES = 512
-MOST_CALIBRATION_IMAGES = 128
+MOST_CALIBRATION_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def load_samples(
     """Images to judge on and, if something `calibrates`, others to calibrate on.
 
     A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
-    images, at most 128, to calibration.
+    images, at most 64, to calibration.
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.

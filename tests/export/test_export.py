@@ -173,7 +173,7 @@ def test_several_precisions_become_models_of_their_own_with_their_reports(
     assert examine(tmp_path / "models") == []
     engines = {each["engine"] for each in found["candidates"]}
     assert engines == {"onnxruntime", "openvino", "openvino, rest bf16"}
-    assert {each["method"] for each in found["candidates"]} == {"static", "dynamic"}
+    assert {each["method"] for each in found["candidates"]} == {"static", "mixed", "dynamic"}
 
 
 def test_bfloat16_is_refused_for_an_engine_that_has_no_products_in_it(

@@ -1,0 +1,58 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from deit.preprocessing import resize_and_crop
+from export.graph import export_graph
+from export.joint import JointClassifier
+from export.quantization import quantize
+from export.samples import load_samples
+from export.served import served_form
+from tests.training.conftest import TINY, tiny_student
+from training.images import ParquetImages, decode
+
+
+@pytest.mark.parametrize(("method", "products"), [("static", 12), ("mixed", 10)])
+def test_scales_are_per_output_channel_and_found_on_the_images(tmp_path: Path, method: str, products: int) -> None:
+    """Two blocks with six products by weights each, one of which reads GELU's output."""
+    export_graph(served_form(JointClassifier(tiny_student(), TINY)), 16, tmp_path / "float.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, method=method)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    int8 = [
+        tensor for tensor in weights.values() if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
+    ]
+    assert len(int8) == products
+    scales = {node.input[0]: weights[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for tensor in int8:
+        assert list(scales[tensor.name].dims) == [tensor.dims[1]]
+    nodes = Counter(node.op_type for node in graph.node)
+    assert nodes["LayerNormalization"] == 5
+    assert nodes["QuantizeLinear"] <= products  # queries, keys and values share theirs
+
+
+def test_what_calibrates_does_not_judge(colours_data: Path) -> None:
+    """A file has no train split, so it keeps a quarter; a data set calibrates on its train split."""
+    file = colours_data / "test.parquet"
+    judged, calibration = load_samples(file, TINY, None, num_classes=3, calibrates=True)
+    assert (len(judged.images), len(calibration.images)) == (36, 12)
+    seen = {image.tobytes() for image in judged.images}
+    assert not seen & {image.tobytes() for image in calibration.images}
+    assert len(judged.labels) == 36
+
+    judged, calibration = load_samples(colours_data, TINY, None, num_classes=3, calibrates=True)
+    train = ParquetImages([colours_data / "train.parquet"])
+    assert (len(judged.images), len(calibration.images)) == (48, 64)
+    assert (calibration.images[0] == resize_and_crop(decode(train, 0), TINY)).all()
+
+
+def test_labels_of_other_classes_than_the_models_do_not_count(colours_data: Path) -> None:
+    judged, calibration = load_samples(colours_data, TINY, 5, num_classes=1000, calibrates=False)
+    assert judged.labels is None
+    assert calibration is None
+    assert torch.from_numpy(judged.images).shape == (5, 16, 16, 3)
