@@ -20,6 +20,7 @@ from prometheus_client import start_http_server
 
 from deit.errors import ServingError
 from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
+from serving.control import claim_control_socket
 from serving.gateway.admission import Admission
 from serving.gateway.app import Access, create_app
 from serving.gateway.images import configure_pillow_warnings
@@ -110,7 +111,7 @@ def gateway_server(
             default_model,
             metrics,
             admission,
-            port=listener.getsockname()[1],
+            control_path=claim_control_socket(listener.getsockname()[1]),
         )
     app = create_app(
         triton_url,

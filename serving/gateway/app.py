@@ -87,9 +87,8 @@ def create_app(
         watches = [asyncio.create_task(readiness.watch())]
         if supervisor is not None:
             watches.append(asyncio.create_task(supervisor.watch(readiness)))
-        if reloader is not None:
-            watches.append(asyncio.create_task(reloader.serve(readiness)))
-        yield
+        async with contextlib.nullcontext() if reloader is None else reloader.commands(readiness):
+            yield
         for watch in watches:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -104,11 +103,12 @@ def create_app(
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.metrics = metrics
     app.include_router(router)
+    app.mount("/static/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)

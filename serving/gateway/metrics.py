@@ -13,6 +13,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a cached small model on a GPU to the longest deadline.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
 
 class Metrics:
     """One gateway's; in a registry of its own, so that nothing is shared through the process."""
@@ -32,6 +34,9 @@ class Metrics:
             "deit_stage_seconds", "Of one image", ["stage", "model", "version"], buckets=SECONDS, registry=registry
         )
         self._images = Counter("deit_images", "Images that were answered", ["model", "version"], registry=registry)
+        self._request_images = Histogram(
+            "deit_request_images", "Images that were answered, by request", buckets=IMAGES, registry=registry
+        )
         self._in_flight = Gauge("deit_requests_in_flight", "Requests not yet answered", registry=registry)
         Gauge("deit_images_in_flight", "Images that wait or are worked on", registry=registry).set_function(
             lambda: admission.images_in_flight
@@ -64,6 +69,8 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
         for problem in record.problems:
             self._problems.labels(problem).inc()
+        if record.images:
+            self._request_images.observe(len(record.images))
         for image in record.images:
             self._images.labels(record.model, image.version).inc()
             for stage, stage_seconds in image.stages_s.items():
