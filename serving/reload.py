@@ -120,7 +120,7 @@ class Reloader:
     async def _follow(self, name: str, offer: Offer, readiness: Readiness) -> Change:
         before = self._triton.offers.get(name)
         if offer == before:
-            return Change(name, "unchanged", self._models[name].versions if name in self._models else ())
+            return Change(name, "unchanged", self._served(name))
         snapshot = self._triton.snapshot
         kept = tuple(version for version in (before.versions if before else ()) if snapshot.exists(name, version))
         try:
@@ -129,8 +129,7 @@ class Reloader:
         except (ServingError, InferenceServerException, OSError) as error:
             reason = error.message() if isinstance(error, InferenceServerException) else str(error)
             await asyncio.to_thread(self._restore, name, before)
-            served = self._models[name].versions if name in self._models else ()
-            return Change(name, "refused", served, reason)
+            return Change(name, "refused", self._served(name), reason)
         self._triton.offers[name] = offer
         self._switch({**self._models, name: model}, readiness)
         if both != offer.versions:
@@ -142,6 +141,10 @@ class Reloader:
         self._switch({key: model for key, model in self._models.items() if key != name}, readiness)
         self._later(self._unload, name)
         return Change(name, "removed")
+
+    def _served(self, name: str) -> tuple[str, ...]:
+        """The versions that answer now; none of a model that is not one of ours."""
+        return self._models[name].versions if name in self._models else ()
 
     def _switch(self, models: dict[str, ServedModel], readiness: Readiness) -> None:
         """At once, for whatever request comes next."""

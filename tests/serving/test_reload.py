@@ -1,5 +1,7 @@
 """A running server follows its model repository: real Triton, real load, real corrupt files."""
 
+import asyncio
+import io
 import os
 import re
 import shutil
@@ -12,14 +14,19 @@ from pathlib import Path
 import httpx
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from serving.client import Client, ClientError
+from deit.model import PROBABILITIES
+from deit.preprocessing import resize_and_crop
+from serving.client import AsyncClient, Client, ClientError
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import (
+    PREPROCESSING,
     commands,
     config_pbtxt,
     eventually,
@@ -261,3 +268,54 @@ def test_a_server_that_was_not_told_to_takes_no_commands(deit_serve, model_repos
     done = reload(server)
     assert done.returncode == 1
     assert "deit serve --allow-reload" in done.stderr
+
+
+@pytest.mark.soak
+def test_ten_thousand_requests_with_cancellations_and_a_reload_get_their_own_answers(server, repository, client):
+    """Every picture is another one; a tenth of the requests are given up at a random moment."""
+    count, clients = 10_000, 32
+    write_model(repository / "crowd")
+    reloaded(server)
+    contents = [encoded(photograph(32, 32, seed=seed), "PNG") for seed in range(count)]
+    random = np.random.default_rng(0)
+    patience_s = np.where(random.random(count) < 0.1, random.uniform(0, 0.2, count), 600)
+    waiting = iter(range(count))
+    answers, failures, given_up = {}, [], []
+
+    async def ask(crowd):
+        for index in waiting:
+            try:
+                async with asyncio.timeout(patience_s[index]):
+                    answer = await crowd.classify(contents[index], model="crowd", top_k=10)
+                answers[index] = (answer.version, probabilities(answer))
+            except TimeoutError:
+                given_up.append(index)
+            except ClientError as error:
+                failures.append(error)
+
+    async def reload_halfway():
+        while len(answers) < count // 2:
+            await asyncio.sleep(0.05)
+        publish(repository / "crowd", 2, seed=2)
+        return await asyncio.to_thread(reloaded, server)
+
+    async def crowd():
+        async with AsyncClient(server.url, timeout_s=600, patience_s=600) as crowd, asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(ask(crowd))
+            group.create_task(reload_halfway())
+
+    asyncio.run(crowd())
+    assert not failures
+    assert given_up
+    assert len(answers) + len(given_up) == count
+    pixels = [resize_and_crop(Image.open(io.BytesIO(content)).convert("RGB"), PREPROCESSING) for content in contents]
+    expected = {
+        str(version): onnxruntime.InferenceSession(repository / "crowd" / str(version) / "model.onnx").run(
+            [PROBABILITIES], {"images": np.stack(pixels)}
+        )[0]
+        for version in (1, 2)
+    }
+    assert {version for version, _ in answers.values()} == {"1", "2"}
+    for index, (version, found) in answers.items():
+        np.testing.assert_allclose(found, expected[version][index], atol=SAME)
