@@ -48,7 +48,7 @@ perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an envir
 .PHONY: chromium
 chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, needs root).
 	apt-get update -qq
-	apt-get install -qq --no-install-recommends chromium
+	apt-get install -qq --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: screenshots
 screenshots: .venv/development ## Take docs/images/page*.png anew, with the model that ships.

@@ -81,7 +81,9 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, name
     assert [finding.partition(" ")[2] for finding in violations(tmp_path)] == [f"imports {name}"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["train", "--help"], ["export", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("serve", "train", "export", "classify", "models"))]
+)
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     program = (
         "import sys; sys.argv = ['deit', *sys.argv[1:]]\n"
