@@ -23,7 +23,7 @@ from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
 from serving.control import claim_control_socket
 from serving.gateway.admission import Admission
 from serving.gateway.app import Access, create_app
-from serving.gateway.images import configure_pillow_warnings
+from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
 from serving.gateway.protocol import GuardedProtocol
@@ -51,7 +51,6 @@ def serve(settings: ServeSettings) -> None:
         ServingError, RepositoryError: something stands in the way, or Triton failed too often.
     """
     stop = StopSignal()
-    configure_pillow_warnings()
     try:
         with ExitStack() as stack:
             access = read_access(settings)
@@ -120,6 +119,7 @@ def gateway_server(
         limits=settings.limits,
         access=access,
         admission=admission,
+        decoder=Decoder(settings.decoding, settings.limits, metrics.lose_decoder),
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         supervisor=supervisor,

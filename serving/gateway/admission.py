@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from serving.gateway.declared_size import LARGE_PIXELS
 from serving.gateway.errors import Draining, Overloaded
 from serving.settings import Limits
 
@@ -165,7 +166,8 @@ class Ticket:
         admission = self._admission
         admission._check_images()
         at_once = sum(sorted(pixels)[-IMAGES_AT_ONCE:])
-        if admission._pixels and admission._pixels + at_once > admission._limits.max_in_flight_pixels:
+        is_full = admission._pixels > 0 and admission._pixels + at_once > admission._limits.max_in_flight_pixels
+        if is_full and max(pixels) >= LARGE_PIXELS:  # a decoder stays free for smaller ones
             raise admission._overloaded(f"images of {admission._pixels / 1e6:.0f} megapixels are in flight")
         admission._advance()
         self._images, self._pixels = min(len(pixels), IMAGES_AT_ONCE), at_once

@@ -19,6 +19,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.authentication import Authentication
 from serving.gateway.classification import Classifier
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
+from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
     MEDIA_TYPE,
     PROBLEM_SCHEMA,
@@ -29,7 +30,6 @@ from serving.gateway.errors import (
     Overloaded,
     Problem,
 )
-from serving.gateway.images import ImageDecoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
@@ -60,6 +60,7 @@ def create_app(
     limits: Limits,
     access: Access,
     admission: Admission,
+    decoder: Decoder,
     metrics: Metrics,
     tracing: Tracing | None = None,
     supervisor: Supervisor | None = None,
@@ -71,7 +72,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client, decoder = TritonClient(triton_url), ImageDecoder(limits.max_image_pixels)
+        client = TritonClient(triton_url)
         readiness = Readiness(client, models.values())
         app.state.gateway = GatewayState(
             models=models,
@@ -83,6 +84,7 @@ def create_app(
             shows_metrics=shows_metrics,
             pins_versions=reloader is not None,
         )
+        await decoder.start()
         await readiness.ask()  # /readyz tells the truth from the first request on
         watches = [asyncio.create_task(readiness.watch())]
         if supervisor is not None:

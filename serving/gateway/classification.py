@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.gateway.deadline import Deadline
+from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DeadlineExceeded, MalformedRequest
-from serving.gateway.images import ImageDecoder
 from serving.gateway.models import ServedModel
 from serving.gateway.pixels import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
@@ -32,7 +32,7 @@ class Question:
 class Classifier:
     """Answers questions about images, each image on its own."""
 
-    def __init__(self, client: TritonClient, decoder: ImageDecoder) -> None:
+    def __init__(self, client: TritonClient, decoder: Decoder) -> None:
         self._client = client
         self._decoder = decoder
 

@@ -37,6 +37,9 @@ class Metrics:
         self._request_images = Histogram(
             "deit_request_images", "Images that were answered, by request", buckets=IMAGES, registry=registry
         )
+        self._lost_decoders = Counter(
+            "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
+        )
         self._in_flight = Gauge("deit_requests_in_flight", "Requests not yet answered", registry=registry)
         Gauge("deit_images_in_flight", "Images that wait or are worked on", registry=registry).set_function(
             lambda: admission.images_in_flight
@@ -58,6 +61,9 @@ class Metrics:
 
     def count_load(self, outcome: str) -> None:
         self._loads.labels(outcome).inc()
+
+    def lose_decoder(self) -> None:
+        self._lost_decoders.inc()
 
     def begin(self) -> None:
         self._in_flight.inc()

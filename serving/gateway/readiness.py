@@ -69,9 +69,11 @@ class Readiness:
                 return f"{name}: {self._failures[name].detail}, {lost_s:.0f} s ago"
         return None
 
-    def lose_all(self, reason: str) -> None:
-        """Triton has ended: nothing needs to be asked to know that no model answers."""
+    def lose_all(self, reason: str, *, may_return: bool) -> None:
+        """Triton has ended or is stopped: nothing needs to be asked to know that no model answers."""
         for name in self._models:
+            if may_return:
+                self._silent.add(name)
             self._lose(name, NotReady(reason))
 
     async def watch(self) -> None:

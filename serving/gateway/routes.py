@@ -20,6 +20,7 @@ from serving.gateway.errors import (
     BodyTimeout,
     BodyTooLarge,
     DeadlineExceeded,
+    DecoderLost,
     Draining,
     ImageTooComplex,
     ImageTooLarge,
@@ -121,6 +122,7 @@ UPLOAD_BODY = {
             InvalidParameter,
             Internal,
             NotReady,
+            DecoderLost,
             Draining,
             Overloaded,
             DeadlineExceeded,
@@ -249,10 +251,12 @@ class Work:
 
 
 def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
-    """For admission: what the header declares, at most what is decoded at all."""
+    """For admission: what the header declares; nothing when that is too much, because then it is not decoded."""
     most = gateway.limits.max_image_pixels
     declared = declared_pixels(upload.content)
-    return most if declared is None else min(most, declared)
+    if declared is None:
+        return most
+    return declared if declared <= most else 0
 
 
 def accepts_ndjson(request: Request) -> bool:

@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from deit.labels import LABELS_FILE, write_labels
 from deit.model import (
@@ -29,8 +28,8 @@ from deit.model import (
     PROBABILITIES,
 )
 from deit.preprocessing import Preprocessing
-from serving.gateway.images import configure_pillow_warnings
-from tests.conftest import REPOSITORY_ROOT, encoded
+from serving.gateway.images import configure_pillow
+from tests.conftest import REPOSITORY_ROOT
 
 MODEL = "tiny"
 IMAGE_SIZE = 32
@@ -139,7 +138,7 @@ def photographs(shared_data: Path) -> list[bytes]:
 @pytest.fixture
 def pillow_warnings_as_served() -> None:
     """The filters of the server, for this test: pytest restores its own after each."""
-    configure_pillow_warnings()
+    configure_pillow()
 
 
 class DeitServe:
@@ -188,6 +187,13 @@ class DeitServe:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
                 found += map(int, task.read_text().split())
         return found[1:]
+
+    def decoders(self) -> list[int]:
+        """The processes that decode images."""
+        children = self.children()
+        return [
+            pid for pid in children if b"serving.gateway.decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -265,15 +271,6 @@ def commands(pids: list[int]) -> list[str]:
 
 def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
-
-
-@pytest.fixture(scope="session")
-def scan_bomb() -> Callable[[int], bytes]:
-    """scan_bomb(scans=405) -> a flat progressive JPEG of 4 megapixels whose last scan is repeated."""
-    content = encoded(Image.new("L", (2000, 2000), 128), progressive=True)
-    last_scan = content[content.rindex(b"\xff\xda") : -2]
-    had = content.count(b"\xff\xda")
-    return lambda scans: content[:-2] + last_scan * (scans - had) + content[-2:]
 
 
 @pytest.fixture
