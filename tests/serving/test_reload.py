@@ -64,12 +64,14 @@ def client(server):
         yield client
 
 
+def deit_models(*arguments):
+    command = [sys.executable, "-m", "deit", "models", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 def reload(server):
     """`deit models reload` of this server."""
-    port = server.url.rpartition(":")[2]
-    return subprocess.run(
-        [sys.executable, "-m", "deit", "models", "reload", "--port", port], capture_output=True, text=True, timeout=120
-    )
+    return deit_models("reload", "--port", server.url.rpartition(":")[2])
 
 
 def reloaded(server):
@@ -209,12 +211,13 @@ def test_a_version_that_is_no_good_is_refused_and_the_old_one_serves_on(server, 
     assert f"{name}: removed" in reloaded(server)
 
 
-def test_the_repository_can_go_back_to_an_older_version(server, repository, client):
+def test_a_rollback_and_a_reload_go_back_to_the_version_before(server, repository, client):
     write_model(repository / "back")
+    shutil.copy(repository / "back" / "config.pbtxt", repository / "back" / "1")  # as a published version has it
     publish(repository / "back", 2, seed=5)
     assert "back: loaded, serving version 2" in reloaded(server)
-    config = repository / "back" / "config.pbtxt"
-    config.write_text(config.read_text().replace("latest { num_versions: 1 }", "specific { versions: [1] }"))
+    done = deit_models("rollback", "back", "--repository", str(repository))
+    assert done.returncode == 0, done.stderr
     with Load(server.url, "back") as load:
         assert "back: loaded, serving version 1" in reloaded(server)
     assert not load.failures
