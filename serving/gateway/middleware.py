@@ -117,6 +117,7 @@ def route_of(scope: Scope) -> str:
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
     values: dict[str, object] = {"request_id": record.request_id, "ms": round(seconds * 1000, 1)}
     optional = {
+        "trace_id": record.trace and record.trace.trace_id,
         "key": record.key_name,
         "model": record.model,
         "version": " ".join(sorted({image.version for image in record.images})),
