@@ -266,9 +266,8 @@ def test_nobody_loads_models_without_the_key(server):
         stranger.load_model("first")
 
 
-def test_a_server_that_was_not_told_to_takes_no_commands(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository).wait_until_ready()
-    done = reload(server)
+def test_without_a_server_that_takes_commands_the_way_to_one_is_told(free_port):
+    done = deit_models("reload", "--port", str(free_port))
     assert done.returncode == 1
     assert "deit serve --allow-reload" in done.stderr
 
