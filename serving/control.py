@@ -36,8 +36,20 @@ def claim_control_socket(port: int) -> Path:
     status = path.parent.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ServingError(f"{path.parent} is open to others; remove it, or set TMPDIR to a folder of your own")
-    path.unlink(missing_ok=True)  # of a server that was killed
+    remove_leftovers(path.parent)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Sockets of servers that were killed."""
+    for path in folder.glob("*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except FileNotFoundError:  # its server ended just now
+                pass
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
 from serving.client import AsyncClient, Client, ClientError
+from serving.control import claim_control_socket, control_socket
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import (
     PREPROCESSING,
@@ -233,6 +235,7 @@ def test_several_versions_can_be_served_at_once(server, repository, client):
 
 
 def test_the_default_model_cannot_be_removed(server, repository, client):
+    write_model(repository / "another")
     (repository / "first").rename(repository / ".first")
     try:
         done = reload(server)
@@ -264,6 +267,15 @@ def test_nobody_loads_models_without_the_key(server):
         pytest.raises(InferenceServerException, match="restricted"),
     ):
         stranger.load_model("first")
+
+
+def test_the_socket_of_a_killed_server_is_removed_by_the_next_one_and_that_of_a_live_one_is_not(server, free_port):
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(control_socket(free_port)))
+    live = control_socket(int(server.url.rpartition(":")[2]))
+    claim_control_socket(free_port)
+    assert not control_socket(free_port).exists()
+    assert live.exists()
 
 
 def test_without_a_server_that_takes_commands_the_way_to_one_is_told(free_port):
