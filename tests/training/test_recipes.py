@@ -1,5 +1,6 @@
 """The scripts of training/recipes, with a `deit` that notes what it was asked."""
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -82,3 +83,13 @@ def test_a_recipe_that_was_stopped_goes_on_where_it_was(noted: object, killed: s
     for line in again[:-1]:
         began = line.split()[2] in first and not (killed == "KILLED_EARLY" and "nkd-s1" in line)
         assert line.endswith("--resume") == began, line
+
+
+def test_a_run_that_is_still_trained_is_not_started_again(noted: object, tmp_path: Path) -> None:
+    """As when a recipe was killed and its training was not."""
+    (tmp_path / "runs").mkdir()
+    with (tmp_path / "runs" / ".miniature-none-s0.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, asked = noted("miniature.sh", "data", "teacher")
+    assert status != 0
+    assert asked == []

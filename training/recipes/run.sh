@@ -5,7 +5,12 @@
 set -eu
 name=$1
 shift
-folder=${DEIT_TRAIN_RUNS:-runs}/$name
+runs=${DEIT_TRAIN_RUNS:-runs}
+folder=$runs/$name
+# held by the training itself, also after this script was killed
+mkdir -p "$runs"
+exec 9> "$runs/.$name.lock"
+flock -n 9 || { echo "run.sh: $folder is being trained: wait for it, or stop it" >&2; exit 255; }
 if [ -f "$folder/config.json" ]; then
     set -- "$@" --resume
 elif [ -d "$folder" ]; then # killed before it had written its settings
