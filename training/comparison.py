@@ -23,6 +23,9 @@ from training.curves import read_metrics
 
 Measure = Literal["top1", "teacher"]
 
+LEAST_SEEDS = 3
+"""Fewer tell too little of the spread."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -185,12 +188,20 @@ class PairedDifference:
         count = len(self.differences)
         return t_quantile(count - 1) * self.deviation / math.sqrt(count) if count > 1 else math.inf
 
-    @property
-    def verdict(self) -> Literal["reproduced", "not resolved", "contradicted"]:
-        """Of the claim that left is above right: what the interval lies on, if it lies on one side of zero."""
-        if self.mean - self.half_width > 0:
+    def verdict(self, chance: float | None) -> Literal["reproduced", "not resolved", "contradicted"]:
+        """Of the claim that left is above right.
+
+        Resolved where the interval over at least three seeds lies on one side of zero, as all seeds do, and where so
+        unequal images are no chance of the test set: two equal differences of two seeds would leave no width at all.
+
+        Args:
+            chance: McNemar's probability, if the claim is of images got right.
+        """
+        if len(self.differences) < LEAST_SEEDS or (chance is not None and chance >= 0.05):
+            return "not resolved"
+        if self.mean - self.half_width > 0 < min(self.differences):
             return "reproduced"
-        return "contradicted" if self.mean + self.half_width < 0 else "not resolved"
+        return "contradicted" if self.mean + self.half_width < 0 > max(self.differences) else "not resolved"
 
 
 def t_quantile(degrees: int) -> float:

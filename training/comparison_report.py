@@ -10,6 +10,7 @@ from deit.checkpoint import read_checkpoint_config
 from deit.durable import write_file
 from deit.errors import DataError
 from training.comparison import (
+    LEAST_SEEDS,
     Claim,
     Comparison,
     PairedDifference,
@@ -40,6 +41,11 @@ def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str
     yield from _origin(runs, decided)
     if comparison.claims:
         yield from ("## What the seeds allow to be said", "")
+        yield (
+            f"Resolved is what at least {LEAST_SEEDS} seeds agree on, with a 95 % interval of their paired differences "
+            "(Student's) on one side of zero, and with a McNemar p below 0.05 over all seeds' images."
+        )
+        yield ""
         yield from (_sentence(claim, runs, decided) for claim in comparison.claims)
         yield ""
     yield from _accuracy(runs, decided)
@@ -84,6 +90,7 @@ def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
         found = (
             f"{100 * difference.mean:+.2f} points in the mean of {seeds} seeds, 95 % interval {low:+.2f} to {high:+.2f}"
         )
+    chance = None
     if claim.measure == "top1":
         hits = [
             np.concatenate([decisions == decided.labels for decisions in _decisions(side, decided)])
@@ -94,7 +101,7 @@ def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
             f"; right alone on {alone[0]:,} and {alone[1]:,} images of all seeds (McNemar p = {mcnemar(*alone):.2g})"
         )
     paper = f". The paper: {claim.paper}" if claim.paper else ""
-    return f"- **{difference.verdict}**: {_title(claim.left)} {what} {_title(claim.right)}. {found}{paper}"
+    return f"- **{difference.verdict(chance)}**: {_title(claim.left)} {what} {_title(claim.right)}. {found}{paper}"
 
 
 def _accuracy(runs: Runs, decided: Decided) -> Iterator[str]:
