@@ -16,6 +16,8 @@ SUBCOMMANDS = {
     "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
     "evaluate": ("training.evaluate_command", "Tell the accuracy of every read-out of a model."),
     "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
+    "compare": ("training.compare_command", "Compare arms of training runs over the same seeds."),
+    "step-cost": ("training.cost_command", "Measure what each loss adds to a training step."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
     "classify": ("serving.classify_command", "Classify pictures with a running server."),

@@ -13,7 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deit.durable import write_file
@@ -24,9 +24,10 @@ from training.config import TrainConfig
 from training.data import CorruptImages, evaluation_batches, training_batches
 from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
-from training.images import open_images
+from training.features import Features, ViTKD
+from training.images import SomeImages, open_images
 from training.initial import load_initial
-from training.model import Normalize, create_model, load_teacher
+from training.model import Normalize, Teacher, create_model, load_teacher
 from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.provenance import provenance
@@ -57,6 +58,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     train_images, test_images = open_images(config.data, "train"), open_images(config.data, "test")
     if test_images.label_names != train_images.label_names:
         raise TrainingError(f"{config.data}: train and test name different classes")
+    if config.train_images is not None:
+        train_images = SomeImages(train_images, config.train_images)
     if len(train_images) < config.batch_size:
         raise TrainingError(
             f"{config.data} has {len(train_images)} training images, fewer than one batch of {config.batch_size}: "
@@ -92,16 +95,6 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             logger.info("%s", change)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-    objective = Objective(
-        model,
-        DistillationLoss(
-            distillation=config.distillation,
-            label_weight=config.label_weight,
-            temperature=config.temperature,
-            kl_reduction=config.kl_reduction,
-            label_smoothing=config.label_smoothing,
-        ),
-    )
     teacher = None
     if config.teacher is not None:
         teacher = load_teacher(
@@ -111,6 +104,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             image_size=config.teacher_image_size,
         )
         teacher = teacher.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    objective = Objective(model, loss_of(config), features_of(config, model, teacher)).to(device)
 
     # -------------------------------------------------------------------------------------- augmentation on the device
     normalize = Normalize(preprocessing).to(device)
@@ -127,7 +121,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
 
     # --------------------------------------------------------------------------------- optimiser, average, precision
     optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
+        objective, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
     )
     set_learning_rate = learning_rate_schedule(optimizer, config, steps_per_epoch)
     # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
@@ -140,6 +134,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     state = prepare_run_folder(config, processes, provenance({"train": train_images, "test": test_images}))
     if state.weights is not None:
         model.load_state_dict(state.weights["model"])
+        if objective.features is not None:
+            objective.features.load_state_dict(state.weights["features"])
         optimizer.load_state_dict(state.weights["optimizer"])
         scaler.load_state_dict(state.weights["scaler"])
         if ema is not None:
@@ -217,13 +213,13 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         gradients_wait = processes.count > 1 and turn + 1 < shares.accumulation
                         with step_of.no_sync() if gradients_wait else nullcontext():  # type: ignore[operator]
                             with autocast:
-                                teacher_logits = None if teacher is None else teacher(images)
-                                loss = step_of(images, targets, teacher_logits) / shares.accumulation
+                                lesson = () if teacher is None else teach(teacher, images, objective.features)
+                                loss = step_of(images, targets, *lesson) / shares.accumulation
                             scaler.scale(loss).backward()
                         loss_sum += loss.detach()
 
                     scaler.unscale_(optimizer)
-                    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm or math.inf)
+                    norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad_norm or math.inf)
                     # every process learns the same numbers, so all skip or stop at the same step
                     shared = processes.sum(torch.stack([loss_sum, norm, norm.new_tensor(float(stop_asked()))]))
                     step_loss, step_norm, stop = (shared / processes.count).tolist()
@@ -253,7 +249,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     if stop:
                         state.steps_done = step + 1
                         state.corrupt = sorted(processes.union(corrupt.indices))
-                        state.weights = weights_of(model, optimizer, scaler, ema)
+                        state.weights = weights_of(objective, optimizer, scaler, ema)
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
@@ -298,7 +294,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
             state = ResumeState(
                 epochs_done=epoch + 1,
-                weights=weights_of(model, optimizer, scaler, ema),
+                weights=weights_of(objective, optimizer, scaler, ema),
                 metrics=[*state.metrics, record],
             )
             if processes.is_first:
@@ -341,9 +337,52 @@ def share_out(config: TrainConfig, processes: Processes) -> Shares:
     )
 
 
+def loss_of(config: TrainConfig) -> DistillationLoss:
+    """The loss on logits that the run asks for."""
+    return DistillationLoss(
+        distillation=config.distillation,
+        label_weight=config.label_weight,
+        temperature=config.temperature,
+        kl_reduction=config.kl_reduction,
+        nkd_gamma=config.nkd_gamma,
+        nkd_temperature=config.nkd_temperature,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def features_of(config: TrainConfig, student: nn.Module, teacher: Teacher | None) -> ViTKD | None:
+    """The loss on features that the run asks for, if it does."""
+    if config.features == "none":
+        return None
+    assert teacher is not None  # TrainConfig asks for one
+    mimic_weight, generate_weight = config.vitkd_weights
+    return ViTKD(
+        student,
+        teacher.model,
+        mimic=config.vitkd_mimic_blocks,
+        generate=config.vitkd_generate_blocks,
+        point=config.vitkd_point,
+        mask_ratio=config.vitkd_mask_ratio,
+        reduction=config.vitkd_reduction,
+        mimic_weight=mimic_weight,
+        generate_weight=generate_weight,
+    )
+
+
+def teach(teacher: Teacher, images: Tensor, features: ViTKD | None) -> tuple[Tensor] | tuple[Tensor, Features]:
+    """The teacher's logits, and its features where they are asked for."""
+    return (teacher(images),) if features is None else teacher.with_features(images, features.taps)
+
+
 def weights_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ema: ModelEmaV3 | None
+    objective: Objective, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ema: ModelEmaV3 | None
 ) -> dict[str, dict[str, object]]:
     """All that training has changed, for the resume file."""
-    weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    weights = {
+        "model": objective.student.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    if objective.features is not None:
+        weights["features"] = objective.features.state_dict()
     return weights if ema is None else {**weights, "ema": ema.module.state_dict()}

@@ -18,6 +18,7 @@ from tests.training.test_images import image_folder
 from training import distillation
 from training.config import TrainConfig
 from training.loop import share_out, train
+from training.model import create_model
 from training.processes import Processes
 
 CONVNET = ["channels=[8,16,16,16]", "layers=[1,1,1,1]"]
@@ -54,6 +55,17 @@ def teacher(colours_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     runs = tmp_path_factory.mktemp("runs")
     train(config(colours_data, runs, name="teacher", model="resnet18", model_arg=CONVNET, image_size=32, epochs=3))
     assert metrics_of(runs / "teacher")[-1]["test_class_top1"] > 0.9
+    return runs / "teacher" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def transformer_teacher(colours_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer wider and deeper than the student, with as many patches from larger ones, and one prefix token."""
+    runs = tmp_path_factory.mktemp("runs")
+    wide = ["patch_size=8", "embed_dim=36", "depth=3", "num_heads=3"]
+    plain = {"model": "deit_tiny_patch16_224", "model_arg": wide, "image_size": 32, "mixing_probability": 0.0}
+    train(config(colours_data, runs, name="teacher", epochs=3, **plain))
+    assert metrics_of(runs / "teacher")[-1]["test_class_top1"] > 0.6
     return runs / "teacher" / "checkpoint"
 
 
@@ -115,6 +127,7 @@ def wait_for_first_epoch(process: subprocess.Popen[str], run: Path) -> None:
 
 EVERYTHING = {
     "distillation": "hard",
+    "features": "vitkd",
     "drop_path": 0.1,
     "random_erasing": 0.25,
     "auto_augment": "rand-m9-mstd0.5-inc1",
@@ -132,9 +145,10 @@ TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 
 @pytest.mark.parametrize(("launcher", "kill"), [([], signal.SIGKILL), (TWO_PROCESSES, signal.SIGTERM)])
 def test_a_stopped_run_resumes_in_one_process_to_the_same_weights(
-    colours_data: Path, teacher: Path, tmp_path: Path, launcher: list[str], kill: signal.Signals
+    colours_data: Path, transformer_teacher: Path, tmp_path: Path, launcher: list[str], kill: signal.Signals
 ) -> None:
-    whole = config(colours_data, tmp_path, name="whole", epochs=EPOCHS, teacher=str(teacher), **EVERYTHING)
+    teacher = str(transformer_teacher)
+    whole = config(colours_data, tmp_path, name="whole", epochs=EPOCHS, teacher=teacher, **EVERYTHING)
     stopped = replace(whole, name="stopped", workers=2)  # the number of workers changes nothing
     process = start(launcher, stopped)
     wait_for_first_epoch(process, tmp_path / "stopped")
@@ -160,8 +174,10 @@ def test_a_stopped_run_resumes_in_one_process_to_the_same_weights(
     assert without_timing[0] == without_timing[1]
 
 
-def test_two_processes_do_what_one_does_in_two_turns(colours_data: Path, teacher: Path, tmp_path: Path) -> None:
-    one = config(colours_data, tmp_path, name="one", epochs=2, teacher=str(teacher), **EVERYTHING)
+def test_two_processes_do_what_one_does_in_two_turns(
+    colours_data: Path, transformer_teacher: Path, tmp_path: Path
+) -> None:
+    one = config(colours_data, tmp_path, name="one", epochs=2, teacher=str(transformer_teacher), **EVERYTHING)
     process = start(TWO_PROCESSES, replace(one, name="two"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -209,6 +225,28 @@ def test_two_class_tokens_and_soft_class_distillation_learn(colours_data: Path, 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"distillation": "nkd", "vitkd_point": "mha", "vitkd_generate": "none"},
+        {"model": "deit_tiny_patch16_224", "token": "class", "vitkd_mimic": "none", "precision": "bf16"},
+    ],
+)
+def test_a_student_learns_from_features_and_its_checkpoint_holds_nothing_else(
+    colours_data: Path, transformer_teacher: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    weights = {"vitkd_reduction": "mean", "vitkd_mimic_weight": 1.0, "vitkd_generate_weight": 1.0}
+    settings = {"features": "vitkd", "teacher": str(transformer_teacher), **weights, **changes}
+    train(config(colours_data, tmp_path, name="run", epochs=4, **settings))
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert metrics[-1]["test_class_top1"] > 0.6
+    student = create_model(
+        settings.get("model", TrainConfig.model), num_classes=3, image_size=16, drop_path=0, model_args=TINY_ARGS
+    )
+    assert weights_of(tmp_path / "run").keys() == student.state_dict().keys()
+
+
+@pytest.mark.parametrize(
     ("changes", "finding"),
     [
         ({"model": "deit_tiny_patch16_224", "distillation": "hard", "teacher": "x"}, "has no distillation token"),
@@ -227,6 +265,33 @@ def test_what_cannot_work_is_found_before_anything_is_written(
     with pytest.raises(TrainingError, match=finding):
         train(config(colours_data, tmp_path, name="run", **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_without_tokens_is_refused_for_features_before_anything_is_written(
+    colours_data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    unfit = {"features": "vitkd", "distillation": "hard", "teacher": str(teacher)}
+    with pytest.raises(TrainingError, match="the teacher resnet18 is no vision transformer"):
+        train(config(colours_data, tmp_path, name="run", **unfit))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"features": "vitkd"}, "--features vitkd needs a --teacher"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_mimic": "first"}, "--vitkd-mimic 'first': must be block numbers"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_mimic": "none", "vitkd_generate": "none"}, "nothing to mimic"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_mask_ratio": 0.0}, "--vitkd-mask-ratio 0: must be above 0"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_reduction": "mean"}, "--vitkd-reduction mean needs"),
+        ({"distillation": "nkd", "teacher": "x", "nkd_temperature": 0.0}, "--nkd-temperature 0: must be above 0"),
+    ],
+)
+def test_options_of_features_that_contradict_each_other_are_told(
+    tmp_path: Path, changes: dict[str, object], finding: str
+) -> None:
+    with pytest.raises(ValueError, match=finding):
+        config(tmp_path, tmp_path, name="run", **changes)
 
 
 def test_a_run_is_never_overwritten_and_never_resumed_with_other_settings(colours_data: Path, tmp_path: Path) -> None:
