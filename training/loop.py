@@ -21,7 +21,7 @@ from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
-from training.data import CorruptImages, evaluation_batches, training_batches
+from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
 from training.images import open_images
@@ -188,17 +188,14 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     # -------------------------------------------------------------------------------------------------------- epochs
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     skipped_in_a_row = 0
+    training_batches = TrainingBatches(train_images, config, shares, mean=preprocessing.mean)
     with stop_request() as stop_asked:
         for epoch in range(state.epochs_done, config.epochs):
             model.train()
             started, first_step = time.monotonic(), state.steps_done
             corrupt = CorruptImages(train_images, config.max_corrupt_share)
             corrupt.add(state.corrupt)
-            batches = iter(
-                training_batches(
-                    train_images, config, shares, epoch=epoch, first_step=first_step, mean=preprocessing.mean
-                )
-            )
+            batches = training_batches.epoch(epoch, first_step=first_step)
             with Progress(*columns, transient=True, disable=not processes.is_first) as progress:
                 bar = progress.add_task("", total=steps_per_epoch, completed=first_step)
                 for step in range(first_step, steps_per_epoch):
