@@ -21,7 +21,8 @@ def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
     teacher = ("--teacher", "runs/convnet/checkpoint") if name == "small-32-distilled" else ()
     config = parsed("--preset", name, *teacher)
     assert timm.is_model(config.model)
-    assert ("_distilled" in config.model) == (config.distillation != "none") == ("distilled" in name)
+    assert ("_distilled" in config.model) == ("distilled" in name)
+    assert (config.distillation != "none") == ("distilled" in name or name == "deit-paper-soft")
     for key, value in read_preset(name).items():
         assert getattr(config, key) == value
     for model in (config.initial_checkpoint, config.teacher):
@@ -31,7 +32,7 @@ def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
 def test_the_papers_recipes_are_there() -> None:
     sizes = {f"deit-{size}{suffix}" for size in ("ti", "s", "b") for suffix in ("", "-distilled", "-distilled-1000")}
     transfers = {f"transfer-{data}" for data in ("cifar10", "cifar100", "flowers", "cars", "inat")}
-    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled"}
+    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled", "deit-paper-soft"}
     assert preset_titles().keys() == sizes | transfers | others
 
 
