@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmark.train_command import app as train_app
+
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(train_app)
 
 
 @app.callback()
