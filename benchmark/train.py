@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -61,7 +61,7 @@ def measure_training(
     steps: int,
     model: str,
     teacher: str,
-    precision: str,
+    precision: Literal["auto", "bf16", "fp32"],
 ) -> list[Figure]:
     """Both parts of both sides, in turns; who goes first alternates."""
     device = choose_device("auto")
@@ -70,8 +70,6 @@ def measure_training(
         folder = Path(temporary)
         long, short = folder / "long", folder / "short"
         _write_jpeg_folders(source, long, loader_images)
-        _write_jpeg_folders(source, short, (steps + 1) * batch_size)  # the first step warms up
-        _write_teacher(teacher, open_images(short, "train").label_names, folder / "teacher")
         config = TrainConfig(
             data=long,
             name="run",
@@ -84,7 +82,7 @@ def measure_training(
             warmup_epochs=0,
             batch_size=batch_size,
             ema_decay=0.99996,
-            precision=precision,  # type: ignore[arg-type]  # TrainConfig's Literal; anything else fails below
+            precision=precision,
             workers=workers,
             profile=True,
         )
@@ -100,6 +98,8 @@ def measure_training(
         if not steps:
             return figures
         settings = {"model": model, "teacher": teacher, "batch_size": batch_size, "precision": precision}
+        _write_jpeg_folders(source, short, (steps + 1) * batch_size)  # the first step warms up
+        _write_teacher(teacher, open_images(short, "train").label_names, folder / "teacher")
         timms_steps = _timm_steps(config, short, device)
         figures += _in_turns(
             "training step",

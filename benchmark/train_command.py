@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ def train(
     steps: Annotated[int, typer.Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5,
     model: Annotated[str, typer.Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224",
     teacher: Annotated[str, typer.Option(help="The teacher, timm's name; its weights are random.")] = "resnet18",
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="As of `deit train`.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="Append the figures to this file, a JSON object a line.")] = None,
 ) -> None:
     """Images per second of the data loader and of the training step, next to timm's own on this machine.

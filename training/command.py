@@ -27,7 +27,8 @@ def train(config: TrainConfig) -> None:
     if config.explain:
         from training.explain import explain_epoch
 
-        typer.echo(explain_epoch(config, processes=int(os.environ.get("WORLD_SIZE", "1"))))
+        if os.environ.get("RANK", "0") == "0":  # torchrun's first process tells for all
+            typer.echo(explain_epoch(config, processes=int(os.environ.get("WORLD_SIZE", "1"))))
         return
     from training.loop import train
 
