@@ -4,11 +4,9 @@ import typer
 
 from benchmark.gateway_command import http
 from benchmark.throughput_command import throughput
-
-from benchmark.train_command import app as train_app
+from benchmark.train_command import train
 
 app = typer.Typer(no_args_is_help=True)
-app.add_typer(train_app)
 
 
 @app.callback()
@@ -18,3 +16,4 @@ def benchmark() -> None:
 
 app.command("throughput")(throughput)
 app.command("http")(http)
+app.command("train")(train)

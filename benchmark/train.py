@@ -8,14 +8,12 @@ together as its training script does. Our side is the loader of `deit train`, an
 
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import timm
 import torch
@@ -27,6 +25,8 @@ from timm.optim import create_optimizer_v2
 from timm.task import TokenDistillationTask
 from torch import Tensor
 
+from benchmark.results import Environment, Figure, Record
+from benchmark.train_command import TrainBenchmarkConfig
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
@@ -35,107 +35,71 @@ from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
 from training.loop import share_out, train
 from training.model import Normalize, create_model, timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision
-from training.provenance import commit
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """Images per second of one part, whose: "here" or "timm"."""
-
-    what: str
-    whose: str
-    images_per_s: float
-    """Median of the turns."""
-    turns: list[float]
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-
-
-def measure_training(
-    images: Path,
-    *,
-    rounds: int,
-    workers: int,
-    loader_images: int,
-    batch_size: int,
-    steps: int,
-    model: str,
-    teacher: str,
-    precision: Literal["auto", "bf16", "fp32"],
-) -> list[Figure]:
-    """Both parts of both sides, in turns; who goes first alternates."""
+def measure_training(config: TrainBenchmarkConfig, environment: Environment, *, command: str) -> list[Record]:
+    """A record of each part, ours before timm's; who is measured first alternates."""
     device = choose_device("auto")
-    source = open_images(images, "test")
+    source = open_images(config.images, "test")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        long, short = folder / "long", folder / "short"
-        _write_jpeg_folders(source, long, loader_images)
-        config = TrainConfig(
+        long, short, teacher = folder / "long", folder / "short", folder / "teacher"
+        _write_jpeg_folders(source, long, config.loader_images)
+        run = TrainConfig(
             data=long,
             name="run",
             runs=folder / "runs",
-            model=model,
+            model=config.model,
             distillation="hard",
-            teacher=str(folder / "teacher"),
+            teacher=str(teacher),
             auto_augment="rand-m9-mstd0.5-inc1",
             epochs=1,
             warmup_epochs=0,
-            batch_size=batch_size,
+            batch_size=config.batch_size,
             ema_decay=0.99996,
-            precision=precision,
-            workers=workers,
+            precision=config.precision,
+            workers=config.workers,
             profile=True,
         )
-        settings = {"workers": workers, "batch_size": batch_size, "images": loader_images, "transforms": "DeiT's"}
-        our_epoch, timms_epoch = _our_loader(config, device), _timm_loader(config, device)
-        figures = _in_turns(
-            "loader",
-            {"here": lambda: _rate(our_epoch()), "timm": lambda: _rate(timms_epoch())},
-            rounds,
-            settings,
-            device,
-        )
-        if not steps:
-            return figures
-        settings = {"model": model, "teacher": teacher, "batch_size": batch_size, "precision": precision}
-        _write_jpeg_folders(source, short, (steps + 1) * batch_size)  # the first step warms up
-        _write_teacher(teacher, open_images(short, "train").label_names, folder / "teacher")
-        timms_steps = _timm_steps(config, short, device)
-        figures += _in_turns(
-            "training step",
-            {"here": lambda: _our_steps(config, short), "timm": timms_steps},
-            rounds,
-            settings,
-            device,
-        )
-    return figures
-
-
-def _in_turns(
-    what: str, sides: dict[str, Callable[[], float]], rounds: int, settings: dict[str, Any], device: torch.device
-) -> list[Figure]:
-    turns: dict[str, list[float]] = {whose: [] for whose in sides}
-    for number in range(rounds):
-        for whose in list(sides) if number % 2 == 0 else reversed(sides):
-            turns[whose].append(sides[whose]())
-    environment = {
-        "commit": commit(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cores": len(os.sched_getaffinity(0)),
-    }
+        our_epoch, timms_epoch = _our_loader(run, device), _timm_loader(run, device)
+        turns = {
+            "loader": _in_turns(
+                config.rounds, {"here": lambda: _rate(our_epoch()), "timm": lambda: _rate(timms_epoch())}
+            )
+        }
+        if config.steps:
+            _write_jpeg_folders(source, short, (config.steps + 1) * config.batch_size)  # the first step warms up
+            _write_teacher(config.teacher, open_images(short, "train").label_names, teacher)
+            timms_steps = _timm_steps(run, short, device)
+            turns["step"] = _in_turns(config.rounds, {"here": lambda: _our_steps(run, short), "timm": timms_steps})
+    precision = str(choose_precision(config.precision, device)).removeprefix("torch.")
     return [
-        Figure(
-            what=what,
-            whose=whose,
-            images_per_s=round(statistics.median(values), 2),
-            turns=[round(value, 2) for value in values],
-            settings=settings,
+        Record(
+            kind="train",
+            model=config.model,
+            precision=precision if part == "step" else "uint8",
+            command=command,
             environment=environment,
+            conditions={
+                "part": part,
+                "implementation": implementation,
+                "batch_size": config.batch_size,
+                "device": device.type,
+                **({"workers": config.workers} if part == "loader" else {"teacher": config.teacher}),
+            },
+            figures={"images_per_s": Figure.of(values, "images/s")},
         )
-        for whose, values in turns.items()
+        for part, sides in turns.items()
+        for implementation, values in sides.items()
     ]
+
+
+def _in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    turns: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(sides):
+            turns[name].append(sides[name]())
+    return turns
 
 
 def _write_jpeg_folders(source: LabelledImages, folder: Path, count: int) -> None:

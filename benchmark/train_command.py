@@ -1,56 +1,54 @@
 """`deit benchmark train`."""
 
-import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from typer import Option
 
-app = typer.Typer()
+from benchmark.options import RESULTS, Results, Rounds, console, this_command
+from deit.options import command_of
 
 
-@app.command()
-def train(
-    images: Annotated[Path, typer.Option(help="Photographs: a data set with a split test, or one parquet file.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each side gets, one after the other.")] = 5,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 2,
-    loader_images: Annotated[int, typer.Option(min=64, help="Images each loader reads in a turn.")] = 2000,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
-    steps: Annotated[int, typer.Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5,
-    model: Annotated[str, typer.Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224",
-    teacher: Annotated[str, typer.Option(help="The teacher, timm's name; its weights are random.")] = "resnet18",
-    precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="As of `deit train`.")] = "auto",
-    output: Annotated[Path | None, typer.Option(help="Append the figures to this file, a JSON object a line.")] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmarkConfig:
+    """What both sides train, and on what."""
+
+    images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
+    rounds: Rounds = 5
+    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    loader_images: Annotated[int, Option(min=64, help="Images that each loader reads in a turn.")] = 2000
+    batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 32
+    steps: Annotated[int, Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5
+    model: Annotated[str, Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224"
+    teacher: Annotated[str, Option(help="The teacher, timm's name; its weights are random.")] = "resnet18"
+    precision: Annotated[Literal["auto", "bf16", "fp32"], Option(help="As of `deit train`.")] = "auto"
+    results: Results = RESULTS
+
+
+@command_of(TrainBenchmarkConfig)
+def train(config: TrainBenchmarkConfig) -> None:
     """Images per second of the data loader and of the training step, next to timm's own on this machine.
 
     Both sides get the same JPEG folders, transforms, workers, model, teacher and precision, in turns.
     """
-    from benchmark.train import measure_training  # after parsing, so that --help needs no torch
+    from rich.table import Table
 
-    figures = measure_training(
-        images,
-        rounds=rounds,
-        workers=workers,
-        loader_images=loader_images,
-        batch_size=batch_size,
-        steps=steps,
-        model=model,
-        teacher=teacher,
-        precision=precision,
-    )
-    table = Table(caption="median of the turns, with the slowest and the fastest")
-    for heading in ("images/s", "here", "timm", "here / timm"):
-        table.add_column(heading, justify="left" if heading == "images/s" else "right")
-    for what in dict.fromkeys(figure.what for figure in figures):
-        ours, timms = (next(f for f in figures if (f.what, f.whose) == (what, whose)) for whose in ("here", "timm"))
-        cells = [f"{f.images_per_s:.1f} ({min(f.turns):.1f} to {max(f.turns):.1f})" for f in (ours, timms)]
-        table.add_row(what, *cells, f"{ours.images_per_s / timms.images_per_s:.3f}")
-    Console().print(table)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("a") as file:
-            file.writelines(json.dumps(asdict(figure)) + "\n" for figure in figures)
+    from benchmark.environment import this_environment
+    from benchmark.results import append, results_file
+    from benchmark.train import measure_training
+
+    environment = this_environment()
+    records = measure_training(config, environment, command=this_command())
+    file = results_file(config.results, environment)
+    append(file, records)
+    table = Table(title=environment.machine, caption="images/s: median of the turns, with the slowest and the fastest")
+    for heading in ("part", "here", "timm", "here / timm"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for ours, timms in zip(records[::2], records[1::2], strict=True):
+        figures = [record.figures["images_per_s"] for record in (ours, timms)]
+        cells = [f"{figure.value:.1f} ({figure.lowest:.1f} to {figure.highest:.1f})" for figure in figures]
+        table.add_row(str(ours.conditions["part"]), *cells, f"{figures[0].value / figures[1].value:.3f}")
+    console.print(table)
+    typer.echo(f"written to {file}")
