@@ -4,6 +4,7 @@ import typer
 
 from benchmark.gateway_command import http
 from benchmark.throughput_command import throughput
+from benchmark.train_command import train
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -15,3 +16,4 @@ def benchmark() -> None:
 
 app.command("throughput")(throughput)
 app.command("http")(http)
+app.command("train")(train)

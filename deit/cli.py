@@ -27,7 +27,9 @@ SUBCOMMANDS = {
 
 # The extra whose absence explains a missing module, by the top-level name that failed to import.
 EXTRA_OF_MODULE = {
-    **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib"), "training"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib", "tensorboard"), "training"
+    ),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"

@@ -249,6 +249,10 @@ class SomeImages:
 def decode(images: LabelledImages, index: int) -> Image.Image:
     """One image in RGB. Raises DataError that names it."""
     try:
-        return Image.open(io.BytesIO(images.encoded(index))).convert("RGB")
+        image = Image.open(io.BytesIO(images.encoded(index)))
+        if image.mode == "RGB":
+            image.load()
+            return image  # `convert` would copy it
+        return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error

@@ -21,20 +21,23 @@ from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
-from training.data import CorruptImages, evaluation_batches, training_batches
+from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
+from training.events import event_file
 from training.features import Features, ViTKD
 from training.images import SomeImages, open_images
 from training.initial import load_initial
 from training.model import Normalize, Teacher, create_model, load_teacher
 from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
+from training.profile import StepProfile
 from training.provenance import provenance
 from training.resume import ResumeState, prepare_run_folder, stop_request
 from training.sampler import Shares
 from training.schedule import learning_rate_schedule
 from training.seeds import Purpose, derived_seed, seed_everything
+from training.summary import write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -184,39 +187,52 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     # -------------------------------------------------------------------------------------------------------- epochs
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     skipped_in_a_row = 0
-    with stop_request() as stop_asked:
+    training_batches = TrainingBatches(train_images, config, shares, mean=preprocessing.mean)
+    events_of_run = event_file(
+        config.folder / "tensorboard",
+        first_step=state.epochs_done * steps_per_epoch + state.steps_done,
+        steps_per_epoch=steps_per_epoch,
+        enabled=processes.is_first,
+    )
+    with stop_request() as stop_asked, events_of_run as events:
         for epoch in range(state.epochs_done, config.epochs):
             model.train()
             started, first_step = time.monotonic(), state.steps_done
+            profile = StepProfile(device, config.profile)
             corrupt = CorruptImages(train_images, config.max_corrupt_share)
             corrupt.add(state.corrupt)
-            batches = iter(
-                training_batches(
-                    train_images, config, shares, epoch=epoch, first_step=first_step, mean=preprocessing.mean
-                )
-            )
+            batches = training_batches.epoch(epoch, first_step=first_step)
             with Progress(*columns, transient=True, disable=not processes.is_first) as progress:
                 bar = progress.add_task("", total=steps_per_epoch, completed=first_step)
                 for step in range(first_step, steps_per_epoch):
+                    profile.start_step()
                     set_learning_rate(epoch, step)
                     optimizer.zero_grad()
                     loss_sum = torch.zeros((), device=device)
                     for turn in range(shares.accumulation):
+                        profile.end("rest")
                         images, targets, undecodable = next(batches)
+                        profile.end("data")
                         corrupt.add(undecodable[undecodable >= 0].tolist())
                         seed_everything(derived_seed(config.seed, epoch, Purpose.BATCH, step, shares.part(turn)))
-                        images = normalize(images.to(device, non_blocking=True)).contiguous(memory_format=memory_format)
-                        images = erase(images)  # DeiT erases before it mixes
+                        images = images.to(device, non_blocking=True)
                         targets = targets.to(device, non_blocking=True)
+                        profile.end("transfer")
+                        images = normalize(images).contiguous(memory_format=memory_format)
+                        images = erase(images)  # DeiT erases before it mixes
                         if mix is not None:
                             images, targets = mix(images, targets)
+                        profile.end("augmentation")
                         gradients_wait = processes.count > 1 and turn + 1 < shares.accumulation
                         with step_of.no_sync() if gradients_wait else nullcontext():  # type: ignore[operator]
                             with autocast:
                                 lesson = () if teacher is None else teach(teacher, images, objective.features)
+                                profile.end("teacher")
                                 loss = step_of(images, targets, *lesson) / shares.accumulation
+                            profile.end("student")
                             scaler.scale(loss).backward()
                         loss_sum += loss.detach()
+                        profile.end("backward")
 
                     scaler.unscale_(optimizer)
                     norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad_norm or math.inf)
@@ -227,11 +243,13 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     if finite or scaler.is_enabled():  # an enabled scaler skips by itself, and lowers its scale
                         scaler.step(optimizer)
                         scaler.update()
+                    profile.end("optimiser")
                     if finite:
                         skipped_in_a_row = 0
                         state.loss_sum += step_loss
                         if ema is not None:
                             ema.update(model, step=epoch * steps_per_epoch + step + 1)
+                            profile.end("average")
                     else:
                         skipped_in_a_row += 1
                         state.skipped_steps += 1
@@ -245,7 +263,21 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                             f"step {step} of epoch {epoch + 1}. {config.folder} keeps the state after epoch {epoch}: "
                             "start again from its checkpoint with --initial-checkpoint and a lower --learning-rate"
                         )
-                    progress.update(bar, advance=1, description=f"epoch {epoch + 1} loss {step_loss:.3f}")
+                    events.step(
+                        epoch * steps_per_epoch + step,
+                        {
+                            "loss": step_loss,
+                            "gradient_norm": step_norm,
+                            "learning_rate": optimizer.param_groups[0]["lr"],
+                        },
+                    )
+                    images_per_s = (progress.tasks[bar].speed or 0) * config.batch_size
+                    progress.update(
+                        bar,
+                        advance=1,
+                        description=f"epoch {epoch + 1} loss {step_loss:.3f}, {images_per_s:.0f} images/s",
+                    )
+                    profile.end("rest")
                     if stop:
                         state.steps_done = step + 1
                         state.corrupt = sorted(processes.union(corrupt.indices))
@@ -257,6 +289,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         )
             train_s = time.monotonic() - started
             corrupt.add(processes.union(corrupt.indices))
+            if config.profile:
+                logger.info("%s", profile.text(config.batch_size))
 
             # ------------------------------------------------------------------------------ evaluation and checkpoints
             evaluations = {"test": model} if ema is None else {"test": model, "test_ema": ema.module}
@@ -315,6 +349,11 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     )
                 state.save(config)
                 write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
+                events.epoch(record)
+                if config.profile:
+                    write_file(config.folder / "profile.json", json.dumps(profile.steps, indent=2) + "\n")
+    if config.report and processes.is_first:
+        logger.info("%s tells how the run went", write_summary(config.folder))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
 
 

@@ -27,7 +27,9 @@ def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
     config = parsed("--preset", name, *(("--teacher", "runs/convnet/checkpoint") if needs_teacher else ()))
     assert timm.is_model(config.model)
     assert ("_distilled" in config.model) == ("distilled" in name)
-    assert config.has_teacher == ("distilled" in name or name in VITKD)
+    assert (config.distillation != "none" or config.features != "none") == (
+        "distilled" in name or name == "deit-paper-soft" or name in VITKD
+    )
     for key, value in read_preset(name).items():
         assert getattr(config, key) == value
     for model in (config.initial_checkpoint, config.teacher):
@@ -37,7 +39,7 @@ def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
 def test_the_papers_recipes_are_there() -> None:
     sizes = {f"deit-{size}{suffix}" for size in ("ti", "s", "b") for suffix in ("", "-distilled", "-distilled-1000")}
     transfers = {f"transfer-{data}" for data in ("cifar10", "cifar100", "flowers", "cars", "inat")}
-    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled"}
+    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled", "deit-paper-soft"}
     assert preset_titles().keys() == sizes | transfers | others | set(VITKD) | set(VITKD.values())
 
 
