@@ -2,7 +2,9 @@
 
 import typer
 
+from benchmark.accuracy_command import accuracy
 from benchmark.gateway_command import http
+from benchmark.peers_command import peers
 from benchmark.throughput_command import throughput
 
 app = typer.Typer(no_args_is_help=True)
@@ -13,5 +15,7 @@ def benchmark() -> None:
     """Measure a running server, and what it is made of."""
 
 
+app.command("accuracy")(accuracy)
 app.command("throughput")(throughput)
 app.command("http")(http)
+app.command("peers")(peers)
