@@ -5,6 +5,7 @@ import typer
 from benchmark.accuracy_command import accuracy
 from benchmark.gateway_command import http
 from benchmark.peers_command import peers
+from benchmark.report_command import report
 from benchmark.throughput_command import throughput
 
 app = typer.Typer(no_args_is_help=True)
@@ -19,3 +20,4 @@ app.command("accuracy")(accuracy)
 app.command("throughput")(throughput)
 app.command("http")(http)
 app.command("peers")(peers)
+app.command("report")(report)
