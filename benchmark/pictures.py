@@ -63,7 +63,7 @@ def _trade_off(records: Sequence[Record], machine: str) -> Canvas | None:
         name = row.name.replace("⚗", " distilled")
         ours.annotate(name, (record.figures["images_per_s"].value, row.top1), xytext=(5, 4), textcoords="offset points")
     ours.set_title(f"here: {machine}, fp32, eager PyTorch")
-    ours.margins(x=0.3)
+    ours.margins(x=0.45)
     for axes in (paper, ours):
         axes.set_xscale("log")
         axes.set_xlabel("images/s")
@@ -94,7 +94,7 @@ def _latency(records: Sequence[Record]) -> Canvas | None:
                 color=OURS,
                 label=f"p{percentile}",
             )
-        axes.set(title=f"{model}: latency by load", xlabel="offered requests/s (Poisson)", ylabel="ms", yscale="log")
+        axes.set(title=f"{model}: latency by load", xlabel="offered requests/s (Poisson)", ylabel="ms", ylim=(0, None))
         axes.legend()
         axes.grid(alpha=0.3)
     return canvas
@@ -119,7 +119,7 @@ def _stages(records: Sequence[Record]) -> Canvas | None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("mean ms of a request by stage; model holds Triton's queue")
-    axes.legend(ncols=len(STAGES), fontsize=7, loc="upper right", bbox_to_anchor=(1, 1.0))
+    axes.legend(ncols=len(STAGES), fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return canvas
 
 

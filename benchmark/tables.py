@@ -225,7 +225,8 @@ def _percent(name: str) -> Cell:
 def _load(record: Record) -> str:
     if record.conditions["loop"] == "closed":
         return f"{record.conditions['concurrency']} in flight"
-    return f"{record.conditions['offered_per_s']}/s offered ({float(record.conditions['load'] or 0):.0%})"
+    offered, load = float(record.conditions["offered_per_s"] or 0), float(record.conditions["load"] or 0)
+    return f"{offered:.1f}/s offered ({100 * load:.0f} %)"
 
 
 def _most(record: Record) -> str:

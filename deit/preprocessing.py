@@ -78,10 +78,19 @@ class Preprocessing:
             raise ValueError(f"not a description of preprocessing: {error}") from error
 
 
-def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """The pixels a model reads, uint8 (image_size, image_size, 3) in RGB order, from an RGB image of any size."""
+def resize_and_crop(
+    image: Image.Image, preprocessing: Preprocessing, *, full_size: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """The pixels a model reads, uint8 (image_size, image_size, 3) in RGB order, from an RGB image of any size.
+
+    Args:
+        full_size: width and height of the picture that `image` is a reduction of, by a whole number; None when it is
+            the picture itself. The crop is that of the full picture.
+    """
     size = preprocessing.image_size
     resampling = RESAMPLING[preprocessing.interpolation]
+    if full_size is not None and full_size != image.size:
+        return _resize_reduction(image, preprocessing, full_size)
     width, height = image.size
     resized = _resized_size(width, height, preprocessing.resize_px)
     # torchvision's CenterCrop rounds half to even, as Python does
@@ -93,6 +102,21 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDA
     if resized != image.size:
         image = image.resize(resized, resampling)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _resize_reduction(
+    image: Image.Image, preprocessing: Preprocessing, full_size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    reduced_by = round(full_size[0] / image.width)
+    extent = (
+        0,
+        0,
+        full_size[0] / reduced_by,
+        full_size[1] / reduced_by,
+    )  # the last column and row may be partly filled
+    resized = _resized_size(*full_size, preprocessing.resize_px)
+    image = image.resize(resized, RESAMPLING[preprocessing.interpolation], box=extent)
+    return resize_and_crop(image, preprocessing)
 
 
 def _resized_size(width: int, height: int, shorter_px: int) -> tuple[int, int]:

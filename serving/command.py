@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from deit.log import LogFormat, configure_logging
-from serving.settings import Limits, ServeSettings, TritonPorts
+from serving.settings import Decoding, DecodingMode, Limits, ServeSettings, TritonPorts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -124,6 +124,14 @@ def serve(
             rich_help_panel=TRITON,
         ),
     ] = DEFAULTS.start_timeout_s,
+    allow_reload: Annotated[
+        bool,
+        typer.Option(
+            envvar="DEIT_ALLOW_RELOAD",
+            help="Let `deit models reload` load new versions without a pause. Not where strangers have accounts.",
+            rich_help_panel=TRITON,
+        ),
+    ] = DEFAULTS.allow_reload,
     triton_restarts: Annotated[
         int,
         typer.Option(
@@ -160,7 +168,7 @@ def serve(
         int,
         typer.Option(
             envvar="DEIT_MAX_IMAGE_PIXELS",
-            help="Largest width x height. Raise it for cameras above 25 megapixels; decoding takes 8 bytes a pixel.",
+            help="Largest width x height. Raise it for cameras above 25 megapixels; each may take 32 bytes.",
             rich_help_panel=LIMITS,
         ),
     ] = DEFAULTS.limits.max_image_pixels,
@@ -200,10 +208,26 @@ def serve(
         int,
         typer.Option(
             envvar="DEIT_MAX_IN_FLIGHT_PIXELS",
-            help="Of all images together; more are refused with 429. Raise it on a machine with many cores.",
+            help="Of all images together; beyond it large ones are refused with 429. Raise it with many cores.",
             rich_help_panel=LIMITS,
         ),
     ] = DEFAULTS.limits.max_in_flight_pixels,
+    decoders: Annotated[
+        int,
+        typer.Option(
+            envvar="DEIT_DECODERS",
+            help="Processes that decode images; by default one more than there are cores. Lower it to save memory.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.decoding.processes,
+    decode: Annotated[
+        DecodingMode,
+        typer.Option(
+            envvar="DEIT_DECODE",
+            help="exact decodes every pixel. fast decodes large JPEGs at a fraction of their size.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = DEFAULTS.decoding.mode,
     triton_http: Annotated[
         bool,
         typer.Option(
@@ -239,6 +263,7 @@ def serve(
             ),
             default_model=default_model,
             start_timeout_s=start_timeout_s,
+            allow_reload=allow_reload,
             triton_restarts=triton_restarts,
             limits=Limits(
                 max_body_bytes=max_body_bytes,
@@ -249,6 +274,7 @@ def serve(
                 max_in_flight_bytes=max_in_flight_bytes,
                 max_in_flight_pixels=max_in_flight_pixels,
             ),
+            decoding=Decoding(processes=decoders, mode=decode),
             metrics_port=metrics_port,
             log_requests=log_requests,
             log_format=log_format,

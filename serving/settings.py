@@ -1,8 +1,10 @@
 """What the user of `deit serve` may set, validated once."""
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from deit.log import LogFormat
 
@@ -22,7 +24,7 @@ class Limits:
         request_timeout_s: from the first byte of the body to the answer.
         max_wait_s: how long an image may take, from its arrival to its answer, before further requests are refused.
         max_in_flight_bytes: of all bodies together.
-        max_in_flight_pixels: of all images that wait or are decoded.
+        max_in_flight_pixels: of all images that wait or are decoded, above which no large one is let in.
     """
 
     max_body_bytes: int = 10 * 2**20
@@ -53,6 +55,31 @@ class Limits:
         ):
             if value < 1:
                 raise ValueError(f"{flag} {value}: must be at least 1")
+
+
+def processes_by_cores() -> int:
+    """One more than there are cores: large images keep at most as many busy as there are cores."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+DecodingMode = Literal["exact", "fast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How images are decoded.
+
+    Attributes:
+        processes: that decode, each one image at a time.
+        mode: exact decodes every pixel; fast lets libjpeg decode large JPEGs at a fraction of their size.
+    """
+
+    processes: int = field(default_factory=processes_by_cores)
+    mode: DecodingMode = "exact"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.processes <= 256:
+            raise ValueError(f"--decoders {self.processes}: must be from 1 to 256; leave it out for the cores and one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +119,7 @@ class ServeSettings:
         metrics_port: for /metrics alone, without keys; None shows them on `port`.
         log_requests: a line for each request, but not for refusals under load.
         start_timeout_s: until Triton must have loaded every model.
+        allow_reload: take commands of this user to load other models while serving.
         triton_restarts: how often in a row the embedded Triton is started again; 0 ends the server instead.
     """
 
@@ -106,8 +134,10 @@ class ServeSettings:
     triton_ports: TritonPorts = TritonPorts()
     default_model: str | None = None
     start_timeout_s: float = 120.0
+    allow_reload: bool = False
     triton_restarts: int = 5
     limits: Limits = Limits()
+    decoding: Decoding = field(default_factory=Decoding)
     metrics_port: int | None = None
     log_requests: bool = True
     log_format: LogFormat = "text"
@@ -132,6 +162,10 @@ class ServeSettings:
                 raise ValueError(
                     f"--triton-url {self.triton_url!r}: must be HOST:PORT of Triton's gRPC service, "
                     "without http://, such as triton:8001"
+                )
+            if self.allow_reload:
+                raise ValueError(
+                    "--allow-reload belongs to the embedded Triton; one elsewhere is told to load models there"
                 )
             if self.triton_ports.http is not None:
                 raise ValueError(

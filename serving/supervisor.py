@@ -55,8 +55,12 @@ class Supervisor:
         """Return when Triton has ended or a model is beyond hope; why."""
         while True:
             if self._triton.process.has_ended:
-                readiness.lose_all("Triton has ended")  # first, because waiting requests end with it
+                readiness.lose_all("Triton has ended", may_return=False)  # first: waiting requests end with it
                 return await asyncio.to_thread(self._triton.process.end_reason) or "Triton has ended"
+            if (ailment := self._triton.process.ailment()) is not None:
+                readiness.lose_all(ailment.reason, may_return=ailment.may_pass)
+                if not ailment.may_pass:
+                    return ailment.reason
             if (reason := readiness.beyond_hope()) is not None:
                 return f"Triton runs, but a model does not: {reason}"
             await asyncio.sleep(LOOK_EVERY_S)

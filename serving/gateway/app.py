@@ -19,6 +19,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.authentication import Authentication
 from serving.gateway.classification import Classifier
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
+from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
     MEDIA_TYPE,
     PROBLEM_SCHEMA,
@@ -29,7 +30,6 @@ from serving.gateway.errors import (
     Overloaded,
     Problem,
 )
-from serving.gateway.images import ImageDecoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
@@ -37,8 +37,10 @@ from serving.gateway.readiness import Readiness
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
+from serving.reload import Reloader
 from serving.settings import Limits
 from serving.supervisor import Supervisor
+from serving.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,11 @@ def create_app(
     limits: Limits,
     access: Access,
     admission: Admission,
+    decoder: Decoder,
     metrics: Metrics,
+    tracing: Tracing | None = None,
     supervisor: Supervisor | None = None,
+    reloader: Reloader | None = None,
     shows_metrics: bool = True,
     logs_requests: bool = True,
 ) -> FastAPI:
@@ -67,7 +72,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client, decoder = TritonClient(triton_url), ImageDecoder(limits.max_image_pixels)
+        client = TritonClient(triton_url)
         readiness = Readiness(client, models.values())
         app.state.gateway = GatewayState(
             models=models,
@@ -77,11 +82,15 @@ def create_app(
             classifier=Classifier(client, decoder),
             readiness=readiness,
             shows_metrics=shows_metrics,
+            pins_versions=reloader is not None,
         )
+        await decoder.start()
         await readiness.ask()  # /readyz tells the truth from the first request on
         watches = [asyncio.create_task(readiness.watch())]
         if supervisor is not None:
             watches.append(asyncio.create_task(supervisor.watch(readiness)))
+        if reloader is not None:
+            watches.append(asyncio.create_task(reloader.serve(readiness)))
         yield
         for watch in watches:
             watch.cancel()
@@ -89,6 +98,8 @@ def create_app(
                 await watch
         decoder.close()
         await client.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="deit-server",
@@ -117,7 +128,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
-    app.add_middleware(RequestEnvelope, metrics=metrics, logs_requests=logs_requests)
+    app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
     _describe_problems(app)
     return app
 

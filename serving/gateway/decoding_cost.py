@@ -45,7 +45,8 @@ class DecodingCost:
         megapixels = pixels / 1e6
         scans_limit = min(MAX_SCANS, int(MAX_SCAN_MEGAPIXELS / megapixels)) if megapixels else MAX_SCANS
         if self.scans > scans_limit:
-            return f"the JPEG of {megapixels:.1f} megapixels has more than {scans_limit} scans, which is the limit"
+            size = f" of {megapixels:.1f} megapixels" if pixels else ""
+            return f"the JPEG{size} has more than {scans_limit} scans, which is the limit"
         return None
 
 

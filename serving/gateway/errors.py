@@ -186,6 +186,13 @@ class NotReady(Problem):
     may_succeed_later = True
 
 
+class DecoderLost(Problem):
+    """The process that decoded the image ended under it, and was replaced. Send the image again."""
+
+    status, name, title = 503, "decoder-lost", "The image was lost while it was decoded"
+    may_succeed_later = True
+
+
 class Draining(Problem):
     """The server is shutting down and finishes only what it has begun. Another one may answer."""
 

@@ -9,25 +9,23 @@ Rules, the same for every format:
 - **Limits**: pixels and decoding cost are checked before decoding. A truncated file is refused, not shown in part.
 """
 
-import asyncio
-import os
-import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
-from deit.preprocessing import Preprocessing, resize_and_crop
+from serving.gateway.declared_size import declared_size
 from serving.gateway.decoding_cost import JPEG_SIGNATURE, PNG_SIGNATURE, decoding_cost
 from serving.gateway.errors import ImageTooComplex, ImageTooLarge, UndecodableImage, UnsupportedType
 
 # "MPO" must not be here: Pillow then raises KeyError for whatever is not an image. `JPEG` opens such files anyway.
 FORMATS = ("JPEG", "PNG", "WEBP")
 OPENED_FORMATS = (*FORMATS, "MPO")
+
+# All texts of a PNG, unpacked. Pillow allows 64 MiB, which takes it 0.14 s; captions and XMP are thousandths of that.
+PNG_TEXT_BYTES = 8 * 2**20
 
 # EXIF orientation -> what turns the stored picture upright. EXIF 2.3, tag 0x0112.
 UPRIGHT = {
@@ -39,69 +37,52 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
 
 
-@dataclass(frozen=True)
-class ModelInput:
-    """What the model reads of an image, and what making it cost.
+# Of the fast mode: libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
+# as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
+FAST_MARGIN = 2
 
-    Attributes:
-        pixels: uint8 (image_size, image_size, 3), RGB.
-        stages_s: seconds by stage: waiting for a thread, decoding, preprocessing.
+
+class Picture(NamedTuple):
+    """Attributes:
+    image: upright, in RGB.
+    full_size: width and height of the picture as it was stored, upright; larger than `image` when that is a reduction.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    stages_s: dict[str, float]
+    image: Image.Image
+    full_size: tuple[int, int]
 
 
-class ImageDecoder:
-    """Decodes uploads on as many threads as there are cores; Pillow frees the interpreter lock while it decodes."""
+def decode(content: bytes, max_pixels: int, *, shorter_px: int | None = None) -> Picture:
+    """The picture in an upload.
 
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
-
-    async def model_input(self, content: bytes, preprocessing: Preprocessing) -> ModelInput:
-        """Raises what `decode` raises. When the caller is cancelled, an image that still waits is not decoded."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, self._decode_and_crop, content, preprocessing, time.monotonic()
-        )
-
-    def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
-
-    def _decode_and_crop(self, content: bytes, preprocessing: Preprocessing, asked_s: float) -> ModelInput:
-        started_s = time.monotonic()
-        image = decode(content, self._max_pixels)
-        decoded_s = time.monotonic()
-        pixels = resize_and_crop(image, preprocessing)
-        stages_s = {
-            "wait": started_s - asked_s,
-            "decode": decoded_s - started_s,
-            "preprocess": time.monotonic() - decoded_s,
-        }
-        return ModelInput(pixels, stages_s)
-
-
-def decode(content: bytes, max_pixels: int) -> Image.Image:
-    """The upright picture in RGB.
+    Args:
+        shorter_px: what the shorter side is going to be resized to; given, a large JPEG is decoded at a fraction of its
+            size, which is faster and not bit for bit the same. None decodes all pixels.
 
     Raises:
         UnsupportedType, UndecodableImage, ImageTooLarge, ImageTooComplex: by the rules above.
     """
+    check_size(declared_size(content) or (0, 0), max_pixels)  # before Pillow makes room for a frame of that size
     cost = decoding_cost(content)
     if objection := cost.objection(len(content), pixels=0):  # before Pillow reads the segments one by one
         raise ImageTooComplex(objection)
     image = _open(content, max_pixels)
     width, height = image.size
-    if width * height > max_pixels:
-        raise too_large(f"{width} x {height} = {width * height / 1e6:.1f} million", max_pixels)
+    check_size(image.size, max_pixels)
     if objection := cost.objection(len(content), pixels=width * height):
         raise ImageTooComplex(objection)
+    if shorter_px is not None:
+        image.draft(None, (FAST_MARGIN * shorter_px,) * 2)  # without effect on anything but a JPEG
     try:
         image.load()
-        return _upright(_to_rgb(image), _orientation(image))
+        orientation = _orientation(image)  # of a PNG only now: its EXIF may stand behind the pixels
+        full_size = (height, width) if orientation in SIDEWAYS else (width, height)
+        return Picture(_upright(_to_rgb(image), orientation), full_size)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders promise no type for what a broken file makes them raise
         raise UndecodableImage(f"the {image.format} image is truncated or damaged and cannot be decoded") from error
 
@@ -109,6 +90,8 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
 def _open(content: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
+    except MemoryError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large("more than Pillow opens", max_pixels) from error
     except Exception as error:  # as above
@@ -124,6 +107,13 @@ def is_signed(content: bytes) -> bool:
     """It begins as a JPEG, PNG or WebP does."""
     webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
     return webp or content.startswith((JPEG_SIGNATURE, PNG_SIGNATURE))
+
+
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Raises ImageTooLarge."""
+    width, height = size
+    if width * height > max_pixels:
+        raise too_large(f"{width} x {height} = {width * height / 1e6:.1f} million", max_pixels)
 
 
 def too_large(found: str, max_pixels: int) -> ImageTooLarge:
@@ -156,7 +146,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def configure_pillow_warnings() -> None:
+def configure_pillow() -> None:
     """For the whole process: a decompression bomb is an error, other oddities of uploads are not worth a log line."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.gateway.errors import (
     MEDIA_TYPE,
@@ -97,6 +97,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_reading_header = False
         self._header_bytes = 0
         super().on_headers_complete()
+        self.cycle.transport = CycleTransport(self, self.cycle)  # type: ignore[assignment]
         if self._is_stopping:
             self.cycle.keep_alive = False
         assert self.config.timeout_graceful_shutdown is not None  # the launcher sets it above the longest request
@@ -124,6 +125,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._end_after(LINGER_S, self.transport.abort)
         else:
             self._await_next_request()
+
+    def close_after_answer(self, cycle: RequestResponseCycle) -> None:
+        """The answer is written and shall be the last. With a body still under way the client may not have read it."""
+        if cycle.more_body and self.transport.can_write_eof():
+            self._is_refused = True  # drop what comes
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -184,6 +193,19 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class CycleTransport:
+    """What a request sees of its connection; uvicorn's cycle writes to it and closes it after the last answer."""
+
+    def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        self._protocol.close_after_answer(self._cycle)
 
 
 def ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:

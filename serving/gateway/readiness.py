@@ -45,6 +45,13 @@ class Readiness:
         self._lost_since_s: dict[str, float] = {}
         self._silent: set[str] = set()
 
+    def replace(self, models: Iterable[ServedModel]) -> None:
+        """Ask these models from now on. What was found of those that stay holds until they are asked again."""
+        self._models = {model.name: model for model in models}
+        for name in self._failures.keys() - self._models.keys():
+            del self._failures[name]
+            self._lost_since_s.pop(name, None)
+
     def findings(self) -> list[str]:
         """What is wrong, a sentence a model; empty while all is well."""
         return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]
@@ -62,9 +69,11 @@ class Readiness:
                 return f"{name}: {self._failures[name].detail}, {lost_s:.0f} s ago"
         return None
 
-    def lose_all(self, reason: str) -> None:
-        """Triton has ended: nothing needs to be asked to know that no model answers."""
+    def lose_all(self, reason: str, *, may_return: bool) -> None:
+        """Triton has ended or is stopped: nothing needs to be asked to know that no model answers."""
         for name in self._models:
+            if may_return:
+                self._silent.add(name)
             self._lose(name, NotReady(reason))
 
     async def watch(self) -> None:

@@ -20,6 +20,7 @@ from serving.gateway.errors import (
     BodyTimeout,
     BodyTooLarge,
     DeadlineExceeded,
+    DecoderLost,
     Draining,
     ImageTooComplex,
     ImageTooLarge,
@@ -47,7 +48,10 @@ STATIC = Path(__file__).parent / "static"
 NDJSON = "application/x-ndjson"
 
 # The page runs its own script and style, and shows the picture that the browser holds; nothing comes from elsewhere.
-PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
 
 Gateway = Annotated[GatewayState, Depends(gateway_state)]
 Outcome = TypeVar("Outcome")
@@ -105,6 +109,7 @@ UPLOAD_BODY = {
             InvalidParameter,
             Internal,
             NotReady,
+            DecoderLost,
             Draining,
             Overloaded,
             DeadlineExceeded,
@@ -126,6 +131,9 @@ async def classify(
     heads: Annotated[
         bool, Query(description="Of a distilled model: what each head says by itself, and how far they agree")
     ] = False,
+    pixels: Annotated[
+        bool, Query(description="What the model read of each image: resized and cropped, as a data URL in PNG")
+    ] = False,
     timeout_ms: Annotated[
         str | None, Header(alias=HEADER, description="When to give up; at most what the server allows")
     ] = None,
@@ -140,7 +148,14 @@ async def classify(
     """
     record = record_of(request.scope)
     deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=record.started_s)
-    question = gateway.question(model, version=version, top_k=top_k, min_probability=min_probability, with_heads=heads)
+    question = gateway.question(
+        model,
+        version=version,
+        top_k=top_k,
+        min_probability=min_probability,
+        with_heads=heads,
+        with_pixels=pixels,
+    )
     gateway.readiness.raise_if_lost(question.model.name)
     record.model = question.model.name
     try:
@@ -223,10 +238,12 @@ class Work:
 
 
 def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
-    """For admission: what the header declares, at most what is decoded at all."""
+    """For admission: what the header declares; nothing when that is too much, because then it is not decoded."""
     most = gateway.limits.max_image_pixels
     declared = declared_pixels(upload.content)
-    return most if declared is None else min(most, declared)
+    if declared is None:
+        return most
+    return declared if declared <= most else 0
 
 
 def accepts_ndjson(request: Request) -> bool:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from deit.errors import ServingError
@@ -32,6 +33,17 @@ HARMLESS = (
     "CudaDriverHelper has not been initialized",
     "DCGM unable to start",
 )
+
+
+@dataclass(frozen=True)
+class Ailment:
+    """Attributes:
+    reason: what is wrong.
+    may_pass: it may end by itself; else only a new Triton helps.
+    """
+
+    reason: str
+    may_pass: bool
 
 
 class TritonProcess:
@@ -73,6 +85,21 @@ class TritonProcess:
     def has_ended(self) -> bool:
         """It ended, and nobody asked it to."""
         return not self._is_stopping and self._process.poll() is not None
+
+    def ailment(self) -> "Ailment | None":
+        """What the kernel knows of Triton and its stubs, and Triton's own health does not tell.
+
+        A stub that ended well is no ailment: its model was unloaded.
+        """
+        for pid in [self.pid, *children_of(self.pid)]:
+            state, exit_code = state_of(pid)
+            if state in "Tt":
+                return Ailment(f"the process {pid} of Triton is stopped", may_pass=True)
+            if state == "Z" and exit_code and pid != self.pid:
+                signal_number = exit_code & 0x7F  # as waitpid has it
+                by = f"signal {signal_number}" if signal_number else f"status {exit_code >> 8}"
+                return Ailment(f"the process {pid}, which ran a model, ended with {by}", may_pass=False)
+        return None
 
     def end_reason(self) -> str | None:
         """Triton's own reason when it has ended and nobody asked it to; may wait a second for its last words."""
@@ -126,6 +153,23 @@ class TritonProcess:
         triton_logger.log(level, "%s", text)
         if level >= logging.ERROR:
             self._errors.append(text.splitlines()[0])
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ends meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def state_of(pid: int) -> tuple[str, int]:
+    """The letter of its state and, of a zombie, its exit code (proc_pid_stat(5), fields 3 and 52)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[49])
 
 
 def unquoted(text: str) -> str:

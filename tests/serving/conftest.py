@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from deit.labels import LABELS_FILE, write_labels
 from deit.model import (
@@ -29,8 +28,8 @@ from deit.model import (
     PROBABILITIES,
 )
 from deit.preprocessing import Preprocessing
-from serving.gateway.images import configure_pillow_warnings
-from tests.conftest import REPOSITORY_ROOT, encoded
+from serving.gateway.images import configure_pillow
+from tests.conftest import REPOSITORY_ROOT
 
 MODEL = "tiny"
 IMAGE_SIZE = 32
@@ -50,16 +49,22 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
-def write_model(folder: Path) -> None:
-    (folder / "1").mkdir(parents=True)
-    onnx.save(two_headed_classifier(), folder / "1" / ONNX_FILE)
+def write_model(folder: Path, *, seed: int = 0, versions: int = 1) -> None:
+    """A model with this many versions, all of them served; each version answers differently."""
+    for version in range(1, versions + 1):
+        write_version(folder / str(version), seed=seed + version - 1)
     write_labels(folder / LABELS_FILE, LABELS)
-    (folder / CONFIG_FILE).write_text(config_pbtxt(folder.name))
+    (folder / CONFIG_FILE).write_text(config_pbtxt(folder.name, versions=versions))
 
 
-def two_headed_classifier() -> onnx.ModelProto:
+def write_version(folder: Path, *, seed: int) -> None:
+    folder.mkdir(parents=True)
+    onnx.save(two_headed_classifier(seed), folder / ONNX_FILE)
+
+
+def two_headed_classifier(seed: int) -> onnx.ModelProto:
     """uint8 pixels, mean of 4 x 4 squares, a linear layer for each head, softmax, mean of both."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     features = 3 * (IMAGE_SIZE // 4) ** 2
     constants = {
         "scale": np.float32(1 / 255),
@@ -91,7 +96,7 @@ def two_headed_classifier() -> onnx.ModelProto:
     return model
 
 
-def config_pbtxt(name: str) -> str:
+def config_pbtxt(name: str, *, versions: int = 1) -> str:
     outputs = "\n".join(
         f'output {{ name: "{output}" data_type: TYPE_FP32 dims: [ {len(LABELS)} ] label_filename: "{LABELS_FILE}" }}'
         for output in (PROBABILITIES, CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
@@ -104,6 +109,7 @@ def config_pbtxt(name: str) -> str:
     return f"""name: "{name}"
 backend: "onnxruntime"
 max_batch_size: 8
+version_policy {{ latest {{ num_versions: {versions} }} }}
 input {{ name: "{IMAGES}" data_type: TYPE_UINT8 dims: [ {IMAGE_SIZE}, {IMAGE_SIZE}, 3 ] }}
 {outputs}
 dynamic_batching {{
@@ -132,7 +138,7 @@ def photographs(shared_data: Path) -> list[bytes]:
 @pytest.fixture
 def pillow_warnings_as_served() -> None:
     """The filters of the server, for this test: pytest restores its own after each."""
-    configure_pillow_warnings()
+    configure_pillow()
 
 
 class DeitServe:
@@ -181,6 +187,13 @@ class DeitServe:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
                 found += map(int, task.read_text().split())
         return found[1:]
+
+    def decoders(self) -> list[int]:
+        """The processes that decode images."""
+        children = self.children()
+        return [
+            pid for pid in children if b"serving.gateway.decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -258,15 +271,6 @@ def commands(pids: list[int]) -> list[str]:
 
 def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
-
-
-@pytest.fixture(scope="session")
-def scan_bomb() -> Callable[[int], bytes]:
-    """scan_bomb(scans=405) -> a flat progressive JPEG of 4 megapixels whose last scan is repeated."""
-    content = encoded(Image.new("L", (2000, 2000), 128), progressive=True)
-    last_scan = content[content.rindex(b"\xff\xda") : -2]
-    had = content.count(b"\xff\xda")
-    return lambda scans: content[:-2] + last_scan * (scans - had) + content[-2:]
 
 
 @pytest.fixture

@@ -77,6 +77,14 @@ def test_images_share_their_pixels(clock):
     begin(gate, pixels=40 * MEGABYTE)
 
 
+def test_small_images_pass_where_large_ones_are_refused(clock):
+    gate = admission(max_in_flight_pixels=50 * MEGABYTE)
+    begin(gate, pixels=50 * MEGABYTE)
+    with pytest.raises(Overloaded):
+        begin(gate, pixels=5 * MEGABYTE)
+    begin(gate, pixels=3 * MEGABYTE)
+
+
 def test_a_form_counts_as_the_images_that_are_worked_on_at_once(clock):
     gate = admission()
     begin(gate, images=64)

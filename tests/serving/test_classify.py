@@ -50,7 +50,7 @@ def served_probabilities(client, content):
 
 def assert_served_as_in_process(client, contents, model_repository):
     session = onnxruntime.InferenceSession(model_repository / "tiny" / "1" / "model.onnx")
-    images = np.stack([resize_and_crop(decode(content, 10**8), PREPROCESSING) for content in contents])
+    images = np.stack([resize_and_crop(decode(content, 10**8).image, PREPROCESSING) for content in contents])
     (expected,) = session.run([PROBABILITIES], {"images": images})
     with ThreadPoolExecutor(32) as threads:
         served = list(threads.map(lambda content: served_probabilities(client, content), contents))

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import socket
+import time
 from pathlib import Path
 
 import httpx
@@ -183,6 +184,28 @@ def test_after_an_early_answer_a_complete_body_keeps_the_connection(server):
         assert status(read_answer(connected)) == 413
         connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         assert status(read_answer(connected)) == 200
+
+
+@pytest.mark.parametrize("last", [b"Connection: close", b"Connection: keep-alive"])
+def test_an_early_answer_reaches_a_client_that_is_still_sending(server, last):
+    """Closing at once would reset the connection and take the answer along."""
+    request = post(b"Content-Type: image/jpeg", b"Content-Length: 30000000", last, body=b"x" * 15_000_000)
+    with connection(server.url) as connected:
+        connected.sendall(request)
+        assert status(read_answer(connected)) == 413
+        connected.sendall(b"x" * 15_000_000)
+        if last == b"Connection: close":
+            assert connected.recv(1) == b""
+
+
+def test_a_client_that_asked_to_close_and_never_ends_its_body_is_cut_off(server):
+    with connection(server.url) as connected:
+        connected.sendall(post(b"Content-Type: image/jpeg", b"Content-Length: 30000000", b"Connection: close"))
+        assert status(read_answer(connected)) == 413
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while True:
+                connected.sendall(b"x" * 1000)
+                time.sleep(0.01)
 
 
 def test_the_server_answers_on_after_all_of_this(server):

@@ -1,0 +1,262 @@
+"""Decodes uploads in processes of their own, so that no image delays, or takes down, what it came with.
+
+A decoder that ends (a crash in a library, the kernel's out-of-memory killer, a limit) is replaced; only the image that
+it had at hand is refused. Threads decode as fast, but share the interpreter lock with the event loop for everything
+that Pillow does in Python, and one crash ends them all.
+"""
+
+import asyncio
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from deit.preprocessing import Preprocessing
+from serving.gateway.declared_size import LARGE_PIXELS, declared_pixels
+from serving.gateway.decoder_process import MESSAGE_BYTES
+from serving.gateway.errors import PROBLEMS, DecoderLost, ImageTooComplex, UndecodableImage
+from serving.settings import Decoding, Limits
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = Path(__file__).parents[2]
+
+# Pixels of a model with an input of 1182 x 1182. Only what is touched takes memory.
+SMALLEST_REGION_BYTES = 4 * 2**20
+
+# The slowest legal file known decodes 17 megapixels a second on one core; this is twice as long.
+CPU_S_PER_MEGAPIXEL = 0.12
+LEAST_CPU_LIMIT_S = 1.0
+
+# Of one image, beside what the interpreter has. The most that was seen is 24 a pixel, for a WebP with transparency.
+MEMORY_BYTES_PER_PIXEL = 32
+MEMORY_BYTES = 64 * 2**20
+
+# A decoder that the kernel does not let run (it was stopped, the machine swaps) is given up.
+HANG_S = 30.0
+
+PAUSE_AFTER_FAILED_START_S = 1.0
+
+# Signals by which C code ends that was led astray by its input
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What the model reads of an image, and what making it cost.
+
+    Attributes:
+        pixels: uint8 (image_size, image_size, 3), RGB.
+        stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    stages_s: dict[str, float]
+
+
+class Decoder:
+    """The decoding processes. Belongs to the event loop in which it is started.
+
+    Args:
+        on_loss: called when a process ended that should not.
+    """
+
+    def __init__(self, decoding: Decoding, limits: Limits, on_loss: Callable[[], None]) -> None:
+        self._decoding = decoding
+        self._limits = limits
+        self._on_loss = on_loss
+        # The one used last first: its memory is warm.
+        self._idle: asyncio.LifoQueue[DecoderProcess] = asyncio.LifoQueue()
+        # One decoder stays free of large images.
+        self._large_turns = asyncio.Semaphore(max(1, decoding.processes - 1))
+        self.processes: set[DecoderProcess] = set()
+        self._replacements: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    @property
+    def idle(self) -> int:
+        """How many processes have nothing to do."""
+        return self._idle.qsize()
+
+    async def start(self) -> None:
+        """Return when every process is ready.
+
+        Raises:
+            OSError: one ended at once; its own words are in the log.
+        """
+        processes = [self._new_process() for _ in range(self._decoding.processes)]
+        for process in processes:
+            await process.wait_until_ready()
+            self._idle.put_nowait(process)
+
+    def close(self) -> None:
+        self._is_closed = True
+        for replacement in self._replacements:
+            replacement.cancel()
+        for process in self.processes:
+            process.kill()
+
+    async def model_input(self, content: bytes, preprocessing: Preprocessing) -> ModelInput:
+        """The pixels that a model reads of an upload.
+
+        When the caller is cancelled, an image that still waits is not decoded; one that is being decoded is finished
+        in the background.
+
+        Raises:
+            UnsupportedType, UndecodableImage, ImageTooLarge, ImageTooComplex, DecoderLost
+        """
+        asked_s = time.monotonic()
+        is_large = (declared_pixels(content) or 0) >= LARGE_PIXELS
+        if is_large:
+            await self._large_turns.acquire()
+        try:
+            while (process := await self._idle.get()).has_ended:  # killed while it had nothing to do
+                self._replace(process, "it was killed")
+        except asyncio.CancelledError:
+            self._end_turn(is_large)
+            raise
+        waited_s = time.monotonic() - asked_s
+        work = asyncio.ensure_future(process.model_input(content, preprocessing, self._decoding.mode))
+        work.add_done_callback(lambda done: self._take_back(process, done, is_large))
+        decoded = await asyncio.shield(work)
+        return ModelInput(decoded.pixels, {"wait": waited_s, **decoded.stages_s})
+
+    def _take_back(self, process: "DecoderProcess", work: asyncio.Future[ModelInput], is_large: bool) -> None:
+        self._end_turn(is_large)
+        failure = None if work.cancelled() else work.exception()  # asked, also where nobody waits for it any more
+        if process.is_usable:
+            self._idle.put_nowait(process)
+        elif not self._is_closed:
+            self._replace(process, failure)
+
+    def _replace(self, process: "DecoderProcess", reason: object) -> None:
+        logger.error("a decoder ended and is replaced: %s", reason)
+        self._on_loss()
+        process.kill()
+        self.processes.discard(process)
+        replacement = asyncio.ensure_future(self._start_another())
+        self._replacements.add(replacement)
+        replacement.add_done_callback(self._replacements.discard)
+
+    def _end_turn(self, is_large: bool) -> None:
+        if is_large:
+            self._large_turns.release()
+
+    async def _start_another(self) -> None:
+        while True:
+            process = self._new_process()
+            try:
+                await process.wait_until_ready()
+            except OSError as error:
+                logger.error("%s; trying again in %.0f s", error, PAUSE_AFTER_FAILED_START_S)
+                self.processes.discard(process)
+                await asyncio.sleep(PAUSE_AFTER_FAILED_START_S)
+            else:
+                self._idle.put_nowait(process)
+                return
+
+    def _new_process(self) -> "DecoderProcess":
+        process = DecoderProcess(self._limits)
+        self.processes.add(process)
+        return process
+
+
+class DecoderProcess:
+    """One process of decoder_process.py, and the memory it shares with this one."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.is_usable, self.is_busy = True, False
+        self._cpu_limit_s = max(LEAST_CPU_LIMIT_S, CPU_S_PER_MEGAPIXEL * limits.max_image_pixels / 1e6)
+        region_bytes = max(SMALLEST_REGION_BYTES, limits.max_body_bytes)
+        region = os.memfd_create("deit-decoder")
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            os.ftruncate(region, region_bytes)
+            self._region = mmap.mmap(region, region_bytes)
+            self._socket.setblocking(False)
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "serving.gateway.decoder_process"),
+                    *(f"--socket={theirs.fileno()}", f"--region={region}"),
+                    *(f"--max-pixels={limits.max_image_pixels}", f"--cpu-limit-s={self._cpu_limit_s}"),
+                    f"--memory-limit={MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * limits.max_image_pixels}",
+                ],
+                # The same packages as here, wherever the command was found; nothing else of the environment.
+                env={"PYTHONPATH": str(PACKAGES), "OPENBLAS_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), region),
+            )
+        finally:
+            theirs.close()
+            os.close(region)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    async def wait_until_ready(self) -> None:
+        """Raises OSError when it ends instead."""
+        if await self._receive() is None:
+            raise OSError(f"a decoder ended with status {self.kill()} before it was ready")
+
+    async def model_input(self, content: bytes, preprocessing: Preprocessing, mode: str) -> ModelInput:
+        """Not to be cancelled. Without `is_usable` afterwards the process is gone, or is to be killed."""
+        self._region[: len(content)] = content
+        question = {"size": len(content), "preprocessing": preprocessing.to_json(), "decode": mode}
+        self.is_usable, self.is_busy = False, True
+        try:
+            async with asyncio.timeout(HANG_S):
+                await asyncio.get_running_loop().sock_sendall(self._socket, json.dumps(question).encode())
+                reply = await self._receive()
+        except TimeoutError as error:
+            raise DecoderLost(f"the image was not decoded within {HANG_S:g} s") from error
+        except OSError:  # it ended before it was asked
+            reply = None
+        if reply is None:
+            raise await self._loss()
+        self.is_usable, self.is_busy = True, False
+        if "problem" in reply:
+            raise PROBLEMS[str(reply["problem"])](str(reply["detail"]))
+        size = preprocessing.image_size
+        pixels = np.frombuffer(self._region[: size * size * 3], np.uint8).reshape(size, size, 3)
+        return ModelInput(pixels, reply)
+
+    def kill(self) -> int:
+        """End it in any state; its exit status, negative for a signal."""
+        self.is_usable = False
+        self._socket.close()
+        self._process.kill()
+        return self._process.wait()
+
+    async def _receive(self) -> dict[str, float] | None:
+        """The next message, or None when the process has ended."""
+        try:
+            message = await asyncio.get_running_loop().sock_recv(self._socket, MESSAGE_BYTES)
+        except ConnectionError:
+            return None
+        return json.loads(message) if message else None
+
+    async def _loss(self) -> DecoderLost | ImageTooComplex | UndecodableImage:
+        """What to say of the image that was at hand, by how the process ended."""
+        status = await asyncio.to_thread(self._process.wait)
+        if status == -signal.SIGPROF:
+            return ImageTooComplex(f"the image takes more than {self._cpu_limit_s:g} s to decode")
+        if -status in CRASHES:
+            return UndecodableImage("the image is damaged in a way that ends the library which decodes it")
+        return DecoderLost(f"the process that decoded the image ended with status {status}; the image may be innocent")

@@ -1,0 +1,90 @@
+"""A process that decodes one image after the other, for the gateway: `python -m serving.gateway.decoder_process ...`
+
+What a picture can do to the C code that reads it ends here: in a crash, in a limit on memory, in a limit on processor
+time. Uploads and pixels lie in memory that both processes share; questions and answers are JSON messages on a socket.
+The end of the socket is the end of the process, so none outlives its gateway.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import mmap
+import resource
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from deit.preprocessing import Preprocessing, resize_and_crop
+from serving.gateway.errors import ImageTooComplex, Internal, Problem
+from serving.gateway.images import configure_pillow, decode
+
+MESSAGE_BYTES = 2**16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("socket", "region", "max-pixels", "memory-limit"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--cpu-limit-s", type=float, required=True)
+    given = parser.parse_args()
+    # The gateway decides when to end; a signal to the whole group must not lose the image at hand.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_pillow()
+    limit_resources(given.memory_limit)
+    with socket.socket(fileno=given.socket) as connection, mmap.mmap(given.region, 0) as region:
+        connection.send(b"{}")  # ready
+        while message := connection.recv(MESSAGE_BYTES):
+            # By processor time, because other work on the machine is not the image's fault. SIGPROF ends the process.
+            signal.setitimer(signal.ITIMER_PROF, given.cpu_limit_s)
+            reply = answer(json.loads(message), region, given.max_pixels)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            connection.send(json.dumps(reply).encode())
+
+
+def limit_resources(memory_bytes: int) -> None:
+    with contextlib.suppress(OSError):  # when memory runs out, the kernel shall take a decoder, not the gateway
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    used_bytes = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
+    limits = {
+        resource.RLIMIT_DATA: used_bytes + memory_bytes,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: 16,
+    }
+    for kind, limit in limits.items():
+        resource.setrlimit(kind, (limit, limit))
+
+
+def answer(question: dict[str, Any], region: mmap.mmap, max_pixels: int) -> dict[str, Any]:
+    """Decode the upload at the start of the region, and put the pixels in its place."""
+    started_s = time.monotonic()
+    try:
+        preprocessing = read_preprocessing(question["preprocessing"])
+        shorter_px = preprocessing.resize_px if question["decode"] == "fast" else None
+        picture = decode(region[: question["size"]], max_pixels, shorter_px=shorter_px)
+        decoded_s = time.monotonic()
+        pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size)
+        if pixels.nbytes > len(region):
+            raise Internal(f"{pixels.nbytes} bytes of pixels do not fit into the {len(region)} that are shared")
+        region[: pixels.nbytes] = pixels.tobytes()
+    except Problem as problem:
+        return {"problem": problem.name, "detail": problem.detail}
+    except MemoryError:
+        return {
+            "problem": ImageTooComplex.name,
+            "detail": "the image takes more memory than an image of the largest size",
+        }
+    return {"decode": decoded_s - started_s, "preprocess": time.monotonic() - decoded_s}
+
+
+@functools.lru_cache
+def read_preprocessing(text: str) -> Preprocessing:
+    return Preprocessing.from_json(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Decoding in processes of their own: what happens to one image happens to that image alone."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deit.preprocessing import Preprocessing, resize_and_crop
+from serving.gateway import decoder as module
+from serving.gateway.decoder import Decoder
+from serving.gateway.errors import DecoderLost, ImageTooComplex, UndecodableImage, UnsupportedType
+from serving.gateway.images import decode
+from serving.settings import Decoding, Limits
+from tests.conftest import encoded, photograph
+from tests.serving.conftest import is_alive
+
+PREPROCESSING = Preprocessing(
+    image_size=224, crop_pct=0.875, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+SMALL = encoded(photograph(96, 64))
+
+pytestmark = pytest.mark.usefixtures("pillow_warnings_as_served")
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Takes a fifth of a second on an idle core."""
+    return encoded(photograph(500, 500).resize((4000, 4000)))
+
+
+def with_decoder(scenario, *, processes=2, **limits):
+    """Run `scenario(decoder)` with running processes; how many were lost meanwhile."""
+    lost = []
+
+    async def run():
+        decoder = Decoder(Decoding(processes=processes), Limits(**limits), lambda: lost.append(time.monotonic()))
+        try:
+            await decoder.start()
+            await asyncio.wait_for(scenario(decoder), 120)
+        finally:
+            decoder.close()
+
+    asyncio.run(run())
+    return len(lost)
+
+
+def pids(decoder):
+    return {process.pid for process in decoder.processes}
+
+
+async def busy_pid(decoder):
+    """Of a process that has an image at hand, once there is one."""
+    while not (busy := [process.pid for process in decoder.processes if process.is_busy]):
+        await asyncio.sleep(0.001)
+    return busy[0]
+
+
+def test_the_pixels_are_those_of_the_rules_in_this_process():
+    contents = [encoded(photograph(300 + index, 200, seed=index)) for index in range(20)]
+
+    async def scenario(decoder):
+        decoded = await asyncio.gather(*(decoder.model_input(content, PREPROCESSING) for content in contents))
+        for content, model_input in zip(contents, decoded, strict=True):
+            expected = resize_and_crop(decode(content, 25_000_000).image, PREPROCESSING)
+            np.testing.assert_array_equal(model_input.pixels, expected)
+            assert set(model_input.stages_s) == {"wait", "decode", "preprocess"}
+
+    assert with_decoder(scenario) == 0
+
+
+def test_a_refusal_is_the_problem_that_the_rules_raise():
+    async def scenario(decoder):
+        with pytest.raises(UnsupportedType, match="not an image"):
+            await decoder.model_input(b"nothing", PREPROCESSING)
+
+    assert with_decoder(scenario) == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "problem"),
+    [(signal.SIGKILL, DecoderLost), (signal.SIGSEGV, UndecodableImage), (signal.SIGPROF, ImageTooComplex)],
+)
+def test_a_process_that_dies_loses_its_image_alone_and_is_replaced(large, by, problem):
+    async def scenario(decoder):
+        before = pids(decoder)
+        victim = asyncio.ensure_future(decoder.model_input(large, PREPROCESSING))
+        os.kill(await busy_pid(decoder), by)
+        others = [decoder.model_input(SMALL, PREPROCESSING) for _ in range(20)]
+        with pytest.raises(problem):
+            await victim
+        await asyncio.gather(*others)
+        while len(pids(decoder) - before) < 1 or decoder.idle < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*(decoder.model_input(SMALL, PREPROCESSING) for _ in range(4)))
+        assert len(pids(decoder)) == 2
+
+    assert with_decoder(scenario) == 1
+
+
+def test_processes_that_are_killed_while_idle_harm_nobody():
+    async def scenario(decoder):
+        for _ in range(2):
+            for pid in pids(decoder):
+                os.kill(pid, signal.SIGKILL)
+            while any(map(is_alive, pids(decoder))):
+                await asyncio.sleep(0.001)
+            await asyncio.gather(*(decoder.model_input(SMALL, PREPROCESSING) for _ in range(4)))
+            while decoder.idle < 2:
+                await asyncio.sleep(0.001)
+
+    assert with_decoder(scenario) == 4
+
+
+def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_CPU_LIMIT_S", 0.02)
+    monkeypatch.setattr(module, "CPU_S_PER_MEGAPIXEL", 0)
+
+    async def scenario(decoder):
+        with pytest.raises(ImageTooComplex, match="more than 0.02 s"):
+            await decoder.model_input(large, PREPROCESSING)
+
+    assert with_decoder(scenario) == 1
+
+
+def test_an_image_that_takes_too_much_memory_is_refused(large, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY_BYTES_PER_PIXEL", 1)
+    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+
+    async def scenario(decoder):
+        for _ in range(3):
+            with pytest.raises(ImageTooComplex, match="more memory"):
+                await decoder.model_input(large, PREPROCESSING)
+            await decoder.model_input(SMALL, PREPROCESSING)
+
+    assert with_decoder(scenario) == 0
+
+
+def test_a_stopped_process_is_given_up(monkeypatch):
+    monkeypatch.setattr(module, "HANG_S", 0.5)
+
+    async def scenario(decoder):
+        for pid in pids(decoder):
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(DecoderLost):
+            await decoder.model_input(SMALL, PREPROCESSING)
+
+    assert with_decoder(scenario) == 1
+
+
+def test_large_images_leave_a_decoder_free(large):
+    async def scenario(decoder):
+        crowd = [asyncio.ensure_future(decoder.model_input(large, PREPROCESSING)) for _ in range(6)]
+        await busy_pid(decoder)
+        await decoder.model_input(SMALL, PREPROCESSING)
+        assert sum(task.done() for task in crowd) < 2
+        await asyncio.gather(*crowd)
+
+    assert with_decoder(scenario) == 0
+
+
+def test_an_image_whose_client_left_is_finished_and_its_decoder_serves_on(large):
+    async def scenario(decoder):
+        left = [asyncio.ensure_future(decoder.model_input(large, PREPROCESSING)) for _ in range(4)]
+        await busy_pid(decoder)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        before = pids(decoder)
+        await asyncio.gather(*(decoder.model_input(large, PREPROCESSING) for _ in range(2)))
+        assert pids(decoder) == before
+
+    assert with_decoder(scenario) == 0
+
+
+def test_processes_end_with_their_gateway():
+    seen = []
+
+    async def scenario(decoder):
+        seen.extend(pids(decoder))
+
+    with_decoder(scenario)
+    assert len(seen) == 2
+    assert not any(map(is_alive, seen))
+
+
+def test_a_process_has_limits_and_no_environment():
+    async def scenario(decoder):
+        for pid in pids(decoder):
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            assert "Max data size             unlimited" not in limits
+            assert "Max file size             0" in limits
+            environment = Path(f"/proc/{pid}/environ").read_text()
+            assert "HOME" not in environment
+
+    with_decoder(scenario)
