@@ -1,5 +1,8 @@
 """`deit benchmark`: one module a measurement, whose command is light to import."""
 
+import signal
+import sys
+
 import typer
 
 from benchmark.accuracy_command import accuracy
@@ -14,6 +17,8 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def benchmark() -> None:
     """Measure a running server, and what it is made of."""
+    # An exception, so that servers which were started for a measurement end with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 app.command("accuracy")(accuracy)
