@@ -43,7 +43,7 @@ setup: .venv/development ## Set up everything that development needs, with the p
 	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
 
 # A photograph that an installed package brings. Change it, and set DATA, to measure with pictures of your own.
-IMAGES ?= $(wildcard .venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg)
+IMAGES ?= $$(ls .venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg)
 MODEL ?= deit_cifar10
 MODEL_REPOSITORY ?= model_repository
 RESULTS ?= runs/benchmark
@@ -66,7 +66,7 @@ chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, n
 	apt-get install -qq --no-install-recommends chromium
 
 .PHONY: screenshots
-screenshots: .venv/development ## Take docs/images/page*.png anew, with the model that ships.
+screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew.
 	@.venv/bin/python -m tests.screenshots
 
 .PHONY: system

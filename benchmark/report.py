@@ -49,6 +49,7 @@ th { border-bottom-color: #57606a; font-weight: 600 } th:first-child, td:first-c
 tbody tr:nth-child(even) { background: #f6f8fa } p.note { color: #57606a; font-size: 13px; max-width: 60rem }
 figure { margin: 1rem 0; overflow-x: auto } figure svg { max-width: 100%; height: auto } dt { font-weight: 600 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: 13px } dd { margin: 0 }
+@media (max-width: 40rem) { dl { display: block } dd { margin-bottom: .4rem } }
 """
 
 
@@ -158,13 +159,26 @@ def image_folder(document: Path, images: Path) -> str:
 
 
 def _content(name: str, report: Report | None, images: str) -> str:
-    known = {"paper", "throughput", "http", "peers", "accuracy", "engines", "train", "limit", "environment"}
+    known = {
+        "paper",
+        "throughput",
+        "http",
+        "peers",
+        "accuracy",
+        "engines",
+        "train",
+        "limit",
+        "environment",
+        "screenshot",
+    }
     if name not in known | {f"picture_{each}" for each in PICTURES}:
         raise BenchmarkError(
             f"a document asks for the block {name!r}; known are: {', '.join(sorted(known))}, picture_…"
         )
     if report is None:
         return NOT_MEASURED
+    if name == "screenshot":  # `make screenshots` takes it
+        return f"![The report's page]({images}/benchmark.png)"
     if name == "environment":
         return "\n".join(f"- {key}: {value}" for key, value in report.environment)
     if name.startswith("picture_"):
