@@ -1,14 +1,17 @@
 """How often a model is right through each way of asking it, and how often ways and variants answer differently."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import track
 
 from benchmark.accuracy_command import AccuracyConfig
-from benchmark.answers import Pixels, Probabilities, ask_http, ask_onnx, ask_pytorch, ask_triton
+from benchmark.answers import Pixels, Probabilities, ask_http, ask_onnx, ask_pytorch, ask_triton, onnx_session
 from benchmark.images import labelled_images
-from benchmark.options import addresses
+from benchmark.options import addresses, console
 from benchmark.repository import RepositoryModel, read_model
 from benchmark.results import Environment, Figure, Record
 from deit.errors import BenchmarkError, DataError
@@ -18,6 +21,18 @@ from export.joint import JointClassifier
 from export.source import load_source
 from training.images import LabelledImages, decode
 from training.real_labels import real_labels
+
+CHUNK = 512
+"""Images in memory at once: 77 MB of pixels at 224."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """One way of asking one model. HTTP takes the images as files, the others as pixels."""
+
+    model: RepositoryModel
+    way: str
+    ask: Callable[..., Probabilities]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +73,34 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
             f"{config.model} decides among {len(model.label_names)} classes, {config.data} has "
             f"{len(images.label_names)}"
         )
-    pixels, indices = prepared(images, preprocessing, min(config.count or len(images), len(images)))
+    variants = [read_model(config.serve or config.model_repository, name) for name in config.variant]
+    if different := [each.name for each in variants if each.preprocessing != model.preprocessing]:
+        raise BenchmarkError(f"{', '.join(different)} prepares images in another way than {model.name}")
+
+    indices: list[int] = []
+    with addresses(config) as (url, triton_url):
+        askers = [each for one in (model, *variants) for each in ways_of_asking(config, one, model, url, triton_url)]
+        if not askers:
+            raise BenchmarkError(f"{config.model} is no ONNX file that ONNX Runtime runs: add --way triton or http")
+        found: list[list[Probabilities]] = [[] for _ in askers]
+        count = min(config.count or len(images), len(images))
+        for start in track(range(0, count, CHUNK), description="judging", console=console, transient=True):
+            pixels, readable = prepared(images, preprocessing, range(start, min(start + CHUNK, count)))
+            if not readable:
+                continue
+            uploads = [images.encoded(index) for index in readable]
+            for asker, answers in zip(askers, found, strict=True):
+                answers.append(asker.ask(uploads if asker.way == "http" else pixels))
+            indices += readable
+    if not indices:
+        raise DataError(f"none of the first {count} images of {config.data} can be decoded")
+    asked = [
+        Asked(model=asker.model, way=asker.way, probabilities=np.concatenate(answers))
+        for asker, answers in zip(askers, found, strict=True)
+    ]
     truth = np.zeros((len(indices), len(model.label_names)), bool)
     truth[np.arange(len(indices)), [images.label(index) for index in indices]] = True
-    real = real_labels(images)[list(indices)].numpy() if config.real else None
-
-    asked = []
-    variants = [read_model(config.serve or config.model_repository, name) for name in config.variant]
-    with addresses(config) as (url, triton_url):
-        for each in (model, *variants):
-            if each.preprocessing != model.preprocessing:
-                raise BenchmarkError(f"{each.name} prepares images in another way than {model.name}")
-            for way in config.way:
-                if way == "onnx" and each.onnx_file is not None:
-                    found = ask_onnx(each.onnx_file, pixels)
-                elif way == "triton":
-                    found = ask_triton(triton_url, each.name, pixels)
-                elif way == "http":
-                    uploads = [images.encoded(index) for index in indices]
-                    found = ask_http(url, each.name, uploads, len(model.label_names))
-                elif way == "pytorch" and each is model:
-                    found = ask_pytorch(trained(config, preprocessing), pixels)
-                else:
-                    continue
-                asked.append(Asked(model=each, way=way, probabilities=found))
+    real = real_labels(images)[indices].numpy() if config.real else None
 
     reference = asked[0].probabilities
     records = tuple(
@@ -110,7 +129,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
         )
         for each in asked
     )
-    return Judged(images=images, indices=indices, asked=tuple(asked), records=records)
+    return Judged(images=images, indices=tuple(indices), asked=tuple(asked), records=records)
 
 
 def hits(probabilities: Probabilities, truth: npt.NDArray[np.bool_]) -> dict[str, Figure]:
@@ -133,18 +152,35 @@ def disagreement(left: Probabilities, right: Probabilities) -> float:
     return float((left.argmax(axis=1) != right.argmax(axis=1)).mean())
 
 
-def prepared(images: LabelledImages, preprocessing: Preprocessing, count: int) -> tuple[Pixels, tuple[int, ...]]:
-    """Model inputs of the first `count` images, and the indices of those that can be decoded."""
-    pixels, indices = [], []
-    for index in range(count):
+def prepared(images: LabelledImages, preprocessing: Preprocessing, indices: range) -> tuple[Pixels, list[int]]:
+    """Model inputs of the images, and the indices of those that can be decoded."""
+    size = preprocessing.image_size
+    pixels, readable = [np.empty((0, size, size, 3), np.uint8)], []
+    for index in indices:
         try:
-            pixels.append(resize_and_crop(decode(images, index), preprocessing))
+            pixels.append(resize_and_crop(decode(images, index), preprocessing)[None])
         except DataError:
             continue
-        indices.append(index)
-    if not pixels:
-        raise DataError(f"none of the first {count} images can be decoded")
-    return np.stack(pixels), tuple(indices)
+        readable.append(index)
+    return np.concatenate(pixels), readable
+
+
+def ways_of_asking(
+    config: AccuracyConfig, model: RepositoryModel, judged: RepositoryModel, url: str, triton_url: str
+) -> list[Asker]:
+    """The ways that were asked for and that this model has: a variant has no PyTorch, and perhaps no ONNX file."""
+    askers = []
+    for way in config.way:
+        if way == "onnx" and model.onnx_file is not None:
+            askers.append(Asker(model, way, partial(ask_onnx, onnx_session(model.onnx_file))))
+        elif way == "triton":
+            askers.append(Asker(model, way, partial(ask_triton, triton_url, model.name)))
+        elif way == "http":
+            askers.append(Asker(model, way, partial(ask_http, url, model.name, len(model.label_names))))
+        elif way == "pytorch" and model is judged:
+            classifier = trained(config, Preprocessing.from_json(model.preprocessing))
+            askers.append(Asker(model, way, partial(ask_pytorch, classifier)))
+    return askers
 
 
 def trained(config: AccuracyConfig, preprocessing: Preprocessing) -> JointClassifier:

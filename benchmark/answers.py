@@ -33,8 +33,11 @@ def ask_pytorch(classifier: JointClassifier, pixels: Pixels) -> Probabilities:
     return np.concatenate(batches)
 
 
-def ask_onnx(onnx_file: Path, pixels: Pixels) -> Probabilities:
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+def onnx_session(onnx_file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+
+
+def ask_onnx(session: onnxruntime.InferenceSession, pixels: Pixels) -> Probabilities:
     return np.concatenate([session.run([PROBABILITIES], {IMAGES: batch})[0] for batch in _batches(pixels)])
 
 
@@ -53,7 +56,7 @@ def ask_triton(url: str, model: str, pixels: Pixels) -> Probabilities:
     return np.concatenate(found)
 
 
-def ask_http(base_url: str, model: str, images: Sequence[bytes], num_classes: int) -> Probabilities:
+def ask_http(base_url: str, model: str, num_classes: int, images: Sequence[bytes]) -> Probabilities:
     """By upload, as users ask. Raises BenchmarkError when an image is refused; it names which and why."""
     url = f"{base_url}{CLASSIFY}?model={model}&top_k={num_classes}"
     load = asyncio.run(each_once(url, requests_of(url, images), concurrency=CONCURRENCY))
