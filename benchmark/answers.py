@@ -12,7 +12,7 @@ import torch
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from benchmark.load import each_once, requests_of
+from benchmark.load import each_answered, requests_of
 from benchmark.server import CLASSIFY
 from deit.errors import BenchmarkError
 from deit.model import IMAGES, PROBABILITIES
@@ -59,9 +59,9 @@ def ask_triton(url: str, model: str, pixels: Pixels) -> Probabilities:
 def ask_http(base_url: str, model: str, num_classes: int, images: Sequence[bytes]) -> Probabilities:
     """By upload, as users ask. Raises BenchmarkError when an image is refused; it names which and why."""
     url = f"{base_url}{CLASSIFY}?model={model}&top_k={num_classes}"
-    load = asyncio.run(each_once(url, requests_of(url, images), concurrency=CONCURRENCY))
+    answers = asyncio.run(each_answered(url, requests_of(url, images), concurrency=CONCURRENCY))
     found = np.zeros((len(images), num_classes), np.float32)
-    for answer in load.answers:
+    for answer in answers:
         if not answer.is_ok:
             raise BenchmarkError(
                 f"image {answer.image} was answered with {answer.status or answer.error}: {answer.body[:300]!r}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from benchmark.images import read_photographs
-from benchmark.load import Load, closed_loop, each_once, requests_of
+from benchmark.load import Load, closed_loop, each_answered, requests_of
 from benchmark.options import console
 from benchmark.peers.tuning import Shape, peer_server, shapes
 from benchmark.peers_command import OURS, PeersConfig
@@ -159,9 +159,9 @@ def answers_of(url: str, images: Sequence[bytes]) -> list[dict[int, float]]:
     Raises:
         BenchmarkError: an image was not classified.
     """
-    load = asyncio.run(each_once(url, requests_of(url, images, as_form=False), concurrency=2))
+    answers = asyncio.run(each_answered(url, requests_of(url, images, as_form=False), concurrency=2))
     found = []
-    for answer in load.answers:
+    for answer in answers:
         if not answer.is_ok:
             raise BenchmarkError(f"{url} answered {answer.status or answer.error}: {answer.body[:200]!r}")
         found.append({each["index"]: each["probability"] for each in json.loads(answer.body)["predictions"]})
