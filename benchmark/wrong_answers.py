@@ -18,7 +18,7 @@ body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
        background: #fff }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: 1rem }
 figure { margin: 0 } img { width: 100%; height: 10rem; object-fit: contain; background: #f2f3f5 }
-figcaption b { color: #a3262a } small { color: #59636e }
+figcaption { overflow-wrap: anywhere } figcaption b { color: #a3262a } small { color: #59636e }
 """
 
 

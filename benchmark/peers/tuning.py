@@ -35,7 +35,7 @@ class Shape:
     max_batch_size: int
 
     def __str__(self) -> str:
-        return f"{self.workers} workers of {self.threads} threads, batches of {self.max_batch_size}"
+        return f"{self.workers} x {self.threads} threads, batch {self.max_batch_size}"
 
 
 def shapes(peer: str, cores: int) -> list[Shape]:
