@@ -42,6 +42,21 @@ format: .venv/development ## Format the code and apply the safe fixes.
 setup: .venv/development ## Set up everything that development needs, with the pre-commit hooks.
 	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
 
+# A photograph that an installed package brings. Change it, and set DATA, to measure with pictures of your own.
+IMAGES ?= $$(ls .venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg)
+MODEL ?= deit_cifar10
+MODEL_REPOSITORY ?= model_repository
+RESULTS ?= runs/benchmark
+MEASURE = .venv/bin/deit benchmark
+
+.PHONY: benchmark
+benchmark: .venv/development .perf-analyzer/ready ## Measure everything in a small way, in at most 15 minutes, and write the report.
+	$(MEASURE) throughput --serve $(MODEL_REPOSITORY) --model $(MODEL) --requests 100 --pytorch deit_tiny_distilled_patch16_224 --results $(RESULTS)
+	$(MEASURE) http --serve $(MODEL_REPOSITORY) --model $(MODEL) --images $(IMAGES) --seconds 4 --rounds 2 --results $(RESULTS)
+	$(if $(DATA),$(MEASURE) accuracy --serve $(MODEL_REPOSITORY) --model $(MODEL) --data $(DATA) --count 1000 --results $(RESULTS) --page $(RESULTS)/wrong_answers.html)
+	$(MEASURE) peers --model-repository $(MODEL_REPOSITORY) --model $(MODEL) --images $(IMAGES) --concurrency 32 --rounds 1 --seconds 5 --no-tune --results $(RESULTS)
+	$(MEASURE) report --results $(RESULTS) --output $(RESULTS)
+
 .PHONY: perf-analyzer
 perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
 
@@ -51,7 +66,7 @@ chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, n
 	apt-get install -qq --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: screenshots
-screenshots: .venv/development ## Take docs/images/page*.png anew, with the model that ships.
+screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew.
 	@.venv/bin/python -m tests.screenshots
 
 .PHONY: system
@@ -61,7 +76,7 @@ system: ## Install the Debian packages that a bare machine lacks (needs root).
 
 .PHONY: clean
 clean: ## Remove the environments and everything that tools cached.
-	rm -rf .venv .perf-analyzer .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .perf-analyzer .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/uv: requirements/uv.txt

@@ -1,8 +1,14 @@
 """`deit benchmark`: one module a measurement, whose command is light to import."""
 
+import signal
+import sys
+
 import typer
 
+from benchmark.accuracy_command import accuracy
 from benchmark.gateway_command import http
+from benchmark.peers_command import peers
+from benchmark.report_command import report
 from benchmark.throughput_command import throughput
 from benchmark.train_command import train
 
@@ -12,8 +18,13 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def benchmark() -> None:
     """Measure a running server, and what it is made of."""
+    # An exception, so that servers which were started for a measurement end with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+app.command("accuracy")(accuracy)
 app.command("throughput")(throughput)
 app.command("http")(http)
 app.command("train")(train)
+app.command("peers")(peers)
+app.command("report")(report)
