@@ -93,7 +93,7 @@ clean: ## Remove the environments and everything that tools cached.
 
 .venv/development: .venv/uv uv.lock pyproject.toml
 	@echo "Installing every stage and the development tools, about 7 GB with torch: some minutes"
-	@$(SYNC) --all-extras
+	@$(SYNC)
 	@touch $@ .venv/serving
 
 # perf_analyzer is in the platform wheel of tritonclient 2.50.0; newer wheels hold none or need glibc 2.38. It links to

@@ -12,7 +12,10 @@ from benchmark.report_command import report
 from benchmark.throughput_command import throughput
 from benchmark.train_command import train
 
+from benchmark.engines_command import engines
+
 app = typer.Typer(no_args_is_help=True)
+app.command()(engines)
 
 
 @app.callback()

@@ -31,6 +31,8 @@ EXTRA_OF_MODULE = {
         ("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib", "tensorboard"), "training"
     ),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "openvino": "openvino",
+    "tensorrt": "gpu",
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),

@@ -18,6 +18,7 @@ def export(config: ExportConfig) -> None:
     equal PyTorch's on real images.
     """
     configure_logging("text")
-    from export.export import export_model  # after parsing, so that --help and wrong usage need no torch
+    from export.export import export_models  # after parsing, so that --help and wrong usage need no torch
 
-    print(export_model(config))
+    for folder in export_models(config):
+        print(folder)

@@ -8,6 +8,10 @@ from typer import Option
 
 from deit.model import MODEL_NAME
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ENGINES = ("auto", "onnxruntime", "openvino", "tensorrt")
+READOUTS = ("joint-probability", "joint-logit", "class", "distillation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -45,7 +49,30 @@ class ExportConfig:
 
     repository: Annotated[Path, Option(help="Triton model repository to publish in.")] = Path("model_repository")
     name: Annotated[str | None, Option(help="Name of the model; the architecture's name unless given.")] = None
-    parity_images: Annotated[int, Option(min=1, help="How many of the images the graph is compared on.")] = 64
+    precision: Annotated[
+        str,
+        Option(
+            help="Precisions to export, such as fp32,bf16,int8: each becomes a model, NAME, NAME_bf16 and so on, if it "
+            "passes the gate."
+        ),
+    ] = "fp32"
+    engine: Annotated[
+        str,
+        Option(
+            help="Who runs it: onnxruntime, openvino, or tensorrt (a plan, built on the GPU that it will run on). auto "
+            "measures those for processors here and takes the fastest that passes the gate."
+        ),
+    ] = "auto"
+    readout: Annotated[
+        str | None,
+        Option(
+            help="What `probabilities` is: joint-probability (the default of a distilled model), joint-logit, class "
+            "or distillation."
+        ),
+    ] = None
+    parity_images: Annotated[
+        int | None, Option(min=1, help="How many of the images the graph is compared on; up to 512 unless given.")
+    ] = None
 
     max_batch_size: Annotated[int, Option(min=1, help="Most images Triton computes at once.")] = 32
     instances: Annotated[
@@ -71,5 +98,18 @@ class ExportConfig:
             raise ValueError("give either --checkpoint or --timm")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
+        for option, values, allowed in (
+            ("--precision", self.precisions, PRECISIONS),
+            ("--engine", (self.engine,), ENGINES),
+            ("--readout", (self.readout,), (None, *READOUTS)),
+        ):
+            for value in values:
+                if value not in allowed:
+                    raise ValueError(f"{option} {value}: choose from {', '.join(filter(None, allowed))}")
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
             raise ValueError(f"--name {self.name!r}: must match {MODEL_NAME.pattern}")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """In the order they were asked for, each once."""
+        return tuple(dict.fromkeys(part.strip() for part in self.precision.split(",")))

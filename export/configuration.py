@@ -53,7 +53,10 @@ def model_config(
     """
     size = preprocessing.image_size
     config = model_config_pb2.ModelConfig(
-        backend=backend, default_model_filename=file, max_batch_size=scheduling.max_batch_size
+        backend=backend,
+        platform="tensorrt_plan" if backend == "tensorrt" else "",
+        default_model_filename=file,
+        max_batch_size=scheduling.max_batch_size,
     )
     config.input.add(name=IMAGES, data_type=model_config_pb2.TYPE_UINT8, dims=[size, size, 3])
     for output in outputs:
@@ -72,9 +75,8 @@ def model_config(
     # 2.51 misses the request that comes between the end of an execution and the release of its instance, and sleeps on
     # for 500 ms; 2.72 names the fix of such a starvation in its notes.
     group = model_config_pb2.ModelInstanceGroup
-    config.instance_group.add(
-        kind=group.KIND_CPU if backend == "openvino" else group.KIND_AUTO, count=scheduling.instances
-    )
+    kind = {"openvino": group.KIND_CPU, "tensorrt": group.KIND_GPU}.get(backend, group.KIND_AUTO)
+    config.instance_group.add(kind=kind, count=scheduling.instances)
     for batch_size in sorted({1, scheduling.max_batch_size}):
         warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
         warmup.inputs[IMAGES].data_type = model_config_pb2.TYPE_UINT8

@@ -1,106 +1,221 @@
-"""One export, step by step: load, build the graph, prove it, publish it."""
+"""One export, step by step: load, build the graphs, judge them, publish those that pass."""
 
+import dataclasses
 import json
 import logging
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import timm
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import ONNX_FILE, PROVENANCE_FILE, Provenance
+from deit.model import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE, Provenance
 from deit.repository import publish
+from export import report
 from export.config import ExportConfig
 from export.configuration import Scheduling, model_config
+from export.engines import Engine, candidates
+from export.gate import Reference, judge, reference
 from export.graph import export_graph
 from export.joint import JointClassifier
-from export.parity import LARGEST_DIFFERENCE, compare, load_images
-from export.source import load_source
+from export.quantization import quantize
+from export.report import Candidate
+from export.samples import Sample, load_samples
+from export.served import served_form
+from export.source import Source, load_source
+from export.speed import images_per_s
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+MEASURED_BATCH = 8
 
-def export_model(config: ExportConfig) -> Path:
-    """Publish the model that `config` names and return the folder of its new version.
+
+def export_models(config: ExportConfig) -> list[Path]:
+    """Publish the precisions that `config` names and that pass the gate, and return the folders of their versions.
 
     Raises:
-        DeitError: it cannot be loaded, exported or published, or its answers differ from PyTorch's. Nothing is
-        published.
+        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. What passed is
+        published; what did not is named with the reason.
     """
+    engines = {precision: candidates(precision, config.engine) for precision in config.precisions}
     source = load_source(config)
-    name = config.name or source.architecture
-    classifier = JointClassifier(source.model, source.preprocessing).eval()
-    images = load_images(config.images, source.preprocessing, config.parity_images)
+    classifier = JointClassifier(source.model, source.preprocessing, config.readout).eval()
+    sample, calibration = load_samples(
+        config.images,
+        source.preprocessing,
+        config.parity_images,
+        num_classes=len(source.label_names),
+        calibrates="int8" in config.precisions,
+    )
+    if sample.labels is None:
+        logger.warning("%s has no labels of the model's classes: top-1 is not part of the gate", config.images)
+    expected = reference(classifier, sample.images, sample.labels)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        onnx_file = Path(temporary) / ONNX_FILE
-        logger.info("exporting %s at %d px to ONNX", source.architecture, source.preprocessing.image_size)
-        export_graph(classifier, source.preprocessing.image_size, onnx_file)
-
-        parity = compare(classifier, onnx_file, images)
-        logger.info(
-            "on %d images of %s: largest difference of a probability from PyTorch's %.1e, same first answer on %d",
-            parity.images,
-            config.images,
-            parity.max_difference,
-            parity.same_top1,
-        )
-        if not parity.holds:
-            raise RepositoryError(
-                f"{name} is not published: the graph's probabilities differ from PyTorch's by up to "
-                f"{parity.max_difference:.1e} (allowed {LARGEST_DIFFERENCE:.0e}), and "
-                f"{parity.images - parity.same_top1} of {parity.images} images change their first answer. "
-                "This is a bug in the export; please report it."
+    folders, refused = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for precision in config.precisions:
+            found = _judged(precision, engines[precision], classifier, expected, calibration, config, Path(scratch))
+            measured = [candidate for _, candidate in found]
+            best = max(
+                (each for each in found if each[1].passes), key=lambda each: each[1].images_per_s or 0.0, default=None
             )
+            Console(stderr=True, width=140).print(report.table(measured, [best[1]] if best else []))
+            if best is None:
+                reasons = dict.fromkeys(
+                    f"{each.title} on {each.engine.title}: {failure}"
+                    for each in measured
+                    for failure in each.judgement.failures
+                )
+                refused.append("; ".join(reasons))
+                continue
+            folders.append(_publish(*best, measured, source, classifier, config))
+    if refused:
+        raise RepositoryError(
+            f"not published, for its answers are not PyTorch's: {'; '.join(refused)}. Published: "
+            f"{', '.join(map(str, folders)) or 'nothing'}"
+        )
+    return folders
 
-        provenance = Provenance(
-            architecture=source.architecture,
-            checkpoint_sha256=source.weights_sha256,
-            precision="fp32",
-            readout="joint-probability" if len(classifier.output_names) > 1 else "class",
-            teacher=source.teacher,
-            parity_images=parity.images,
-            parity_max_difference=parity.max_difference,
-            metrics=source.metrics,
-            versions={
-                "deit-server": __version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-                "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__,
-            },
-        )
-        settings = asdict(config)
-        version = publish(
-            config.repository,
-            name,
-            config=model_config(
-                backend="onnxruntime",
-                file=ONNX_FILE,
-                backend_parameters={"intra_op_thread_count": str(config.threads)},
-                outputs=classifier.output_names,
-                num_classes=len(source.label_names),
-                preprocessing=source.preprocessing,
-                provenance=provenance,
-                verification=asdict(parity),
-                scheduling=Scheduling(
-                    **{field: settings[field] for field in settings if field in Scheduling.__dataclass_fields__}
-                ),
+
+def _judged(
+    precision: str,
+    engines: list[Engine],
+    classifier: JointClassifier,
+    expected: Reference,
+    calibration: Sample | None,
+    config: ExportConfig,
+    scratch: Path,
+) -> list[tuple[Path, Candidate]]:
+    """Every graph of the precision on every engine, with the gate's findings, and speeds where there is a choice."""
+    found = []
+    for method, onnx_file in _graphs(precision, classifier, expected, calibration, scratch):
+        for engine in engines:
+            if method == "dynamic" and engine.backend != "onnxruntime":
+                continue  # MatMulInteger; the others read Q/DQ
+            engine = dataclasses.replace(
+                engine, threads=config.threads, instances=config.instances, max_batch_size=config.max_batch_size
+            )
+            run = engine.load(onnx_file, classifier.output_names)
+            logger.info("judging %s %s on %s", precision, method, engine.title)
+            judgement = judge(run, expected, precision, engine.title)
+            found.append((onnx_file, Candidate(method=method, engine=engine, judgement=judgement)))
+    rivals = [place for place, (_, candidate) in enumerate(found) if candidate.passes]
+    if len(rivals) < 2:
+        return found
+    batch = np.resize(expected.images, (MEASURED_BATCH, *expected.images.shape[1:]))
+    instances = [
+        [found[place][1].engine.load(found[place][0], classifier.output_names) for _ in range(config.instances)]
+        for place in track(rivals, "measuring", console=Console(stderr=True), transient=True)
+    ]
+    for place, rate in zip(rivals, images_per_s(instances, batch), strict=True):
+        found[place] = (found[place][0], dataclasses.replace(found[place][1], images_per_s=rate))
+    return found
+
+
+def _graphs(
+    precision: str,
+    classifier: JointClassifier,
+    expected: Reference,
+    calibration: Sample | None,
+    scratch: Path,
+) -> Iterator[tuple[str, Path]]:
+    """The graphs that a precision may be, by the method that made them."""
+    plain = scratch / f"{DTYPES[precision]}.onnx".removeprefix("torch.")
+    if not plain.exists():
+        logger.info("exporting the graph in %s", DTYPES[precision])
+        export_graph(served_form(classifier, DTYPES[precision]), expected.images.shape[1], plain)
+    if precision != "int8":
+        yield "", plain
+        return
+    assert calibration is not None
+    for method in ("static", "dynamic"):
+        target = scratch / f"int8-{method}.onnx"
+        logger.info("quantizing, %s, on %d images", method, len(calibration.images))
+        quantize(plain, target, calibration.images, static=method == "static")
+        yield method, target
+
+
+def _publish(
+    onnx_file: Path,
+    best: Candidate,
+    measured: list[Candidate],
+    source: Source,
+    classifier: JointClassifier,
+    config: ExportConfig,
+) -> Path:
+    judgement = best.judgement
+    name = config.name or source.architecture
+    if judgement.precision != "fp32":
+        name += f"_{judgement.precision}"
+    provenance = Provenance(
+        architecture=source.architecture,
+        checkpoint_sha256=source.weights_sha256,
+        precision=judgement.precision,
+        readout=classifier.readout,
+        teacher=source.teacher,
+        parity_images=judgement.images,
+        parity_max_difference=judgement.max_difference,
+        metrics=source.metrics,
+        versions=_versions(best.engine),
+    )
+    settings = asdict(config)
+    file = PLAN_FILE if best.engine.backend == "tensorrt" else ONNX_FILE
+
+    def fill(folder: Path) -> None:
+        if best.engine.backend == "tensorrt":
+            built = onnx_file.with_suffix("")
+            shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
+            shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
+        else:
+            shutil.copyfile(onnx_file, folder / ONNX_FILE)
+        (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+        (folder / REPORT_FILE).write_text(json.dumps(report.as_json(measured, best), indent=2) + "\n")
+        (folder / REPORT_TABLE).write_text(report.as_text(measured, best))
+
+    version = publish(
+        config.repository,
+        name,
+        config=model_config(
+            backend=best.engine.backend,
+            file=file,
+            backend_parameters=best.engine.parameters,
+            outputs=classifier.output_names,
+            num_classes=len(source.label_names),
+            preprocessing=source.preprocessing,
+            provenance=provenance,
+            verification=report.summary(best),
+            scheduling=Scheduling(
+                **{field: settings[field] for field in settings if field in Scheduling.__dataclass_fields__}
             ),
-            label_names=source.label_names,
-            fill=lambda folder: _fill(folder, onnx_file, provenance),
-        )
+        ),
+        label_names=source.label_names,
+        fill=fill,
+    )
     folder = config.repository / name / str(version)
-    logger.info("published %s (%.1f MB)", folder, (folder / ONNX_FILE).stat().st_size / 1e6)
+    logger.info("published %s (%.1f MB)", folder, (folder / file).stat().st_size / 1e6)
     return folder
 
 
-def _fill(folder: Path, onnx_file: Path, provenance: Provenance) -> None:
-    shutil.copyfile(onnx_file, folder / ONNX_FILE)
-    (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+def _versions(engine: Engine) -> dict[str, str]:
+    found = {
+        "deit-server": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    if engine.backend in ("openvino", "tensorrt"):
+        found[engine.backend] = sys.modules[engine.backend].__version__
+    return found

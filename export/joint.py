@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from deit.errors import RepositoryError
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, PROBABILITIES
 from deit.preprocessing import Preprocessing
 from training.model import head_logits, is_distilled
@@ -12,12 +13,20 @@ class JointClassifier(nn.Module):
     """uint8 images (N, H, W, 3) to probabilities (N, classes), normalisation inside.
 
     A distilled model gives the mean of both heads' softmax (arXiv:2012.12877 section 4, "joint classifiers") and then
-    each head's own probabilities. timm and DeiT's own code average logits instead, which ranks some images differently.
+    each head's own probabilities. timm and DeiT's own code average logits instead, which ranks some images differently;
+    that is the read-out "joint-logit".
+
+    Raises:
+        RepositoryError: the model has no heads for the read-out.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, readout: str | None = None) -> None:
         super().__init__()
+        self.readout = readout or ("joint-probability" if is_distilled(model) else "class")
+        if self.readout != "class" and not is_distilled(model):
+            raise RepositoryError(f"--readout {readout} needs a distillation head, and this model has none")
         self.model = model
+        self.normalises = True  # unless the normalisation is folded into the model, which then takes pixels 0..255
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         # (x / 255 - mean) / std as one multiplication and one addition
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
@@ -33,11 +42,19 @@ class JointClassifier(nn.Module):
         return (PROBABILITIES,)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        pixels = images.permute(0, 3, 1, 2).to(self.scale.dtype)
-        class_logits, distillation_logits = head_logits(self.model, pixels * self.scale + self.shift)
+        pixels = images.float().permute(0, 3, 1, 2)  # the cast first: TensorRT does nothing else with uint8
+        if self.normalises:
+            pixels = pixels * self.scale + self.shift
+        class_logits, distillation_logits = head_logits(self.model, pixels)
         class_probabilities = class_logits.softmax(dim=-1)
         if distillation_logits is None:
             return (class_probabilities,)
         distillation_probabilities = distillation_logits.softmax(dim=-1)
-        joint = (class_probabilities + distillation_probabilities) / 2
-        return joint, class_probabilities, distillation_probabilities
+        decision = {
+            "joint-probability": lambda: (class_probabilities + distillation_probabilities) / 2,
+            "joint-logit": lambda: ((class_logits + distillation_logits) / 2).softmax(dim=-1),
+            # computed anew, because one tensor cannot be two outputs of a graph
+            "class": lambda: class_logits.softmax(dim=-1),
+            "distillation": lambda: distillation_logits.softmax(dim=-1),
+        }[self.readout]()
+        return decision, class_probabilities, distillation_probabilities

@@ -156,11 +156,16 @@ def remove(
 
 
 @app.command()
-def doctor(repository: Repository = REPOSITORY) -> None:
+def doctor(
+    repository: Repository = REPOSITORY,
+    tensorrt: Annotated[
+        str | None, typer.Option(help="Version of the TensorRT that will load plans, such as 11.1.0.")
+    ] = None,
+) -> None:
     """Say what is wrong with a repository, and what to do. Exit status 1 when something is."""
     from serving.doctor import examine
 
-    findings = examine(repository)
+    findings = examine(repository, tensorrt=tensorrt)
     for finding in findings:
         print(finding)
     if findings:

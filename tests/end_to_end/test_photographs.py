@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from export.config import ExportConfig
-from export.export import export_model
+from export.export import export_models
 from tests.end_to_end.conftest import serving
 from training.checkpoint import read_pytorch
 from training.images import ParquetImages
@@ -43,7 +43,7 @@ def reference(shared_data: Path, photographs: ParquetImages) -> list[int]:
 def test_500_photographs_over_http_answer_as_pytorch_does(
     shared_data: Path, photographs: ParquetImages, reference: list[int], tmp_path: Path
 ) -> None:
-    export_model(
+    export_models(
         ExportConfig(
             checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
             architecture="deit_tiny_patch16_224",
@@ -51,6 +51,7 @@ def test_500_photographs_over_http_answer_as_pytorch_does(
             crop_pct=0.875,
             images=shared_data / "imagenet" / "sample500.parquet",
             repository=tmp_path / "models",
+            engine="onnxruntime",
         )
     )
     with serving(tmp_path / "models") as url, httpx.Client(base_url=url, timeout=60) as client:

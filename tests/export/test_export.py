@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +11,33 @@ from PIL import Image
 from deit.errors import CheckpointError, DataError, DeitError, RepositoryError
 from deit.model import Provenance
 from deit.preprocessing import resize_and_crop
-from export import parity
+from deit.repository import read_config
 from export.config import ExportConfig
-from export.export import export_model
+from export.export import export_models
 from export.joint import JointClassifier
+from export.served import served_form
+from serving.doctor import examine
+from serving.triton.config import verification_of
 from tests.export.conftest import LABELS
 from tests.training.conftest import TINY
 from training.checkpoint import load_checkpoint
 
 
 def config(source: Path, pictures: Path, repository: Path, /, **changes: object) -> ExportConfig:
-    settings = {"checkpoint": source, "images": pictures, "repository": repository, "parity_images": 40}
+    settings = {
+        "checkpoint": source,
+        "images": pictures,
+        "repository": repository,
+        "parity_images": 40,
+        "engine": "onnxruntime",
+    }
     return ExportConfig(**{**settings, **changes})
 
 
 def test_the_published_graph_gives_pytorchs_probabilities_on_pictures(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    version = export_model(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
+    (version,) = export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
     assert version == tmp_path / "models" / "tiny" / "1"
     assert (version.parent / "labels.txt").read_text().splitlines() == list(LABELS)
 
@@ -47,21 +57,16 @@ def test_the_published_graph_gives_pytorchs_probabilities_on_pictures(
 def test_a_graph_that_answers_differently_is_not_published(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Brighter(JointClassifier):
+    def darker(classifier: JointClassifier, dtype: torch.dtype) -> JointClassifier:
         """The exported graph forgets part of the normalisation; the comparison runs the true classifier."""
+        served = served_form(classifier, dtype)
+        served.model.patch_embed.proj.weight.data /= 2
+        return served
 
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return super().forward(images) if not torch.compiler.is_exporting() else super().forward(images // 2)
-
-    monkeypatch.setattr("export.export.JointClassifier", Brighter)
-    with pytest.raises(RepositoryError, match="tiny is not published"):
-        export_model(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
+    monkeypatch.setattr("export.export.served_form", darker)
+    with pytest.raises(RepositoryError, match="for its answers are not PyTorch's: fp32 on onnxruntime: "):
+        export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
     assert not (tmp_path / "models").exists()
-
-
-def test_no_number_never_passes_the_comparison() -> None:
-    assert not parity.Parity(images=1, max_difference=float("nan"), same_top1=1).holds
-    assert not parity.Parity(images=2, max_difference=0.0, same_top1=1).holds
 
 
 def test_a_weights_file_of_deits_own_code_exports_under_its_architecture(pictures: Path, tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_a_weights_file_of_deits_own_code_exports_under_its_architecture(picture
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=2)
     torch.save({"model": model.state_dict()}, tmp_path / "deit.pth")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    version = export_model(
+    (version,) = export_models(
         config(
             tmp_path / "deit.pth",
             pictures,
@@ -99,7 +104,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_written(
     checkpoint: Path, pictures: Path, tmp_path: Path, changes: dict[str, object], error: type[DeitError], finding: str
 ) -> None:
     with pytest.raises(error, match=finding):
-        export_model(config(checkpoint, pictures, tmp_path / "models", **changes))
+        export_models(config(checkpoint, pictures, tmp_path / "models", **changes))
     assert not (tmp_path / "models").exists()
 
 
@@ -117,11 +122,11 @@ def test_a_weights_file_of_something_else_is_named(
 ) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=finding):
-        export_model(config(tmp_path / "weights.pth", pictures, tmp_path / "models", architecture=architecture))
+        export_models(config(tmp_path / "weights.pth", pictures, tmp_path / "models", architecture=architecture))
 
 
 def test_real_deit_tiny_keeps_its_answers_on_real_photographs(shared_data: Path, tmp_path: Path) -> None:
-    version = export_model(
+    (version,) = export_models(
         config(
             shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
             shared_data / "imagenet" / "sample500.parquet",
@@ -135,3 +140,95 @@ def test_real_deit_tiny_keeps_its_answers_on_real_photographs(shared_data: Path,
     provenance = Provenance.from_json((version / "provenance.json").read_text())
     assert provenance.readout == "class"
     assert provenance.parity_max_difference < 1e-5
+
+
+def test_several_precisions_become_models_of_their_own_with_their_reports(
+    checkpoint: Path, colours_data: Path, tmp_path: Path
+) -> None:
+    """The colours are easy enough that even a DeiT of random weights keeps its answers in int8."""
+    folders = export_models(
+        config(
+            checkpoint,
+            colours_data,
+            tmp_path / "models",
+            name="tiny",
+            precision="fp32,fp16,bf16,int8",
+            engine="auto",
+            parity_images=48,
+        )
+    )
+    assert [folder.parent.name for folder in folders] == ["tiny", "tiny_fp16", "tiny_bf16", "tiny_int8"]
+    for folder, precision in zip(folders, ("fp32", "fp16", "bf16", "int8"), strict=True):
+        parsed = read_config(folder.parent / "config.pbtxt")
+        found = json.loads((folder / "report.json").read_text())
+        best = found["candidates"][found["published"]]
+        assert best["failures"] == []
+        assert verification_of(parsed)["precision"] == precision
+        assert best["settings"].items() <= {k: v.string_value for k, v in parsed.parameters.items()}.items()
+        assert parsed.backend == best["engine"].partition(",")[0]
+        # labels of the data set's test split count, and they are judged: 48 images
+        assert best["images"] == 48
+        assert best["top1"] is not None
+        assert "published" in (folder / "report.txt").read_text()
+    assert examine(tmp_path / "models") == []
+    engines = {each["engine"] for each in found["candidates"]}
+    assert engines == {"onnxruntime", "openvino", "openvino, rest bf16"}
+    assert {each["method"] for each in found["candidates"]} == {"static", "dynamic"}
+
+
+def test_bfloat16_is_refused_for_an_engine_that_has_no_products_in_it(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RepositoryError, match="no bfloat16 products for processors.*--engine openvino"):
+        export_models(config(checkpoint, pictures, tmp_path / "models", precision="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("readout", "expected"),
+    [("joint-probability", 0), ("joint-logit", 0), ("class", 1), ("distillation", 2)],
+)
+def test_the_readout_decides_what_probabilities_are(checkpoint: Path, readout: str, expected: int) -> None:
+    images = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = load_checkpoint(checkpoint)
+    with torch.inference_mode():
+        outputs = JointClassifier(model, TINY, readout)(images)
+        default = JointClassifier(model, TINY)(images)
+    if expected:
+        torch.testing.assert_close(outputs[0], outputs[expected])
+    elif readout == "joint-logit":
+        # The softmax of the mean of logits is the normalised geometric mean of both softmaxes.
+        geometric = (outputs[1] * outputs[2]).sqrt()
+        torch.testing.assert_close(outputs[0], geometric / geometric.sum(dim=-1, keepdim=True))
+        assert not torch.allclose(outputs[0], default[0], atol=1e-3)
+    else:
+        torch.testing.assert_close(outputs[0], default[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"precision": "fp32,int4"}, "--precision int4: choose from fp32, fp16, bf16, int8"),
+        ({"engine": "cuda"}, "--engine cuda: choose from auto"),
+        ({"readout": "mean"}, "--readout mean: choose from joint-probability"),
+    ],
+)
+def test_unknown_choices_are_wrong_usage(
+    checkpoint: Path, pictures: Path, tmp_path: Path, changes: dict[str, str], finding: str
+) -> None:
+    with pytest.raises(ValueError, match=finding):
+        config(checkpoint, pictures, tmp_path, **changes)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(pictures: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (marker,))
+
+    torch.save({"model": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(CheckpointError, match="opening it could run code, so it is refused"):
+        export_models(
+            config(tmp_path / "trap.pth", pictures, tmp_path / "models", architecture="deit_tiny_patch16_224")
+        )
+    assert not marker.exists()

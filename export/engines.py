@@ -1,0 +1,157 @@
+"""The engines that run a graph on processors, as Triton's backends of the same names run it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from deit.errors import RepositoryError
+from deit.model import IMAGES, PLAN_FILE
+
+Run = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
+"""uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine with its settings, as config.pbtxt gives them to Triton's backend.
+
+    Attributes:
+        backend: Triton's name of it: "onnxruntime", "openvino" or "tensorrt".
+        precision: of the graph.
+        bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
+        threads: of one instance; 0: an equal share of the cores.
+        instances: that compute side by side.
+        max_batch_size: the largest batch; a plan is built for it.
+    """
+
+    backend: str
+    precision: str = "fp32"
+    bf16: bool = False
+    threads: int = 0
+    instances: int = 2
+    max_batch_size: int = 32
+
+    @property
+    def title(self) -> str:
+        return f"{self.backend}{', rest bf16' if self.bf16 else ''}"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """By the names of NVIDIA's native backends."""
+        if self.backend == "onnxruntime":
+            return {"intra_op_thread_count": str(self.threads)}
+        if self.backend == "tensorrt":
+            return {}
+        return {
+            "INFERENCE_NUM_THREADS": str(self.threads),
+            "NUM_STREAMS": "1",
+            **({"HINT_BF16": "YES"} if self.bf16 else {}),
+        }
+
+    def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+        """Raises RepositoryError that says why this engine cannot run the graph."""
+        if self.backend == "tensorrt":
+            return self._load_tensorrt(onnx_file, outputs)
+        threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.instances)
+        if self.backend == "onnxruntime":
+            return _load_onnxruntime(onnx_file, outputs, threads)
+        return _load_openvino(onnx_file, outputs, threads, bf16=self.bf16)
+
+    def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+        from export.tensorrt_plan import Profile, build_plan, load_tensorrt
+        from export.tensorrt_run import load_plan
+
+        plan = onnx_file.with_suffix("") / PLAN_FILE
+        plan.parent.mkdir(exist_ok=True)
+        build_plan(
+            onnx_file,
+            plan,
+            precision=self.precision,
+            profile=Profile(tuned=min(8, self.max_batch_size), largest=max(32, self.max_batch_size)),
+            cache=Path.home() / ".cache" / "deit-server" / "tensorrt-timings",
+        )
+        return load_plan(load_tensorrt(), plan, outputs)
+
+
+def has_openvino() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("openvino") is not None
+
+
+def candidates(precision: str, asked: str) -> list[Engine]:
+    """The engines that may run a variant here, best known first.
+
+    Args:
+        asked: "onnxruntime", "openvino", "tensorrt" or "auto", which is those of processors.
+
+    Raises:
+        RepositoryError: none of them can, and why.
+    """
+    if asked == "tensorrt":
+        from export.tensorrt_plan import refuse_without_gpu
+
+        refuse_without_gpu()
+        return [Engine(backend="tensorrt", precision=precision)]
+    openvino = [Engine(backend="openvino", precision=precision, bf16=bf16) for bf16 in OPENVINO_BF16[precision]]
+    onnxruntime_ = [] if precision == "bf16" else [Engine(backend="onnxruntime", precision=precision)]
+    if asked != "onnxruntime" and not has_openvino():
+        if asked == "openvino" or precision == "bf16":
+            raise RepositoryError(
+                f"{precision} on a processor runs on OpenVINO, which is not installed: "
+                "pip install 'deit-server[openvino]'"
+            )
+        openvino = []
+    found = {"auto": openvino + onnxruntime_, "openvino": openvino, "onnxruntime": onnxruntime_}[asked]
+    if not found:
+        raise RepositoryError(
+            "ONNX Runtime has no bfloat16 products for processors, so it cannot run this variant here: take "
+            "--engine openvino (pip install 'deit-server[openvino]'), or --engine tensorrt on a machine with a GPU"
+        )
+    return found
+
+
+# Whether OpenVINO runs in bfloat16 what a variant leaves in float32: fp32 promises float32, the others measure both.
+OPENVINO_BF16 = {"fp32": (False,), "fp16": (False,), "bf16": (False, True), "int8": (True, False)}
+
+
+def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -> Run:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings of inserted casts are of no use here
+    try:
+        session = onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise RepositoryError(f"ONNX Runtime cannot run {onnx_file.name}: {error}") from error
+    names = list(outputs)
+    return lambda images: session.run(names, {IMAGES: images})
+
+
+def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "ENABLE_CPU_PINNING": False,  # instances are processes that know nothing of each other's pins
+    }
+    try:
+        compiled = core.compile_model(core.read_model(onnx_file), "CPU", settings)
+    except RuntimeError as error:
+        raise RepositoryError(f"OpenVINO cannot run {onnx_file.name}: {error}") from error
+    request = compiled.create_infer_request()
+    ports = [compiled.output(name) for name in outputs]
+
+    def run(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        results = request.infer({IMAGES: images})
+        return [np.array(results[port]) for port in ports]
+
+    return run

@@ -1,0 +1,101 @@
+"""The real images that a graph is proven and calibrated on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from deit.errors import DataError
+from deit.preprocessing import Preprocessing, resize_and_crop
+from training.images import IMAGE_SUFFIXES, LabelledImages, decode, open_images
+
+MOST_IMAGES = 512
+MOST_CALIBRATION_IMAGES = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Images ready for the model, uint8 (N, H, W, 3), and their classes if the data set knows the model's."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64] | None
+
+
+def load_samples(
+    path: Path, preprocessing: Preprocessing, count: int | None, *, num_classes: int, calibrates: bool
+) -> tuple[Sample, Sample | None]:
+    """Images to judge on and, if something `calibrates`, others to calibrate on.
+
+    A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
+    images, at most 128, to calibration.
+
+    Args:
+        path: a data set, a parquet or tar file, or a folder with image files.
+        count: images to judge on; up to 512 when None.
+
+    Raises:
+        DataError: there are no images, or fewer than `count`.
+    """
+    if path.is_dir() and (files := sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)):
+        judging, calibration = _split(len(files), calibrates)
+        _refuse_too_few(path, len(judging), count)
+        return (
+            _unlabelled([files[index] for index in judging[: count or MOST_IMAGES]], preprocessing),
+            _unlabelled([files[index] for index in calibration], preprocessing) if calibrates else None,
+        )
+    test, train = open_images(path, "test"), None
+    if calibrates and path.is_dir():
+        train = _train_split(path)
+    judging, calibration = _split(len(test), calibrates and train is None)
+    _refuse_too_few(path, len(judging), count)
+    sample = _labelled(test, judging[: count or MOST_IMAGES], preprocessing, num_classes)
+    if not calibrates:
+        return sample, None
+    if train is None:
+        return sample, _labelled(test, calibration, preprocessing, num_classes)
+    return sample, _labelled(train, _spread(len(train), MOST_CALIBRATION_IMAGES), preprocessing, num_classes)
+
+
+def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:
+    """Indices to judge on and to calibrate on: they have none in common."""
+    held_out = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
+    return [index for index in range(count) if index not in held_out], sorted(held_out)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """`wanted` of `count` indices, evenly: data sets are often sorted by class."""
+    return sorted({index * count // wanted for index in range(wanted)}) if wanted else []
+
+
+def _train_split(path: Path) -> LabelledImages | None:
+    try:
+        return open_images(path, "train")
+    except DataError:  # a data set to test on alone, such as ImageNet V2
+        return None
+
+
+def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int) -> Sample:
+    pixels = np.stack([resize_and_crop(decode(images, index), preprocessing) for index in indices])
+    labels = np.array([images.label(index) for index in indices])
+    return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)
+
+
+def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
+    return Sample(images=np.stack([resize_and_crop(_open(file), preprocessing) for file in files]), labels=None)
+
+
+def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
+    if count is not None and found < count:
+        raise DataError(f"{path} has {found} images, {count} are asked for: add images, or lower --parity-images")
+    if not found:
+        raise DataError(f"{path} has no images to compare on")
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{file} cannot be decoded: {error}") from error

@@ -1,0 +1,46 @@
+"""A plan on the GPU, to judge it. Memory is torch's, so no other library for CUDA is needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deit.errors import RepositoryError
+from deit.model import IMAGES
+
+
+def load_plan(
+    tensorrt: Any, plan: Path, outputs: tuple[str, ...]
+) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]:
+    """Runs the plan on uint8 images (N, H, W, 3); `outputs` are all that it has.
+
+    Raises:
+        RepositoryError: TensorRT does not take the plan.
+    """
+    import torch
+
+    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise RepositoryError(
+            f"TensorRT {tensorrt.__version__} does not load {plan}: a plan runs on the TensorRT and the GPU that built "
+            "it; build it again here"
+        )
+    context = engine.create_execution_context()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def run(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).cuda()
+        context.set_input_shape(IMAGES, tuple(pixels.shape))
+        context.set_tensor_address(IMAGES, pixels.data_ptr())
+        results = [torch.empty(tuple(context.get_tensor_shape(name)), device="cuda") for name in outputs]
+        for name, result in zip(outputs, results, strict=True):
+            context.set_tensor_address(name, result.data_ptr())
+        stream.wait_stream(torch.cuda.current_stream())
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RepositoryError(f"TensorRT cannot run {plan} on a batch of {len(images)}")
+        stream.synchronize()
+        return [result.cpu().numpy() for result in results]
+
+    return run

@@ -1,0 +1,101 @@
+"""Every precision of one checkpoint, served by the embedded Triton on the engine that its export chose."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.repository import read_config
+from export.config import ExportConfig
+from export.engines import Engine
+from export.export import export_models
+from tests.end_to_end.conftest import serving
+from tests.export.conftest import checkpoint  # noqa: F401  a fixture
+from tests.training.conftest import TINY
+from training.images import ParquetImages, decode
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def test_fp32_bf16_and_int8_answer_over_http_as_their_engines_do_alone(
+    checkpoint: Path,  # noqa: F811
+    colours_data: Path,
+    tmp_path: Path,
+) -> None:
+    repository = tmp_path / "models"
+    folders = export_models(
+        ExportConfig(
+            checkpoint=checkpoint,
+            images=colours_data,
+            repository=repository,
+            name="tiny",
+            precision=",".join(PRECISIONS),
+            engine="openvino",
+            parity_images=48,
+        )
+    )
+    colours = ParquetImages([colours_data / "test.parquet"])
+    images = np.stack([resize_and_crop(decode(colours, index), TINY) for index in range(len(colours))])
+    with serving(repository) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for folder in folders:
+            parsed = read_config(folder.parent / "config.pbtxt")
+            assert parsed.backend == "openvino"
+            engine = Engine(backend="openvino", bf16=parsed.parameters["HINT_BF16"].string_value == "YES")
+            (expected,) = engine.load(folder / "model.onnx", ("probabilities",))(images)
+            served = _probabilities(client, folder.parent.name, colours)
+            # The same graph on the same engine; another batch size rounds sums in half precision at other places.
+            np.testing.assert_allclose(served, expected, atol=1e-5 if folder.parent.name == "tiny" else 2e-2)
+
+
+def _probabilities(client: httpx.Client, model: str, images: ParquetImages) -> np.ndarray:
+    def classify(index: int) -> list[float]:
+        answer = client.post(
+            "/classify",
+            files={"image": images.encoded(index)},
+            params={"model": model, "top_k": len(images.label_names)},
+        )
+        assert answer.status_code == 200, answer.text
+        return [each["probability"] for each in sorted(answer.json()["predictions"], key=lambda each: each["index"])]
+
+    with ThreadPoolExecutor(8) as pool:  # several at once, so that Triton's batches mix the images
+        return np.array(list(pool.map(classify, range(len(images)))))
+
+
+@pytest.mark.soak
+def test_real_deit_tiny_has_the_accuracy_over_http_that_the_gate_found(shared_data: Path, tmp_path: Path) -> None:
+    """All 500 photographs, of which the export sees those that the calibration leaves to the gate."""
+    repository, source = tmp_path / "models", shared_data / "imagenet" / "sample500.parquet"
+    folders = export_models(
+        ExportConfig(
+            checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
+            architecture="deit_tiny_patch16_224",
+            labels="imagenet-1k",
+            crop_pct=0.875,
+            images=source,
+            repository=repository,
+            name="deit_tiny",
+            precision=",".join(PRECISIONS),
+        )
+    )
+    assert len(folders) == 3
+    photographs = ParquetImages([source])
+    with serving(repository) as url, httpx.Client(base_url=url, timeout=120) as client:
+        preprocessing = _preprocessing(client)
+        images = np.stack([resize_and_crop(decode(photographs, index), preprocessing) for index in range(500)])
+        labels = np.array([photographs.label(index) for index in range(500)])
+        for folder in folders:
+            parsed = read_config(folder.parent / "config.pbtxt")
+            engine = Engine(backend=parsed.backend, bf16=parsed.parameters["HINT_BF16"].string_value == "YES")
+            run = engine.load(folder / "model.onnx", ("probabilities",))
+            offline = np.concatenate([run(images[start : start + 20])[0] for start in range(0, 500, 20)]).argmax(axis=1)
+            served = _probabilities(client, folder.parent.name, photographs).argmax(axis=1)
+            # a near-tie may fall the other way in the last bit of another batch size
+            assert (served != offline).sum() <= 1
+            assert abs((served == labels).sum() - (offline == labels).sum()) <= 1
+
+
+def _preprocessing(client: httpx.Client) -> Preprocessing:
+    return Preprocessing.from_dict(client.get("/models").raise_for_status().json()["models"][0]["preprocessing"])

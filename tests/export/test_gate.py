@@ -1,0 +1,103 @@
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from export.gate import Reference, judge, reference
+from export.joint import JointClassifier
+from tests.training.conftest import TINY, tiny_student
+
+Outputs = list[npt.NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> JointClassifier:
+    torch.manual_seed(0)
+    model = tiny_student()
+    for parameter in model.parameters():  # as timm starts a model, every image gets nearly the same answer
+        torch.nn.init.normal_(parameter, std=0.3)
+    return JointClassifier(model, TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def expected(classifier: JointClassifier) -> Reference:
+    random = np.random.default_rng(1)
+    # each of its own colour, with grain: on plain noise a model answers the same for all
+    images = (random.integers(0, 192, (40, 1, 1, 3)) + random.integers(0, 64, (40, 16, 16, 3))).astype(np.uint8)
+    found = reference(classifier, images, None)
+    # labels that PyTorch has right on 30 of 40 images
+    labels = found.outputs[0].argmax(axis=1)
+    labels[30:] = (labels[30:] + 1) % 3
+    return reference(classifier, images, labels)
+
+
+def true_run(classifier: JointClassifier) -> Callable[[npt.NDArray[np.uint8]], Outputs]:
+    def run(images: npt.NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            return [output.numpy() for output in classifier(torch.from_numpy(images))]
+
+    return run
+
+
+def test_the_model_itself_passes_in_every_precision(classifier: JointClassifier, expected: Reference) -> None:
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        found = judge(true_run(classifier), expected, precision, "torch")
+        assert found.failures == ()
+        assert (found.images, found.agreement, found.top1, found.reference_top1) == (40, 1.0, 0.75, 0.75)
+        assert found.max_difference < 1e-6
+
+
+def swaps_an_answer(images: npt.NDArray[np.uint8], outputs: Outputs, expected: Reference) -> Outputs:
+    """The first and the second choice of the third image change places."""
+    outputs = [output.copy() for output in outputs]
+    for row in np.flatnonzero((images == expected.images[2]).all(axis=(1, 2, 3))):
+        order = np.argsort(outputs[0][row])
+        outputs[0][row, order[[-1, -2]]] = outputs[0][row, order[[-2, -1]]]
+    return outputs
+
+
+def adds_up_to_more(images: npt.NDArray[np.uint8], outputs: Outputs, expected: Reference) -> Outputs:
+    return [output * 1.001 for output in outputs]
+
+
+def no_number_on_white(images: npt.NDArray[np.uint8], outputs: Outputs, expected: Reference) -> Outputs:
+    outputs = [output.copy() for output in outputs]
+    outputs[0][(images == 255).all(axis=(1, 2, 3))] = np.nan
+    return outputs
+
+
+def looks_at_neighbours(images: npt.NDArray[np.uint8], outputs: Outputs, expected: Reference) -> Outputs:
+    return [0.5 * output + 0.5 * output.mean(axis=0) for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        (swaps_an_answer, "1 of 40 images change their first answer: 97.50% agree, 99.50% must"),
+        (swaps_an_answer, "top-1 falls by 2.50 points, allowed are 0.5"),
+        (adds_up_to_more, "no probabilities that add up to 1"),
+        (no_number_on_white, "are no numbers"),
+        (looks_at_neighbours, "depends on its neighbours in the batch"),
+    ],
+)
+def test_a_fault_is_found_and_named(
+    classifier: JointClassifier, expected: Reference, fault: Callable[..., Outputs], finding: str
+) -> None:
+    true = true_run(classifier)
+    found = judge(lambda images: fault(images, true(images), expected), expected, "bf16", "faulty")
+    assert any(finding in failure for failure in found.failures), found.failures
+
+
+def test_float32_must_agree_to_the_last_bits_that_engines_move(
+    classifier: JointClassifier, expected: Reference
+) -> None:
+    true = true_run(classifier)
+
+    def tilts(images: npt.NDArray[np.uint8]) -> Outputs:
+        tilt = np.array([2e-5, -2e-5, 0], np.float32)
+        return [output + tilt for output in true(images)]
+
+    assert judge(tilts, expected, "bf16", "tilted").failures == ()
+    assert "allowed is 1e-05" in judge(tilts, expected, "fp32", "tilted").failures[0]
