@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import commands, eventually, is_alive, shared_memory, write_model
+from tests.serving.conftest import eventually, is_alive, shared_memory, write_model
 
 CONTENT = encoded(photograph(96, 64))
 
@@ -20,18 +20,12 @@ REQUEST_TIMEOUT_S = 100
 SOON_S = 50
 
 
-def pid_of(server, name):
-    children = server.children()
-    (pid,) = [pid for pid, command in zip(children, commands(children), strict=True) if command.startswith(name)]
-    return pid
-
-
 def triton_of(server):
-    return pid_of(server, "tritonserver")
+    return server.pid_of("tritonserver")
 
 
 def stub_of(server):
-    return pid_of(server, "triton_python_backend")
+    return server.pid_of("triton_python_backend")
 
 
 class Callers:
