@@ -55,3 +55,35 @@ def throughput(
             figures = ["unstable", "", "", ""]
         table.add_row(str(cell.batch_size), str(cell.concurrency), *figures)
     Console().print(table)
+
+
+@app.command()
+def decoding(
+    images: Annotated[Path, typer.Option(help="Photographs: a parquet file or a folder, as `deit export` takes them.")],
+    processes: Annotated[list[int], typer.Option(help="How many decoders. Repeatable.")] = [1, 2, 3, 4],  # noqa: B006
+    concurrency: Annotated[list[int], typer.Option(help="Images in flight. Repeatable.")] = [1, 8],  # noqa: B006
+    duration_s: Annotated[float, typer.Option(min=0.1, help="Seconds for each row.")] = 10.0,
+    count: Annotated[int, typer.Option(min=1, help="How many photographs to take.")] = 200,
+) -> None:
+    """Images per second that the gateway's decoders prepare, and how late that makes its event loop."""
+    import asyncio
+
+    from benchmark.decoding import in_processes, in_threads
+    from training.images import open_images
+
+    photographs = open_images(images, "test")
+    contents = [photographs.encoded(index) for index in range(min(count, len(photographs)))]
+    table = Table(title=f"{len(contents)} photographs to 224 pixels")
+    for heading in ("decoders", "in flight", "images/s", "p50 ms", "p99 ms", "event loop p99 ms"):
+        table.add_column(heading, justify="right")
+    for in_flight in concurrency:
+        load = {"concurrency": in_flight, "duration_s": duration_s}
+        runs = {f"{each} threads": in_threads(contents, threads=each, **load) for each in processes[-1:]}
+        for mode in ("exact", "fast"):
+            for each in processes:
+                runs[f"{each} {mode}"] = in_processes(contents, processes=each, mode=mode, **load)
+        for name, run in runs.items():
+            result = asyncio.run(run)
+            figures = (result.images_per_s, result.p50_ms, result.p99_ms, result.lag_p99_ms)
+            table.add_row(name, str(in_flight), *(f"{figure:.1f}" for figure in figures))
+    Console().print(table)

@@ -86,6 +86,25 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
     assert len([region for region in shared_memory() - before if str(server.process.pid) in region.name]) <= 2
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("victim", "by"),
+    [(triton_of, signal.SIGKILL), (stub_of, signal.SIGKILL), (triton_of, signal.SIGSTOP), (stub_of, signal.SIGSTOP)],
+    ids=["triton is killed", "its backend is killed", "triton hangs", "its backend hangs"],
+)
+def test_errors_come_within_a_second_and_recovery_by_itself_every_time(deit_serve, model_repository, victim, by):
+    server = deit_serve("--model-repository", model_repository, "--triton-restarts=100").wait_until_ready()
+    with Callers(server.url) as callers:
+        for _ in range(5):
+            eventually(lambda: callers.statuses_since(-20).count(200) == 20, timeout_s=100)
+            at = len(callers.answers)
+            os.kill(victim(server), by)
+            eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, timeout_s=1)
+            eventually(lambda at=at: 503 in callers.statuses_since(at), timeout_s=1)
+    assert set(callers.statuses_since(0)) == {200, 503}
+    assert max(seconds for _, seconds in callers.answers) < 1
+
+
 def test_a_pause_of_triton_is_survived_without_a_restart(deit_serve, model_repository):
     server = deit_serve("--model-repository", model_repository).wait_until_ready()
     triton = triton_of(server)
