@@ -34,7 +34,7 @@ def url(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             repository=repository,
         )
     )
-    with serving(repository) as url:
+    with serving(repository, max_wait_s=0.5) as url:
         yield f"{url}/classify"
 
 
