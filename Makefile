@@ -45,6 +45,15 @@ setup: .venv/development ## Set up everything that development needs, with the p
 .PHONY: perf-analyzer
 perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
 
+.PHONY: chromium
+chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, needs root).
+	apt-get update -qq
+	apt-get install -qq --no-install-recommends chromium
+
+.PHONY: screenshots
+screenshots: .venv/development ## Take docs/images/page*.png anew, with the model that ships.
+	@.venv/bin/python -m tests.screenshots
+
 .PHONY: system
 system: ## Install the Debian packages that a bare machine lacks (needs root).
 	apt-get update -qq

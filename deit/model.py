@@ -22,6 +22,7 @@ DISTILLATION_PROBABILITIES = "distillation_probabilities"
 """Output of a distilled model, float32 (N, classes): softmax of the distillation token's head."""
 
 ONNX_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
 CONFIG_FILE = "config.pbtxt"
 
 PREPROCESSING_PARAMETER = "preprocessing"
@@ -29,6 +30,18 @@ PREPROCESSING_PARAMETER = "preprocessing"
 
 PROVENANCE_PARAMETER = "provenance"
 """Key in config.pbtxt's parameters; the value is `Provenance.to_json()`."""
+
+VERIFICATION_PARAMETER = "verification"
+"""Key in config.pbtxt's parameters; the value is the summary of the gate's report, as JSON."""
+
+PROVENANCE_FILE = "provenance.json"
+"""In the version's folder, which Triton does not read: the same as in its configuration, for people."""
+
+FINGERPRINT_FILE = "fingerprint.json"
+"""Beside a plan: the TensorRT, the GPU and the graph that it was built with and from."""
+
+REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
+"""In the version's folder: what the gate found, for programs and for people."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
 """What a model may be called: a folder name that is safe in a URL and in a metric label."""

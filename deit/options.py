@@ -4,6 +4,7 @@ A field is declared as `epochs: Annotated[int, typer.Option(help="...")] = 300`;
 `__post_init__` with ValueError, which becomes a usage error (exit status 2).
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
@@ -26,7 +27,22 @@ def command_of(config_class: type[Config]) -> Callable[[Callable[[Config], None]
 
         command.__doc__ = run.__doc__
         command.__annotations__ = get_type_hints(config_class, include_extras=True)
-        command.__signature__ = inspect.signature(config_class)  # type: ignore[attr-defined]
+        command.__signature__ = _signature(config_class)  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def _signature(config_class: type[Any]) -> inspect.Signature:
+    """The constructor's, with the value of a default that each object has for itself, such as a list."""
+    signature = inspect.signature(config_class)
+    factories = {
+        field.name: field.default_factory
+        for field in dataclasses.fields(config_class)
+        if field.default_factory is not dataclasses.MISSING
+    }
+    parameters = [
+        parameter.replace(default=factories[name]()) if name in factories else parameter
+        for name, parameter in signature.parameters.items()
+    ]
+    return signature.replace(parameters=parameters)

@@ -1,6 +1,8 @@
 """One export, step by step: load, build the graph, prove it, publish it."""
 
+import json
 import logging
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +14,13 @@ import torch
 
 from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import ONNX_FILE, Provenance
+from deit.model import ONNX_FILE, PROVENANCE_FILE, Provenance
+from deit.repository import publish
 from export.config import ExportConfig
+from export.configuration import Scheduling, model_config
 from export.graph import export_graph
 from export.joint import JointClassifier
 from export.parity import LARGEST_DIFFERENCE, compare, load_images
-from export.repository import Scheduling, config_text, publish
 from export.source import load_source
 
 logger = logging.getLogger(__name__)
@@ -73,24 +76,31 @@ def export_model(config: ExportConfig) -> Path:
                 "onnxruntime": onnxruntime.__version__,
             },
         )
-        text = config_text(
-            name,
-            outputs=classifier.output_names,
-            num_classes=len(source.label_names),
-            preprocessing=source.preprocessing,
-            provenance=provenance,
-            scheduling=Scheduling(
-                **{field: value for field, value in asdict(config).items() if field in Scheduling.__dataclass_fields__}
-            ),
-        )
+        settings = asdict(config)
         version = publish(
             config.repository,
             name,
-            onnx_file=onnx_file,
-            config=text,
+            config=model_config(
+                backend="onnxruntime",
+                file=ONNX_FILE,
+                backend_parameters={"intra_op_thread_count": str(config.threads)},
+                outputs=classifier.output_names,
+                num_classes=len(source.label_names),
+                preprocessing=source.preprocessing,
+                provenance=provenance,
+                verification=asdict(parity),
+                scheduling=Scheduling(
+                    **{field: settings[field] for field in settings if field in Scheduling.__dataclass_fields__}
+                ),
+            ),
             label_names=source.label_names,
-            provenance=provenance,
+            fill=lambda folder: _fill(folder, onnx_file, provenance),
         )
     folder = config.repository / name / str(version)
     logger.info("published %s (%.1f MB)", folder, (folder / ONNX_FILE).stat().st_size / 1e6)
     return folder
+
+
+def _fill(folder: Path, onnx_file: Path, provenance: Provenance) -> None:
+    shutil.copyfile(onnx_file, folder / ONNX_FILE)
+    (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")

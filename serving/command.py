@@ -124,6 +124,14 @@ def serve(
             rich_help_panel=TRITON,
         ),
     ] = DEFAULTS.start_timeout_s,
+    allow_reload: Annotated[
+        bool,
+        typer.Option(
+            envvar="DEIT_ALLOW_RELOAD",
+            help="Let `deit models reload` load new versions without a pause. Not where strangers have accounts.",
+            rich_help_panel=TRITON,
+        ),
+    ] = DEFAULTS.allow_reload,
     triton_restarts: Annotated[
         int,
         typer.Option(
@@ -255,6 +263,7 @@ def serve(
             ),
             default_model=default_model,
             start_timeout_s=start_timeout_s,
+            allow_reload=allow_reload,
             triton_restarts=triton_restarts,
             limits=Limits(
                 max_body_bytes=max_body_bytes,

@@ -26,10 +26,12 @@ from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
 from serving.gateway.protocol import GuardedProtocol
+from serving.reload import Reloader
 from serving.settings import ServeSettings
 from serving.supervisor import Supervisor
+from serving.tracing import Tracing, traces_url
 from serving.triton.connection import wait_until_ready
-from serving.triton.embedded import embedded_triton
+from serving.triton.embedded import EmbeddedTriton, embedded_triton
 from serving.triton.options import LOOPBACK
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,14 @@ def serve(settings: ServeSettings) -> None:
             listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers))
             triton = supervisor = None
             if settings.triton_url is None:
-                triton = stack.enter_context(embedded_triton(settings.model_repository, settings.triton_ports))
+                triton = stack.enter_context(
+                    embedded_triton(
+                        settings.model_repository,
+                        settings.triton_ports,
+                        allow_reload=settings.allow_reload,
+                        traces_url=traces_url(os.environ),
+                    )
+                )
                 supervisor = Supervisor(
                     triton, most_restarts=settings.triton_restarts, start_timeout_s=settings.start_timeout_s
                 )
@@ -67,9 +76,9 @@ def serve(settings: ServeSettings) -> None:
                     triton.process.raise_if_ended()
 
             wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
-            models = discover_models(url)
+            models = discover_models(url, triton.control_headers if triton is not None else None)
             stop.raise_if_received()
-            gateway_server(settings, url, models, access, stop, supervisor, address=url_of(listener)).run([listener])
+            gateway_server(settings, url, models, access, stop, triton, supervisor, listener).run([listener])
             if supervisor is not None and supervisor.failure is not None:
                 raise supervisor.failure
     except KeyboardInterrupt:
@@ -82,24 +91,38 @@ def gateway_server(
     models: dict[str, ServedModel],
     access: Access,
     stop: "StopSignal",
+    triton: EmbeddedTriton | None,
     supervisor: Supervisor | None,
-    *,
-    address: str,
+    listener: socket.socket,
 ) -> "GatewayServer":
     admission = Admission(settings.limits)
     metrics = Metrics(models, admission)
     if settings.metrics_port is not None:
         serve_metrics(metrics, settings.host, settings.metrics_port)
+    default_model = choose_default(settings.default_model, models)
+    reloader = None
+    if triton is not None and settings.allow_reload:
+        reloader = Reloader(
+            triton,
+            triton_url,
+            models,
+            default_model,
+            metrics,
+            admission,
+            port=listener.getsockname()[1],
+        )
     app = create_app(
         triton_url,
         models=models,
-        default_model=choose_default(settings.default_model, models),
+        default_model=default_model,
         limits=settings.limits,
         access=access,
         admission=admission,
         decoder=Decoder(settings.decoding, settings.limits, metrics.lose_decoder),
         metrics=metrics,
+        tracing=None if traces_url(os.environ) is None else Tracing(),
         supervisor=supervisor,
+        reloader=reloader,
         shows_metrics=settings.metrics_port is None,
         logs_requests=settings.log_requests,
     )
@@ -117,6 +140,7 @@ def gateway_server(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.limits.request_timeout_s) + 1,
     )
+    address = url_of(listener)
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
     return GatewayServer(config, stop, admission, supervisor, on_ready=lambda: typer.echo(ready))
 

@@ -119,6 +119,7 @@ class ServeSettings:
         metrics_port: for /metrics alone, without keys; None shows them on `port`.
         log_requests: a line for each request, but not for refusals under load.
         start_timeout_s: until Triton must have loaded every model.
+        allow_reload: take commands of this user to load other models while serving.
         triton_restarts: how often in a row the embedded Triton is started again; 0 ends the server instead.
     """
 
@@ -133,6 +134,7 @@ class ServeSettings:
     triton_ports: TritonPorts = TritonPorts()
     default_model: str | None = None
     start_timeout_s: float = 120.0
+    allow_reload: bool = False
     triton_restarts: int = 5
     limits: Limits = Limits()
     decoding: Decoding = field(default_factory=Decoding)
@@ -160,6 +162,10 @@ class ServeSettings:
                 raise ValueError(
                     f"--triton-url {self.triton_url!r}: must be HOST:PORT of Triton's gRPC service, "
                     "without http://, such as triton:8001"
+                )
+            if self.allow_reload:
+                raise ValueError(
+                    "--allow-reload belongs to the embedded Triton; one elsewhere is told to load models there"
                 )
             if self.triton_ports.http is not None:
                 raise ValueError(

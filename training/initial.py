@@ -1,4 +1,4 @@
-"""Weights to start from, fitted to a model of another resolution, of other classes or of another number of tokens.
+"""Weights to start from, fitted to a model of another resolution, of other classes, of other tokens or less deep.
 
 Nothing is changed silently: each change is told, and what does not fit after them is an error. DeiT's loader drops what
 does not fit and loads the rest without a word.
@@ -36,6 +36,7 @@ def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], a
     if isinstance(model, VisionTransformer) and "pos_embed" in state:
         changes += _fit_positions(state, fresh, model, spec, antialias)
         changes += _fit_distillation(state, fresh)
+        changes += _fit_depth(state, len(model.blocks))
     changes += _fit_heads(state, fresh, model)
     load_weights(model, state, source=Path(spec))
     if names is not None and names != label_names and len(names) == len(label_names):
@@ -118,6 +119,18 @@ def _fit_distillation(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> lis
             state[name] = fresh[name]
         return ["the distillation token, its position and its head start anew: the weights have none"]
     return []
+
+
+def _fit_depth(state: dict[str, Tensor], depth: int) -> list[str]:
+    """Leave the last blocks of a deeper model out: the first ones matter most (arXiv:2004.03844, for text)."""
+    blocks = {name: int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    given = max(blocks.values(), default=-1) + 1
+    if given <= depth:
+        return []  # load_weights tells what is missing
+    for name, block in blocks.items():
+        if block >= depth:
+            del state[name]
+    return [f"the last {given - depth} of {given} blocks are left out: the model has {depth}"]
 
 
 def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Module) -> list[str]:

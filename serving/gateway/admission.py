@@ -5,6 +5,7 @@ images is not a setting: it grows while images are answered within `max_wait_s` 
 finds what this machine and this model can do. Retry-After is the backlog divided by the measured rate.
 """
 
+import asyncio
 import logging
 import math
 import time
@@ -32,6 +33,8 @@ DEEPEST_CUT = 0.5
 RATE_MEMORY_S = 10.0
 
 LONGEST_RETRY_AFTER_S = 60
+
+DRAIN_POLL_S = 0.05
 
 
 class ServiceRate:
@@ -67,6 +70,7 @@ class Admission:
         self._image_limit = FIRST_IMAGE_LIMIT
         self._last_cut_s = -math.inf
         self._image_rate, self._pixel_rate = ServiceRate(), ServiceRate()
+        self._tickets: set[Ticket] = set()
         self.is_stopping = False
         self._is_closed = False
 
@@ -99,7 +103,15 @@ class Admission:
             raise self._overloaded(f"bodies of {self._bytes / 2**20:.0f} MiB are in flight")
         self._check_images()
         self._bytes += body_bytes
-        return Ticket(self, body_bytes)
+        ticket = Ticket(self, body_bytes)
+        self._tickets.add(ticket)
+        return ticket
+
+    async def drained(self) -> None:
+        """Return when every request that is in flight now has its answer; further ones may come meanwhile."""
+        earlier = set(self._tickets)
+        while earlier & self._tickets:
+            await asyncio.sleep(DRAIN_POLL_S)
 
     def retry_after_s(self) -> int:
         """Seconds until what is in flight is done, at the rate measured lately."""
@@ -176,6 +188,7 @@ class Ticket:
     def release(self) -> None:
         admission = self._admission
         admission._advance()
+        admission._tickets.discard(self)
         admission._bytes -= self._bytes
         admission._images -= self._images
         admission._pixels -= self._pixels

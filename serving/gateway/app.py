@@ -39,8 +39,10 @@ from serving.gateway.readiness import Readiness
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
+from serving.reload import Reloader
 from serving.settings import Limits
 from serving.supervisor import Supervisor
+from serving.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,9 @@ def create_app(
     admission: Admission,
     decoder: Decoder,
     metrics: Metrics,
+    tracing: Tracing | None = None,
     supervisor: Supervisor | None = None,
+    reloader: Reloader | None = None,
     shows_metrics: bool = True,
     logs_requests: bool = True,
 ) -> FastAPI:
@@ -80,12 +84,15 @@ def create_app(
             classifier=Classifier(client, decoder),
             readiness=readiness,
             shows_metrics=shows_metrics,
+            pins_versions=reloader is not None,
         )
         await decoder.start()
         await readiness.ask()  # /readyz tells the truth from the first request on
         watches = [asyncio.create_task(readiness.watch())]
         if supervisor is not None:
             watches.append(asyncio.create_task(supervisor.watch(readiness)))
+        if reloader is not None:
+            watches.append(asyncio.create_task(reloader.serve(readiness)))
         yield
         for watch in watches:
             watch.cancel()
@@ -93,6 +100,8 @@ def create_app(
                 await watch
         decoder.close()
         await client.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="deit-server",
@@ -121,7 +130,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
-    app.add_middleware(RequestEnvelope, metrics=metrics, logs_requests=logs_requests)
+    app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
     _describe_problems(app, asks_for_keys=access.keys is not None)
     return app
 

@@ -11,6 +11,7 @@ from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DeadlineExceeded, MalformedRequest
 from serving.gateway.models import ServedModel
+from serving.gateway.pixels import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import Answer, Heads, Prediction
 from serving.gateway.triton_client import Probabilities, TritonClient
@@ -25,6 +26,7 @@ class Question:
     top_k: int
     min_probability: float | None
     with_heads: bool
+    with_pixels: bool
 
 
 class Classifier:
@@ -49,15 +51,18 @@ class Classifier:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"
             ) from error
+        record.trace_stages(prepared.stages_s)
         asked_s = time.monotonic()
-        answer = await self._client.classify(
-            question.model.name,
-            prepared.pixels,
-            timeout_s=deadline.remaining_s(),
-            request_id=record.request_id,
-            version=question.version,
-            with_heads=question.with_heads,
-        )
+        with record.model_call(question.model.name) as headers:
+            answer = await self._client.classify(
+                question.model.name,
+                prepared.pixels,
+                timeout_s=deadline.remaining_s(),
+                request_id=record.request_id,
+                version=question.version,
+                with_heads=question.with_heads,
+                headers=headers,
+            )
         stages_s = {**prepared.stages_s, "model": time.monotonic() - asked_s}
         record.images.append(ImageRecord(version=answer.version, stages_s=stages_s))
         predictions = best(answer.probabilities, question.model.labels, question.top_k)
@@ -70,6 +75,7 @@ class Classifier:
             predictions=predictions,
             abstained=abstained,
             heads=None if answer.heads is None else compare(*answer.heads, question),
+            pixels=await as_png(prepared.pixels) if question.with_pixels else None,
         )
 
 

@@ -42,11 +42,20 @@ class Metrics:
         Gauge("deit_image_limit", "Images in flight above which more are refused", registry=registry).set_function(
             lambda: admission.image_limit
         )
-        served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
+        self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
+        self._served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
+        self.show_models(models)
+
+    def show_models(self, models: Mapping[str, ServedModel]) -> None:
+        """Those that are served now."""
+        self._served.clear()
         for model in models.values():
             precision = model.provenance.precision if model.provenance else ""
             checkpoint = model.provenance.checkpoint_sha256 if model.provenance else ""
-            served.labels(model.name, model.version, precision, checkpoint).set(1)
+            self._served.labels(model.name, model.version, precision, checkpoint).set(1)
+
+    def count_load(self, outcome: str) -> None:
+        self._loads.labels(outcome).inc()
 
     def lose_decoder(self) -> None:
         self._lost_decoders.inc()

@@ -17,6 +17,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
 from serving.gateway.record import RequestRecord
+from serving.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("serving.request")
@@ -50,34 +51,38 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestEnvelope:
     """Around everything: an id and a record for each request, headers for each answer, a 500 for what nobody expected.
 
-    Counts and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
+    Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, logs_requests: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, logs_requests: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._logs_requests = logs_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         record = RequestRecord(request_id=request_id, started_s=time.monotonic())
         scope.setdefault("state", {})["record"] = record
+        if self._tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
+            record.trace = self._tracing.begin(headers, scope["method"])
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
+                answered = MutableHeaders(scope=message)
+                answered["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                    answered.setdefault(name, value)
                 if scope["path"] == DOCS:
-                    del headers["Content-Security-Policy"]
+                    del answered["Content-Security-Policy"]
             await send(message)
 
         self._metrics.begin()
@@ -101,6 +106,8 @@ class RequestEnvelope:
         seconds = time.monotonic() - record.started_s
         route = route_of(scope)
         self._metrics.end(record, route=route, status=status, seconds=seconds)
+        if record.trace is not None:
+            record.trace.end(route=route, status=status, request_id=record.request_id)
         if self._logs_requests and route not in UNLOGGED_ROUTES:
             # Refusals at the door must cost next to nothing; the metrics count them.
             level = logging.DEBUG if status in (429, 503) else logging.INFO

@@ -36,7 +36,7 @@ class ServedModel:
     """A model as requests see it.
 
     Attributes:
-        versions: those that were loaded at the start, oldest first; an answer names the one that gave it.
+        versions: those that are served, oldest first; an answer names the one that gave it.
         labels: class names in index order.
         has_heads: it gives the probabilities of the class head and of the distillation head too.
         provenance: None for a model that was not made by `deit export`.
@@ -60,17 +60,20 @@ class ServedModel:
         return (self.preprocessing.image_size, self.preprocessing.image_size, 3)
 
 
-def discover_models(url: str) -> dict[str, ServedModel]:
+def discover_models(url: str, control_headers: dict[str, str] | None = None) -> dict[str, ServedModel]:
     """The models of the Triton at `url` by name, sorted.
+
+    Args:
+        control_headers: what a Triton with a restricted protocol `model-repository` asks for.
 
     Raises:
         ServingError: Triton cannot be reached, or a model contradicts itself, or there is none of ours.
     """
     try:
         with connect(url) as client:
-            index = client.get_model_repository_index(as_json=True).get("models", [])
+            index = client.get_model_repository_index(headers=control_headers, as_json=True).get("models", [])
             ready = sorted({entry["name"] for entry in index if entry.get("state") == "READY"})
-            models = {name: model for name in ready if (model := _read_model(client, name)) is not None}
+            models = {name: model for name in ready if (model := read_model(client, name)) is not None}
     except InferenceServerException as error:
         raise ServingError(f"the Triton at {url} failed while its models were read: {error.message()}") from error
     if not models:
@@ -81,7 +84,13 @@ def discover_models(url: str) -> dict[str, ServedModel]:
     return models
 
 
-def _read_model(client: InferenceServerClient, name: str) -> ServedModel | None:
+def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ...] | None = None) -> ServedModel | None:
+    """One model, of which these versions are to be served, or all that are loaded; None for one that is none of ours.
+
+    Raises:
+        ServingError: the model contradicts itself.
+        InferenceServerException: Triton fails.
+    """
     config = client.get_model_config(name, as_json=True)["config"]
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     if PREPROCESSING_PARAMETER not in parameters:
@@ -96,11 +105,13 @@ def _read_model(client: InferenceServerClient, name: str) -> ServedModel | None:
         raise ServingError(f"config.pbtxt of the model {name} cannot be read: {error}; export it again") from error
     metadata = client.get_model_metadata(name, as_json=True)
     _check_input(name, metadata["inputs"], preprocessing.image_size)
+    versions = versions or tuple(sorted(metadata["versions"], key=int))
+    class_count = _class_count(name, metadata["outputs"])
     return ServedModel(
         name=name,
-        versions=tuple(sorted(metadata["versions"], key=int)),
+        versions=versions,
         has_heads={CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES} <= {each["name"] for each in metadata["outputs"]},
-        labels=_read_labels(client, name, preprocessing.image_size, _class_count(name, metadata["outputs"])),
+        labels=_read_labels(client, name, versions[-1], preprocessing.image_size, class_count),
         preprocessing=preprocessing,
         provenance=provenance,
     )
@@ -131,12 +142,15 @@ def _written(tensors: list[tuple[str, str, list[str]]]) -> str:
     return ", ".join(f"{name} {datatype} [{', '.join(shape)}]" for name, datatype, shape in tensors) or "nothing"
 
 
-def _read_labels(client: InferenceServerClient, name: str, image_size: int, class_count: int) -> tuple[str, ...]:
+def _read_labels(
+    client: InferenceServerClient, name: str, version: str, image_size: int, class_count: int
+) -> tuple[str, ...]:
     """Class names in index order, from one inference that asks for all classes as `value:index:label`."""
     images = np.zeros((1, image_size, image_size, 3), np.uint8)
     result = client.infer(
         name,
         [infer_input(images)],
+        model_version=version,
         outputs=[InferRequestedOutput(PROBABILITIES, class_count=class_count)],
         client_timeout=FIRST_INFERENCE_TIMEOUT_S,
     )

@@ -45,6 +45,13 @@ class Readiness:
         self._lost_since_s: dict[str, float] = {}
         self._silent: set[str] = set()
 
+    def replace(self, models: Iterable[ServedModel]) -> None:
+        """Ask these models from now on. What was found of those that stay holds until they are asked again."""
+        self._models = {model.name: model for model in models}
+        for name in self._failures.keys() - self._models.keys():
+            del self._failures[name]
+            self._lost_since_s.pop(name, None)
+
     def findings(self) -> list[str]:
         """What is wrong, a sentence a model; empty while all is well."""
         return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]

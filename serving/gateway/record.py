@@ -1,9 +1,13 @@
 """What is known of a request when it ends: filled on its way, counted and logged in one place (middleware.py)."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
+
+from serving.tracing import RequestTrace
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class RequestRecord:
     key_name: whose key it bore.
     receive_s: from `started_s` until the body was complete.
     problems: names of what was refused: the request, or some of its images.
+    trace: its spans, where traces are asked for.
     """
 
     request_id: str
@@ -35,6 +40,16 @@ class RequestRecord:
     receive_s: float | None = None
     images: list[ImageRecord] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    trace: RequestTrace | None = None
+
+    def trace_stages(self, stages_s: Mapping[str, float]) -> None:
+        """Spans for stages of an image that have just ended."""
+        if self.trace is not None:
+            self.trace.stages(stages_s)
+
+    def model_call(self, model: str) -> AbstractContextManager[dict[str, str]]:
+        """Around a call to Triton: a span, and the headers by which Triton continues the trace."""
+        return nullcontext({}) if self.trace is None else self.trace.model_call(model)
 
     def stages_s(self) -> dict[str, float]:
         """Seconds by stage, summed over the images."""

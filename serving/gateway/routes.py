@@ -48,7 +48,10 @@ STATIC = Path(__file__).parent / "static"
 NDJSON = "application/x-ndjson"
 
 # The page runs its own script and style, and shows the picture that the browser holds; nothing comes from elsewhere.
-PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
 
 Gateway = Annotated[GatewayState, Depends(gateway_state)]
 Outcome = TypeVar("Outcome")
@@ -128,6 +131,9 @@ async def classify(
     heads: Annotated[
         bool, Query(description="Of a distilled model: what each head says by itself, and how far they agree")
     ] = False,
+    pixels: Annotated[
+        bool, Query(description="What the model read of each image: resized and cropped, as a data URL in PNG")
+    ] = False,
     timeout_ms: Annotated[
         str | None, Header(alias=HEADER, description="When to give up; at most what the server allows")
     ] = None,
@@ -142,7 +148,14 @@ async def classify(
     """
     record = record_of(request.scope)
     deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=record.started_s)
-    question = gateway.question(model, version=version, top_k=top_k, min_probability=min_probability, with_heads=heads)
+    question = gateway.question(
+        model,
+        version=version,
+        top_k=top_k,
+        min_probability=min_probability,
+        with_heads=heads,
+        with_pixels=pixels,
+    )
     gateway.readiness.raise_if_lost(question.model.name)
     record.model = question.model.name
     try:

@@ -33,6 +33,11 @@ class Answer(BaseModel):
         default=None, description="With min_probability: no class was probable enough, and predictions is empty"
     )
     heads: Heads | None = Field(default=None, description="With heads=true")
+    pixels: str | None = Field(
+        default=None,
+        description="With pixels=true: what the model read, resized and cropped, as a data URL in PNG",
+        examples=["data:image/png;base64,iVBORw0KGgo="],
+    )
 
 
 class OfModel(BaseModel):
@@ -60,6 +65,7 @@ class Result(BaseModel):
     predictions: list[Prediction] | None = None
     abstained: bool | None = None
     heads: Heads | None = None
+    pixels: str | None = None
     problem: Problem | None = Field(default=None, description="In place of predictions")
 
 

@@ -17,6 +17,11 @@ DEFAULT_TOP_K = 5
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayState:
+    """Attributes:
+    pins_versions: a request keeps to the version that was newest when it came. So a reload can load another one,
+        and no request gets pixels made for one version and probabilities of another.
+    """
+
     models: Mapping[str, ServedModel]
     default_model: str
     limits: Limits
@@ -24,6 +29,7 @@ class GatewayState:
     classifier: Classifier
     readiness: Readiness
     shows_metrics: bool
+    pins_versions: bool
 
     def model(self, name: str | None) -> ServedModel:
         """Raises UnknownModel, which lists the models there are."""
@@ -40,6 +46,7 @@ class GatewayState:
         top_k: int | None,
         min_probability: float | None,
         with_heads: bool,
+        with_pixels: bool,
     ) -> Question:
         """What a request asks, checked against the model.
 
@@ -58,10 +65,11 @@ class GatewayState:
             raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
         return Question(
             model=served,
-            version=version or "",
+            version=version or (served.version if self.pins_versions else ""),
             top_k=top_k or min(DEFAULT_TOP_K, classes),
             min_probability=min_probability,
             with_heads=with_heads,
+            with_pixels=with_pixels,
         )
 
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,12 +76,14 @@ class TritonClient:
         request_id: str = "",
         version: str = "",
         with_heads: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Probabilities of one image, uint8 (H, W, 3).
 
         Args:
             timeout_s: after it the call ends here, and Triton drops the request if it is still queued there.
             version: empty for the newest.
+            headers: for gRPC, such as `traceparent`.
 
         Raises:
             Overloaded, NotReady, DeadlineExceeded, Internal
@@ -98,6 +101,7 @@ class TritonClient:
                 request_id=request_id,
                 timeout=int(timeout_s * 1e6),  # microseconds, for Triton's queue
                 client_timeout=timeout_s,  # seconds, for gRPC
+                headers=headers,
             )
         )
         self._calls[model].add(call)

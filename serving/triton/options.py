@@ -1,6 +1,7 @@
 """The command line of `tritonserver`, by version: a Triton ends at once on an option that it does not know.
 
-What is set: loopback only, gRPC and metrics, no way to load models or files from outside, everything explicit.
+What is set: loopback only, gRPC and metrics, no way to load models or files from outside without a key, everything
+explicit.
 Sources: `src/command_line_parser.cc` of https://github.com/triton-inference-server/server, branch by branch.
 """
 
@@ -23,6 +24,10 @@ SHM_GROWTH_BYTES = 16 * 2**20
 # CVE-2025-23319). They ask for a header whose value nobody knows.
 CLOSED_PROTOCOLS = "shared-memory,trace,logging"
 
+# Loading models: it can bring files, and with a Python backend any program (CVE-2025-23316).
+CONTROL_PROTOCOL = "model-repository"
+CONTROL_HEADER = "control"
+
 # Option -> the first Triton that knows it
 SINCE = {
     "--allow-client-shm": (2, 68),
@@ -36,12 +41,19 @@ def triton_options(
     backend_directory: Path,
     shared_memory_prefix: str,
     ports: TritonPorts,
+    control_key: str | None,
+    traces_url: str | None,
 ) -> list[str]:
-    """Arguments for this version of Triton."""
+    """Arguments for this version of Triton.
+
+    Args:
+        traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
+        control_key: what whoever loads and unloads models must know; None when nobody may.
+    """
     options = {
         "--model-repository": str(model_repository),
         "--backend-directory": str(backend_directory),
-        "--model-control-mode": "none",
+        "--model-control-mode": "none" if control_key is None else "explicit",
         "--strict-readiness": "true",
         "--exit-on-error": "true",
         "--exit-timeout-secs": str(EXIT_TIMEOUT_S),
@@ -63,10 +75,30 @@ def triton_options(
             "--http-address": LOOPBACK,
             "--http-port": str(ports.http),
         }
+        if control_key is not None:
+            options["--http-restricted-api"] = f"{CONTROL_PROTOCOL}:{CONTROL_HEADER}={control_key}"
+    explicit = [
+        "--load-model=*",
+        f"--grpc-restricted-protocol={CONTROL_PROTOCOL}:{CONTROL_HEADER}={control_key}",
+    ]
     return [
         *(f"{option}={value}" for option, value in options.items() if version >= SINCE.get(option, (0, 0))),
+        *([] if control_key is None else explicit),
+        *([] if traces_url is None else [f"--trace-config={each}" for each in trace_settings(traces_url)]),
         "--disable-auto-complete-config",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+    ]
+
+
+def trace_settings(url: str) -> list[str]:
+    """Rate 0: Triton traces what the gateway does, and nothing else."""
+    return [
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        "rate=0",
+        "count=-1",
+        f"opentelemetry,url={url}",
+        "opentelemetry,resource=service.name=triton",
     ]

@@ -49,16 +49,22 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
-def write_model(folder: Path) -> None:
-    (folder / "1").mkdir(parents=True)
-    onnx.save(two_headed_classifier(), folder / "1" / ONNX_FILE)
+def write_model(folder: Path, *, seed: int = 0, versions: int = 1) -> None:
+    """A model with this many versions, all of them served; each version answers differently."""
+    for version in range(1, versions + 1):
+        write_version(folder / str(version), seed=seed + version - 1)
     write_labels(folder / LABELS_FILE, LABELS)
-    (folder / CONFIG_FILE).write_text(config_pbtxt(folder.name))
+    (folder / CONFIG_FILE).write_text(config_pbtxt(folder.name, versions=versions))
 
 
-def two_headed_classifier() -> onnx.ModelProto:
+def write_version(folder: Path, *, seed: int) -> None:
+    folder.mkdir(parents=True)
+    onnx.save(two_headed_classifier(seed), folder / ONNX_FILE)
+
+
+def two_headed_classifier(seed: int) -> onnx.ModelProto:
     """uint8 pixels, mean of 4 x 4 squares, a linear layer for each head, softmax, mean of both."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     features = 3 * (IMAGE_SIZE // 4) ** 2
     constants = {
         "scale": np.float32(1 / 255),
@@ -90,7 +96,7 @@ def two_headed_classifier() -> onnx.ModelProto:
     return model
 
 
-def config_pbtxt(name: str) -> str:
+def config_pbtxt(name: str, *, versions: int = 1) -> str:
     outputs = "\n".join(
         f'output {{ name: "{output}" data_type: TYPE_FP32 dims: [ {len(LABELS)} ] label_filename: "{LABELS_FILE}" }}'
         for output in (PROBABILITIES, CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
@@ -103,6 +109,7 @@ def config_pbtxt(name: str) -> str:
     return f"""name: "{name}"
 backend: "onnxruntime"
 max_batch_size: 8
+version_policy {{ latest {{ num_versions: {versions} }} }}
 input {{ name: "{IMAGES}" data_type: TYPE_UINT8 dims: [ {IMAGE_SIZE}, {IMAGE_SIZE}, 3 ] }}
 {outputs}
 dynamic_batching {{

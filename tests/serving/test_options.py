@@ -12,8 +12,8 @@ PLACES = {
 }
 
 
-def options_of(version, **ports):
-    options = triton_options(version, **PLACES, ports=TritonPorts(**ports))
+def options_of(version, *, control_key=None, **ports):
+    options = triton_options(version, **PLACES, ports=TritonPorts(**ports), control_key=control_key, traces_url=None)
     return dict(option.partition("=")[::2] for option in options if not option.startswith("--backend-config"))
 
 
@@ -43,3 +43,10 @@ def test_the_header_that_opens_shared_memory_is_another_one_each_time():
     first, second = (options_of((2, 51))["--grpc-restricted-protocol"] for _ in range(2))
     assert first.startswith("shared-memory,trace,logging:")
     assert first != second
+
+
+def test_models_can_be_loaded_only_by_who_knows_the_key_on_every_port():
+    options = triton_options((2, 51), **PLACES, ports=TritonPorts(http=1003), control_key="secret", traces_url=None)
+    assert "--model-control-mode=explicit" in options
+    assert "--grpc-restricted-protocol=model-repository:control=secret" in options
+    assert "--http-restricted-api=model-repository:control=secret" in options

@@ -132,6 +132,31 @@ def test_a_plain_model_gets_a_new_distillation_token(plain: Path) -> None:
     assert torch.equal(model.pos_embed[:, 1], position)
 
 
+def test_the_last_blocks_of_a_deeper_model_are_left_out(plain: Path) -> None:
+    depth = TINY_ARGS["depth"] - 1
+    model = create_model(
+        "deit_tiny_patch16_224", num_classes=3, image_size=16, drop_path=0, model_args={**TINY_ARGS, "depth": depth}
+    )
+    [change] = load_initial(model, str(plain), label_names=LABELS, antialias=False)
+    assert change == f"the last 1 of {depth + 1} blocks are left out: the model has {depth}"
+    weights = tiny("deit_tiny_patch16_224")
+    load_initial(weights, str(plain), label_names=LABELS, antialias=False)
+    given = weights.state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_too_few_blocks_are_refused(plain: Path) -> None:
+    deeper = create_model(
+        "deit_tiny_patch16_224",
+        num_classes=3,
+        image_size=16,
+        drop_path=0,
+        model_args={**TINY_ARGS, "depth": TINY_ARGS["depth"] + 1},
+    )
+    with pytest.raises(CheckpointError, match=r"blocks\.\d+.* is missing"):
+        load_initial(deeper, str(plain), label_names=LABELS, antialias=False)
+
+
 def test_heads_of_another_number_of_classes_start_anew_and_the_rest_is_kept(distilled: Path) -> None:
     model, source = tiny(num_classes=7), tiny_student()
     changes = load_initial(model, str(distilled), label_names=tuple("abcdefg"), antialias=False)

@@ -1,93 +1,211 @@
-// One page, no dependencies: a picture by drop, choice or paste goes to POST /classify, the answer becomes bars.
+// One page, no dependencies: pictures by drop, choice or paste go to POST /classify, each answer is shown whole.
 
-const $ = (id) => document.getElementById(id);
-let latest = 0; // a slow answer must not overwrite that of a later picture
+import { Refused, classify, hasKey, listModels, setKey } from "/static/api.js";
+import { showCard } from "/static/card.js";
+import { $, percent } from "/static/dom.js";
+import { showPicture } from "/static/answer.js";
+
+const AT_ONCE = 4;
+
+let models = [];
+let pictures = []; // {file, url, tile, answer, refused, isBusy, stop}
 let shown = null;
+let running = 0;
+const waiting = [];
 
-$("origin").textContent = location.origin;
-listModels();
-
-$("file").addEventListener("change", () => classify($("file").files[0]));
-$("model").addEventListener("change", () => classify(shown));
-document.addEventListener("paste", (event) => classify(event.clipboardData.files[0]));
+$("files").addEventListener("change", () => {
+  add($("files").files);
+  $("files").value = ""; // the same file can be chosen again
+});
+addEventListener("paste", (event) => add(event.clipboardData.files));
 for (const name of ["dragover", "drop"]) {
-  document.addEventListener(name, (event) => {
+  addEventListener(name, (event) => {
     event.preventDefault(); // else the browser leaves the page to show the file
     $("drop").classList.toggle("over", name === "dragover");
   });
 }
-document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
-document.addEventListener("drop", (event) => classify(event.dataTransfer.files[0]));
+addEventListener("dragleave", (event) => event.relatedTarget ?? $("drop").classList.remove("over"));
+addEventListener("drop", (event) => add(event.dataTransfer.files));
+$("gallery").addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const next = pictures[pictures.indexOf(shown) + step];
+  if (next) select(next, { focus: true });
+});
+$("model").addEventListener("change", () => {
+  listVersions();
+  askAgain();
+});
+$("version").addEventListener("change", askAgain);
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("key").value.trim());
+  $("key").value = "";
+  start();
+});
+$("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText($("curl").textContent);
+  say("Copied");
+});
+start();
 
-async function listModels() {
-  const answer = await fetch("/models").catch(() => null);
-  if (!answer?.ok) return;
-  const { models, default: first } = await answer.json();
-  $("model").replaceChildren(...models.map(({ name }) => new Option(name, name, name === first, name === first)));
-  $("choice").hidden = models.length < 2;
+async function start() {
+  if (await learnModels()) askAgain();
 }
 
-async function classify(file) {
-  if (!file) return;
-  const turn = ++latest;
-  shown = file;
-  show(file);
-  $("result").classList.add("busy");
-  const outcome = await ask(file);
-  if (turn !== latest) return;
-  $("result").classList.remove("busy");
-  outcome.problem ? showProblem(outcome.problem) : showPredictions(outcome);
-}
-
-async function ask(file) {
-  const form = new FormData();
-  form.append("image", file);
-  const query = $("model").value ? `?model=${encodeURIComponent($("model").value)}` : "";
-  const started = performance.now();
+// Whether the server told which models there are.
+async function learnModels() {
   try {
-    const answer = await fetch(`/classify${query}`, { method: "POST", body: form });
-    const body = await answer.json();
-    if (!answer.ok) return { problem: `${body.title}: ${body.detail}` };
-    return { ...body, total_ms: performance.now() - started, timing: serverTiming(answer) };
-  } catch {
-    return { problem: "The server cannot be reached." };
+    const listed = await listModels();
+    models = listed.models;
+    fill($("model"), models.map(({ name }) => name), listed.default);
+    $("choice").hidden = false;
+    $("key-form").hidden = true;
+    listVersions();
+    return true;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (error.status === 401) askForKey();
+    else say(error.title);
+    return false;
   }
 }
 
-// "receive;dur=0.3, decode;dur=5.1" -> {receive: 0.3, decode: 5.1}
-function serverTiming(answer) {
-  const entries = (answer.headers.get("Server-Timing") ?? "").split(", ").map((part) => part.split(";dur="));
-  return Object.fromEntries(entries.map(([name, ms]) => [name, Number(ms)]));
+function askForKey() {
+  if (hasKey()) $("key-note").textContent = "The server does not know this key. Is it complete?";
+  $("key-form").hidden = false;
+  $("key").focus();
 }
 
-function show(file) {
-  URL.revokeObjectURL($("picture").src);
-  $("picture").src = URL.createObjectURL(file);
-  $("picture").alt = file.name;
-  $("picture").hidden = false;
-  $("invitation").hidden = true;
-  $("drop").classList.add("filled");
+function fill(select, values, chosen) {
+  select.replaceChildren(...values.map((value) => new Option(value, value, value === chosen, value === chosen)));
 }
 
-function showPredictions({ model, version, predictions, total_ms, timing }) {
-  $("message").hidden = true;
-  $("predictions").replaceChildren(...predictions.map(row));
-  const parts = Object.entries(timing).map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`);
-  $("timing").textContent = `${model}, version ${version}. ${total_ms.toFixed(0)} ms in all: ${parts.join(", ")}.`;
+const model = () => models.find(({ name }) => name === $("model").value);
+
+function listVersions() {
+  fill($("version"), model().versions.toReversed(), model().version);
+  showCommand();
 }
 
-function row({ label, probability }) {
-  const item = $("row").content.cloneNode(true);
-  item.querySelector(".label").textContent = label;
-  item.querySelector(".percent").textContent = `${(probability * 100).toFixed(1)} %`;
-  item.querySelector("meter").value = probability;
-  return item;
+function showCommand() {
+  showCard(model(), $("version").value);
+  const key = hasKey() ? ' -H "Authorization: Bearer $KEY"' : "";
+  const query = new URLSearchParams({ model: model().name, version: $("version").value });
+  $("curl").textContent = `curl -F image=@photo.jpg${key} '${location.origin}/classify?${query}'`;
 }
 
-function showProblem(text) {
-  $("message").textContent = text;
-  $("message").className = "bad";
-  $("message").hidden = false;
-  $("predictions").replaceChildren();
-  $("timing").textContent = "";
+function askAgain() {
+  showCommand();
+  pictures.forEach(send);
+}
+
+function add(files) {
+  const added = [...files].map((file) => ({ file, url: URL.createObjectURL(file) }));
+  if (!added.length) return;
+  for (const picture of added) {
+    picture.tile = tileOf(picture);
+    $("gallery").append(picture.tile);
+  }
+  pictures.push(...added);
+  arrange();
+  select(added[0]);
+  added.forEach(send);
+}
+
+function tileOf(picture) {
+  const tile = $("tile-template").content.cloneNode(true).firstElementChild;
+  tile.querySelector("img").src = picture.url;
+  tile.querySelector("img").addEventListener("error", () => tile.classList.add("blank"));
+  tile.querySelector(".tile-name").textContent = picture.file.name;
+  tile.querySelector(".tile").addEventListener("click", () => select(picture));
+  tile.querySelector(".remove").setAttribute("aria-label", `Remove ${picture.file.name}`);
+  tile.querySelector(".remove").addEventListener("click", () => remove(picture));
+  return tile;
+}
+
+function remove(picture) {
+  picture.stop?.abort();
+  URL.revokeObjectURL(picture.url);
+  const place = pictures.indexOf(picture);
+  pictures = pictures.filter((each) => each !== picture);
+  picture.tile.remove();
+  arrange();
+  if (shown !== picture) return;
+  shown = null;
+  const next = pictures[Math.min(place, pictures.length - 1)];
+  next ? select(next, { focus: true }) : $("files").focus();
+}
+
+function arrange() {
+  const some = pictures.length > 0;
+  $("gallery").hidden = $("answer").hidden = !some;
+  $("pictures").classList.toggle("filled", some);
+}
+
+function select(picture, { focus = false } = {}) {
+  shown = picture;
+  for (const { tile } of pictures) {
+    tile.querySelector(".tile").setAttribute("aria-pressed", String(tile === picture.tile));
+  }
+  if (focus) picture.tile.querySelector(".tile").focus();
+  showPicture(picture, model());
+}
+
+// Queue the picture for the chosen model; a question that is still open is dropped.
+function send(picture) {
+  if (!model()) return; // the key is still missing
+  picture.stop?.abort();
+  picture.stop = new AbortController();
+  picture.isBusy = true;
+  refresh(picture);
+  waiting.push([picture, picture.stop.signal]);
+  next();
+}
+
+async function next() {
+  if (running === AT_ONCE || !waiting.length) return;
+  const [picture, signal] = waiting.shift();
+  running++;
+  try {
+    if (!signal.aborted) await answer(picture, signal);
+  } finally {
+    running--;
+    next();
+  }
+}
+
+async function answer(picture, signal) {
+  const onWait = (seconds) => say(`The server is busy; ${picture.file.name} is sent again in ${seconds} s`);
+  let outcome;
+  try {
+    outcome = { answer: await classify(picture.file, model(), $("version").value, { onWait, signal }), refused: null };
+  } catch (error) {
+    if (signal.aborted) return;
+    if (!(error instanceof Refused)) throw error;
+    if (error.status === 404) learnModels(); // this version was unloaded meanwhile
+    outcome = { answer: null, refused: error };
+  }
+  if (signal.aborted) return; // another question was asked meanwhile
+  Object.assign(picture, outcome, { isBusy: false });
+  refresh(picture);
+  say(`${picture.file.name}: ${summary(picture)}`);
+}
+
+function refresh(picture) {
+  picture.tile.classList.toggle("busy", picture.isBusy);
+  picture.tile.classList.toggle("refused", Boolean(picture.refused));
+  const [best] = picture.answer?.predictions ?? [];
+  picture.tile.querySelector(".tile-answer").textContent = picture.refused ? "refused" : best?.label;
+  picture.tile.querySelector(".tile-percent").textContent = best ? percent(best.probability, 0) : "";
+  if (picture === shown) showPicture(picture, model());
+}
+
+function summary({ answer, refused }) {
+  if (refused) return refused.title;
+  const [best] = answer.predictions;
+  return `${best.label} ${percent(best.probability)}`;
+}
+
+function say(text) {
+  $("status").textContent = text;
 }

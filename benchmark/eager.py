@@ -1,0 +1,65 @@
+"""The paper's way to measure throughput: PyTorch as it is, float32, the largest batch that fits, the mean of 30 runs.
+
+Table 5 of arXiv:2012.12877; the settings were told in https://github.com/facebookresearch/deit/issues/38.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+RUNS = 30
+WARM_UP_RUNS = 5
+LARGEST_BATCH = 1024
+LARGEST_BATCH_ON_CPU = 64
+"""A core is busy with far less, and memory would hold thousands: 30 runs of them take an hour."""
+
+
+@dataclass(frozen=True)
+class EagerRate:
+    """Images a second: the mean over the runs, which the paper tells, and the spread."""
+
+    batch_size: int
+    images_per_s: float
+    lowest: float
+    highest: float
+    runs: int
+
+
+@torch.inference_mode()
+def eager_rate(model: nn.Module, image_size: int, device: torch.device, *, runs: int = RUNS) -> EagerRate:
+    """Time the forward pass of ready batches."""
+    model = model.eval().to(device)
+    batch_size = LARGEST_BATCH_ON_CPU if device.type == "cpu" else largest_batch(model, image_size, device)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    for _ in range(min(WARM_UP_RUNS, runs)):
+        _time_s(model, images)
+    seconds = [_time_s(model, images) for _ in range(runs)]
+    return EagerRate(
+        batch_size, batch_size / statistics.fmean(seconds), batch_size / max(seconds), batch_size / min(seconds), runs
+    )
+
+
+def largest_batch(model: nn.Module, image_size: int, device: torch.device) -> int:
+    """The largest power of two of images that the memory of the GPU holds."""
+    batch_size = LARGEST_BATCH
+    while True:
+        try:
+            _time_s(model, torch.randn(batch_size, 3, image_size, image_size, device=device))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            batch_size //= 2
+            if not batch_size:
+                raise
+        else:
+            return batch_size
+
+
+def _time_s(model: nn.Module, images: torch.Tensor) -> float:
+    began = time.perf_counter()
+    model(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - began

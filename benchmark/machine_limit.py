@@ -1,0 +1,98 @@
+"""What this machine can multiply: the rate of large and of DeiT-shaped matrix products, by precision.
+
+An engine's images/s are worth little without it: the share of the machine's limit says whether the engine or the
+machine is slow. float32 and bfloat16 are torch's (oneDNN's) products, int8 is ONNX Runtime's MatMulInteger of uint8
+activations and int8 weights, the product that dynamic quantization runs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmark.matmul_integer import matmul_integer
+
+LARGE = (4096, 4096, 4096)
+DEIT_TINY_FC1 = (8 * 198, 192, 768)
+"""The wide product of DeiT-Ti's MLP at batch 8: (tokens, width, hidden)."""
+
+REPETITIONS = 9
+WARM_UPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductRate:
+    """Rate of one matrix product: 2 M K N operations over the time of a call.
+
+    Attributes:
+        gops_median, gops_best: in 10^9 operations a second, over the repetitions.
+    """
+
+    precision: str
+    engine: str
+    shape: tuple[int, int, int]
+    threads: int
+    gops_median: float
+    gops_best: float
+
+
+def machine_limit(
+    threads: int,
+    *,
+    precisions: tuple[str, ...] = ("fp32", "bf16", "int8"),
+    shapes: tuple[tuple[int, int, int], ...] = (LARGE, DEIT_TINY_FC1),
+    call_s: float = 0.2,
+) -> list[ProductRate]:
+    """Measure the products, repetition by repetition in turns, so that a busy moment of the machine hits all alike.
+
+    Args:
+        threads: that one product may use.
+        call_s: how long one repetition repeats the product, in s.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        products = {(p, shape): _product(p, shape, threads) for p in precisions for shape in shapes}
+        rates: dict[tuple[str, tuple[int, int, int]], list[float]] = {key: [] for key in products}
+        for _ in range(WARM_UPS):
+            for _, run in products.values():
+                run()
+        for _ in range(REPETITIONS):
+            for key, (_, run) in products.items():
+                rates[key].append(_rate(run, key[1], call_s))
+    finally:
+        torch.set_num_threads(before)
+    return [
+        ProductRate(
+            precision=key[0],
+            engine=products[key][0],
+            shape=key[1],
+            threads=threads,
+            gops_median=statistics.median(measured),
+            gops_best=max(measured),
+        )
+        for key, measured in rates.items()
+    ]
+
+
+def _rate(run: Callable[[], object], shape: tuple[int, int, int], call_s: float) -> float:
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < call_s or not calls:
+        run()
+        calls += 1
+    m, k, n = shape
+    return 2 * m * k * n * calls / elapsed / 1e9
+
+
+def _product(precision: str, shape: tuple[int, int, int], threads: int) -> tuple[str, Callable[[], object]]:
+    import torch
+
+    if precision == "int8":
+        return "onnxruntime MatMulInteger", matmul_integer(shape, threads)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    m, k, n = shape
+    left, right = torch.randn(m, k, dtype=kind), torch.randn(k, n, dtype=kind)
+    out = torch.empty(m, n, dtype=kind)
+    return f"torch {torch.__version__}", lambda: torch.mm(left, right, out=out)

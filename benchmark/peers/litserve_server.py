@@ -1,0 +1,39 @@
+"""LitServe: worker processes that decode and compute, with its batching."""
+
+from typing import Any
+
+import litserve
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request
+
+from benchmark.peers.classifier import Classifier, peer_settings
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Api(litserve.LitAPI):
+    def setup(self, device: str) -> None:
+        self.classifier = Classifier(peer_settings())
+
+    async def decode_request(self, request: Request) -> Pixels:
+        return self.classifier.pixels(await request.body())
+
+    def predict(self, x: Any) -> Any:
+        return self.classifier.answers(list(x))
+
+    def batch(self, inputs: list[Pixels]) -> list[Pixels]:
+        return inputs
+
+    def unbatch(self, output: Any) -> Any:
+        return output
+
+    def encode_response(self, output: Any) -> Any:
+        return output
+
+
+if __name__ == "__main__":
+    settings = peer_settings()
+    api = Api(max_batch_size=settings.max_batch_size, batch_timeout=settings.batch_delay_s, api_path="/classify")
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=settings.workers)
+    server.run(host="127.0.0.1", port=settings.port, generate_client_file=False, log_level="warning")

@@ -1,0 +1,35 @@
+"""mosec: worker processes that decode and compute, with its batching. Its web layer is written in Rust."""
+
+import sys
+from typing import Any
+
+from mosec import Server, Worker
+
+from benchmark.peers.classifier import Classifier, peer_settings
+
+SETTINGS = peer_settings()
+
+
+class Classify(Worker):
+    def __init__(self) -> None:
+        self.classifier = Classifier(SETTINGS)
+
+    def deserialize(self, data: bytes) -> bytes:
+        return data
+
+    def forward(self, data: Any) -> Any:
+        return self.classifier.answers([self.classifier.pixels(content) for content in data])
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(
+        Classify,
+        num=SETTINGS.workers,
+        max_batch_size=SETTINGS.max_batch_size,
+        max_wait_time=int(SETTINGS.batch_delay_s * 1000),
+        route="/classify",
+        timeout=60,
+    )
+    sys.argv += ["--address", "127.0.0.1", "--port", str(SETTINGS.port), "--timeout", "60000"]
+    server.run()

@@ -1,0 +1,85 @@
+"""Processor time and memory of a server on this machine: every process of it, found by the port that it listens on."""
+
+import contextlib
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import psutil
+
+from deit.errors import BenchmarkError
+
+GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a server's processes have used until now.
+
+    Attributes:
+        cpu_s: seconds of processor time, by program: "deit", "tritonserver", the stubs of its backends.
+        memory_mib: resident, with shared pages divided among those that share them (PSS).
+    """
+
+    cpu_s: dict[str, float]
+    memory_mib: float
+
+    @property
+    def total_cpu_s(self) -> float:
+        return sum(self.cpu_s.values())
+
+
+class ServerProcesses:
+    """The processes of one server."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self._root = root
+
+    @classmethod
+    def listening_at(cls, url: str) -> "ServerProcesses":
+        """The server whose address is `url`.
+
+        Raises:
+            BenchmarkError: nothing of this machine that we may look into listens there.
+        """
+        port = urlsplit(url).port or 80
+        pids = [
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1] == port and connection.pid
+        ]
+        if not pids:
+            raise BenchmarkError(
+                f"no process of this machine that may be looked into listens on port {port}: start the server here, as "
+                "the same user"
+            )
+        process = psutil.Process(min(pids))
+        # A worker that listens belongs to the process that started it.
+        while (parent := process.parent()) is not None and _is_same_command(parent, process):
+            process = parent
+        return cls(process)
+
+    def use(self) -> Use:
+        cpu_s: dict[str, float] = {}
+        memory = 0
+        for process in [self._root, *self._root.children(recursive=True)]:
+            with contextlib.suppress(*GONE):
+                times, name = process.cpu_times(), _program(process)
+                cpu_s[name] = cpu_s.get(name, 0) + times.user + times.system
+                memory += process.memory_full_info().pss
+        return Use(cpu_s, memory / 2**20)
+
+
+def _program(process: psutil.Process) -> str:
+    """A short name: of the script where an interpreter runs one, else of the executable."""
+    for word in process.cmdline()[:3]:
+        name = word.rpartition("/")[2]
+        if name and not name.startswith(("python", "-")):
+            return name.removesuffix(".py")
+    return process.name()
+
+
+def _is_same_command(parent: psutil.Process, child: psutil.Process) -> bool:
+    try:
+        return parent.exe() == child.exe() and parent.cmdline()[1:3] == child.cmdline()[1:3]
+    except (*GONE, psutil.AccessDenied):
+        return False

@@ -1,0 +1,117 @@
+"""Servers as processes of a measurement: started, waited for, ended with everything that they started."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import httpx
+import psutil
+
+from benchmark.load import media_type_of
+from deit.errors import BenchmarkError
+
+CLASSIFY = "/classify"
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Addresses of a gateway and of the Triton behind it (host:port of gRPC)."""
+
+    url: str
+    triton_url: str
+
+
+@contextlib.contextmanager
+def our_server(repository: Path, *, default_model: str | None = None) -> Iterator[Server]:
+    """`deit serve` on free ports with its defaults, but without a log line for each request, as the peers run."""
+    port, grpc, metrics = free_port(), free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        *(sys.executable, "-m", "deit", "serve", "--model-repository", str(repository), "--port", str(port)),
+        *("--triton-grpc-port", str(grpc), "--triton-metrics-port", str(metrics), "--no-log-requests"),
+        *(() if default_model is None else ("--default-model", default_model)),
+    ]
+    with running(command, name="deit serve") as process:
+        process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        yield Server(url=url, triton_url=f"127.0.0.1:{grpc}")
+
+
+class Running:
+    """A server's process and its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], name: str) -> None:
+        self._process = process
+        self._log = log
+        self._name = name
+
+    def wait_until(self, is_ready: Callable[[], bool]) -> None:
+        """Raises BenchmarkError with the last lines of the log when the server ends, or is not ready in time."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if is_ready():
+                    return
+            status = self._process.poll()
+            if status is not None or time.monotonic() > deadline:
+                self._log.seek(0)
+                words = self._log.read().decode(errors="replace").splitlines()[-12:]
+                finding = "did not start in time" if status is None else f"ended with status {status}"
+                raise BenchmarkError("\n".join([f"{self._name} {finding}:", *words]))
+            time.sleep(0.1)
+
+
+def answers(url: str, image: bytes) -> bool:
+    """Whether a server classifies the image."""
+    headers = {"Content-Type": media_type_of(image)}
+    return httpx.post(url, content=image, headers=headers, timeout=60).status_code == 200
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *, name: str, environment: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """A process that is ended when the block is left, with all its children."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield Running(process, log, name)
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop, then kill whatever is left of it; some servers leave their workers behind."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    for each in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.kill()
+    process.wait()

@@ -1,0 +1,92 @@
+"""config.pbtxt of an exported model: complete, because Triton's auto-completion differs between backends and releases.
+
+https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2
+
+from deit.labels import LABELS_FILE
+from deit.model import (
+    IMAGES,
+    PREPROCESSING_PARAMETER,
+    PROBABILITIES,
+    PROVENANCE_PARAMETER,
+    VERIFICATION_PARAMETER,
+    Provenance,
+)
+from deit.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduling:
+    """How Triton runs a model; `deit export --help` says when to change what."""
+
+    max_batch_size: int
+    instances: int
+    queue_delay_us: int
+    queue_size: int
+    queue_timeout_ms: int
+
+
+def model_config(
+    *,
+    backend: str,
+    file: str,
+    backend_parameters: dict[str, str],
+    outputs: tuple[str, ...],
+    num_classes: int,
+    preprocessing: Preprocessing,
+    provenance: Provenance,
+    verification: dict[str, Any],
+    scheduling: Scheduling,
+) -> model_config_pb2.ModelConfig:
+    """The configuration but for the model's name and its version, which publishing adds.
+
+    Args:
+        backend, file: who runs the model, and the file in the version's folder.
+        backend_parameters: by the names of NVIDIA's native backend.
+        verification: summary of the gate's report.
+    """
+    size = preprocessing.image_size
+    config = model_config_pb2.ModelConfig(
+        backend=backend, default_model_filename=file, max_batch_size=scheduling.max_batch_size
+    )
+    config.input.add(name=IMAGES, data_type=model_config_pb2.TYPE_UINT8, dims=[size, size, 3])
+    for output in outputs:
+        labels = LABELS_FILE if output == PROBABILITIES else ""
+        config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=[num_classes], label_filename=labels)
+
+    config.dynamic_batching.max_queue_delay_microseconds = scheduling.queue_delay_us
+    policy = config.dynamic_batching.default_queue_policy
+    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+    # A request's own timeout counts only when it is allowed and below this default.
+    policy.default_timeout_microseconds = scheduling.queue_timeout_ms * 1000
+    policy.allow_timeout_override = True
+    policy.max_queue_size = scheduling.queue_size
+
+    # KIND_AUTO: a GPU where Triton sees one, else the CPU. With one instance and a queue policy the batcher of Triton
+    # 2.51 misses the request that comes between the end of an execution and the release of its instance, and sleeps on
+    # for 500 ms; 2.72 names the fix of such a starvation in its notes.
+    group = model_config_pb2.ModelInstanceGroup
+    config.instance_group.add(
+        kind=group.KIND_CPU if backend == "openvino" else group.KIND_AUTO, count=scheduling.instances
+    )
+    for batch_size in sorted({1, scheduling.max_batch_size}):
+        warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
+        warmup.inputs[IMAGES].data_type = model_config_pb2.TYPE_UINT8
+        warmup.inputs[IMAGES].dims.extend([size, size, 3])
+        warmup.inputs[IMAGES].zero_data = True
+
+    parameters = {
+        **backend_parameters,
+        PREPROCESSING_PARAMETER: preprocessing.to_json(),
+        PROVENANCE_PARAMETER: provenance.to_json(),
+        VERIFICATION_PARAMETER: json.dumps(verification),
+    }
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    return config

@@ -1,0 +1,129 @@
+// One picture and what the model says of it: the pixels that it read, bars, agreement, timing.
+
+import { $, element, percent } from "/static/dom.js";
+
+const MOST_BARS = 5;
+
+const MEANING = {
+  network: "network and browser",
+  receive: "receiving",
+  wait: "waiting for a decoder",
+  decode: "decoding",
+  preprocess: "resizing and cropping",
+  model: "model and its queue",
+};
+
+export function showPicture({ file, url, answer, refused, isBusy }, model) {
+  $("answer").setAttribute("aria-busy", String(Boolean(isBusy)));
+  showOriginal(file, url, answer ? model : null);
+  $("problem").hidden = !refused;
+  $("said").hidden = !answer;
+  $("seen-figure").hidden = !answer;
+  if (refused) {
+    $("problem-title").textContent = `${refused.title}.`;
+    $("problem-detail").textContent = sentence(refused.detail);
+  }
+  if (!answer) return;
+  $("seen").src = answer.pixels;
+  const { image_size } = model.preprocessing;
+  $("seen").alt = `The ${image_size} by ${image_size} pixels that the model read`;
+  $("seen-size").textContent = `${image_size} × ${image_size} pixels, resized and cropped by the server`;
+  showBars(answer);
+  showAgreement(answer.heads);
+  showTiming(answer);
+}
+
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`.replace(/\.\.$/, ".");
+
+function showOriginal(file, url, model) {
+  const image = $("original");
+  $("original-name").textContent = file.name;
+  $("original-size").textContent = bytes(file.size);
+  $("crop").hidden = true;
+  image.alt = file.name;
+  image.onerror = () => {
+    image.parentElement.classList.add("blank");
+  };
+  image.onload = () => {
+    const { naturalWidth: width, naturalHeight: height } = image;
+    image.parentElement.classList.remove("blank");
+    $("original-size").textContent = `${width} × ${height} pixels, ${bytes(file.size)}`;
+    if (model) showCrop(width, height, model.preprocessing.crop_pct);
+  };
+  if (image.src !== url) image.src = url;
+  else if (image.complete) image.naturalWidth ? image.onload() : image.onerror();
+}
+
+// The centre square of the shorter side that the server's crop keeps.
+function showCrop(width, height, kept) {
+  const side = kept * Math.min(width, height);
+  const { style } = $("crop");
+  style.setProperty("--width", `${(side / width) * 100}%`);
+  style.setProperty("--height", `${(side / height) * 100}%`);
+  $("crop").hidden = side > 0.98 * Math.max(width, height);
+}
+
+const bytes = (count) => (count < 1e6 ? `${Math.ceil(count / 1e3)} kB` : `${(count / 1e6).toFixed(1)} MB`);
+
+function showBars({ predictions, heads }) {
+  const [best] = predictions;
+  $("top-label").textContent = best.label;
+  $("top-percent").textContent = percent(best.probability);
+  $("legend").hidden = !heads;
+  $("bars").replaceChildren(...predictions.slice(0, MOST_BARS).map((prediction) => bar(prediction, heads)));
+}
+
+function bar({ index, label, probability }, heads) {
+  const row = $("bar-template").content.cloneNode(true);
+  row.querySelector(".label").textContent = label;
+  row.querySelector(".percent").textContent = percent(probability);
+  const tracks = [track("joint", "joint", probability)];
+  if (heads) {
+    tracks.push(track("class-head", "class head", of(heads.class, index)));
+    tracks.push(track("distillation-head", "distillation head", of(heads.distillation, index)));
+  }
+  row.querySelector(".tracks").append(...tracks);
+  return row;
+}
+
+// A head lists its most probable classes only; what is not among them is below the last of them.
+const of = (predictions, index) => predictions.find((each) => each.index === index)?.probability ?? 0;
+
+function track(className, name, share) {
+  const made = element("span", { className: `track ${className}`, title: `${name}: ${percent(share)}` });
+  made.setAttribute("role", "img");
+  made.setAttribute("aria-label", `${name} ${percent(share)}`);
+  made.style.setProperty("--share", `${share * 100}%`);
+  return made;
+}
+
+function showAgreement(heads) {
+  $("agreement").hidden = !heads;
+  if (!heads) return;
+  const [ours] = heads.class;
+  const [theirs] = heads.distillation;
+  const bits = `${heads.jensen_shannon_divergence.toFixed(3)} bit apart (Jensen-Shannon: 0 the same, 1 nothing in common).`;
+  $("agreement").className = heads.agree ? "agree" : "disagree";
+  $("agreement").replaceChildren(
+    element("strong", {}, heads.agree ? "Both heads agree." : "The heads disagree."),
+    heads.agree ? ` They are ${bits}` : ` Class head: ${ours.label}; distillation head: ${theirs.label}. They are ${bits}`,
+  );
+}
+
+function showTiming({ total_ms, stages }) {
+  const server_ms = stages.reduce((sum, [, ms]) => sum + ms, 0);
+  const all = [...stages, ["network", Math.max(0, total_ms - server_ms)]];
+  $("total-time").textContent = `${total_ms.toFixed(0)} ms`;
+  $("stages").replaceChildren(
+    ...all.map(([name, ms]) => {
+      const part = element("span", { className: `stage ${name}`, title: `${MEANING[name] ?? name}: ${ms.toFixed(1)} ms` });
+      part.style.setProperty("--share", ms / total_ms);
+      return part;
+    }),
+  );
+  $("stage-times").replaceChildren(
+    ...all.map(([name, ms]) =>
+      element("div", { className: `stage ${name}` }, element("dt", {}, MEANING[name] ?? name), element("dd", {}, `${ms.toFixed(1)} ms`)),
+    ),
+  );
+}

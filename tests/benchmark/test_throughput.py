@@ -1,0 +1,63 @@
+import pytest
+import timm
+import torch
+
+from benchmark.eager import eager_rate
+from benchmark.perf_analyzer import Cell
+from benchmark.throughput import figures_of
+from benchmark.triton_statistics import Statistics
+from benchmark.work import gflop_per_image, pytorch_model
+from deit.errors import BenchmarkError
+
+
+@pytest.mark.parametrize(
+    ("name", "gflop"),
+    [
+        # twice the multiplications of: 198 tokens, 12 blocks, linear layers and attention, patches and two heads
+        ("deit_tiny_distilled_patch16_224", 2.522),
+        ("deit_tiny_patch16_224", 2.507),
+        ("resnet18", 3.628),  # torchvision tells 1.81 billion multiplications
+    ],
+)
+def test_the_arithmetic_of_a_model_is_counted(name, gflop):
+    model, image_size = pytorch_model(name)
+    assert gflop_per_image(model, image_size) == pytest.approx(gflop, rel=1e-3)
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(BenchmarkError, match="'resnet5' is neither a checkpoint folder nor a model of timm"):
+        pytorch_model("resnet5")
+
+
+def test_the_papers_way_times_a_whole_batch_and_tells_the_spread():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    rate = eager_rate(model, 32, torch.device("cpu"), runs=3)
+    assert (rate.batch_size, rate.runs) == (64, 3)
+    assert 0 < rate.lowest <= rate.images_per_s <= rate.highest
+
+
+def counted(images: int, executions: int) -> Statistics:
+    return Statistics(images, executions, images, {"queue": 0.5, "compute_infer": 1.0})
+
+
+def cell(images_per_s: float | None) -> Cell:
+    if images_per_s is None:
+        return Cell(batch_size=1, concurrency=8, stable=False)
+    return Cell(batch_size=1, concurrency=8, stable=True, images_per_s=images_per_s, p50_ms=8.0, p95_ms=9.0, p99_ms=9.5)
+
+
+def test_a_cell_tells_the_median_of_its_stable_rounds_and_how_full_batches_were():
+    rounds = [(cell(100), counted(400, 100)), (cell(None), counted(0, 0)), (cell(120), counted(400, 200))]
+    figures, failure = figures_of(rounds)
+    assert failure is None
+    rate = figures["images_per_s"]
+    assert (rate.value, rate.lowest, rate.highest, rate.runs) == (110, 100, 120, 2)
+    assert figures["mean_batch"].value == 3
+    assert figures["triton_queue_ms"].value == pytest.approx(1000 * 0.5 / 400)
+
+
+def test_a_cell_that_was_never_stable_says_so():
+    figures, failure = figures_of([(cell(None), counted(0, 0))])
+    assert figures == {}
+    assert failure is not None
+    assert failure.startswith("unstable")
