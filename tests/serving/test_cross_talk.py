@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 
 import httpx
@@ -14,7 +15,8 @@ from PIL import Image
 from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
 from tests.conftest import encoded
-from tests.serving.conftest import LABELS, PREPROCESSING
+from tests.serving.conftest import LABELS, PREPROCESSING, write_model
+from tests.serving.test_reload import reloaded
 
 CLIENTS = 32
 CANCELLED_SHARE = 0.1
@@ -43,6 +45,7 @@ class Crowd:
 
     Attributes:
         served: probabilities by the index of the image.
+        versions: of the model that answered.
         refused: how many answers were a 503.
         left: how many clients left.
     """
@@ -53,6 +56,7 @@ class Crowd:
         self._random = random.Random(0)
         self._turns = iter(range(len(contents)))
         self.served = {}
+        self.versions = set()
         self.refused = self.left = 0
 
     @property
@@ -85,6 +89,7 @@ class Crowd:
         for prediction in answer.json()["predictions"]:
             row[prediction["index"]] = prediction["probability"]
         self.served[index] = row
+        self.versions.add(answer.json()["version"])
 
 
 async def at(crowd, progress, act):
@@ -141,6 +146,18 @@ def test_no_answer_of_ten_thousand_belongs_to_another_image(deit_serve, model_re
 
 
 @pytest.mark.soak
-def test_no_answer_of_ten_thousand_belongs_to_another_image_in_quiet(server, model_repository):
-    crowd = assert_nothing_is_mixed_up(server, model_repository, 10_000)
+def test_no_answer_of_ten_thousand_belongs_to_another_image_over_a_reload(deit_serve, tmp_path):
+    """To a version with the same weights, so that one reference holds; and nobody is refused."""
+    write_model(tmp_path / "tiny")
+    server = deit_serve(
+        *("--model-repository", tmp_path, "--allow-reload", "--max-wait-s=60", "--request-timeout-s=60")
+    ).wait_until_ready()
+
+    def publish_and_reload():
+        shutil.copytree(tmp_path / "tiny" / "1", tmp_path / "tiny" / ".2")
+        (tmp_path / "tiny" / ".2").rename(tmp_path / "tiny" / "2")
+        assert "2" in reloaded(server)
+
+    crowd = assert_nothing_is_mixed_up(server, tmp_path, 10_000, incidents=[(0.5, publish_and_reload)])
     assert crowd.refused == 0
+    assert crowd.versions == {"1", "2"}
