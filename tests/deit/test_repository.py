@@ -218,7 +218,8 @@ def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> 
         fill=lambda folder: (folder / "model.onnx").write_text("1\n" * 1000),
     )
     moments = random.Random(0)
-    seen = set()
+    seen: set[int] = set()
+    pause_s = 0.06  # a turn of a writer takes about 0.04 s where nothing else runs
     with subprocess.Popen(
         [sys.executable, "-c", WRITERS],
         stdin=subprocess.PIPE,
@@ -232,10 +233,12 @@ def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> 
         for _ in range(200):
             writers.stdin.write(f"{repository}\n")
             pid = int(writers.stdout.readline())
-            threading.Event().wait(moments.uniform(0, 0.06))  # a turn of a writer takes about 0.04 s
+            threading.Event().wait(moments.uniform(0, pause_s))
             os.kill(pid, signal.SIGKILL)
             assert writers.stdout.readline() == "gone\n"
-            seen.add(_whole(repository))
+            version = _whole(repository)
+            pause_s *= 1.25 if version in seen else 0.8  # about every second kill meets a writer that has written
+            seen.add(version)
         writers.stdin.close()
     assert len(seen) > 20  # the writers did get to write
     with writing(repository):
