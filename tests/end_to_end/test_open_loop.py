@@ -4,7 +4,8 @@ Needs a machine with nothing else to do; the client shares it with the server.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from export.config import ExportConfig
 from export.export import export_model
 from tests.end_to_end.conftest import serving
 from training.images import ParquetImages
+
+logger = logging.getLogger(__name__)
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -74,11 +77,10 @@ def test_the_served_rate_holds_and_refusals_say_when_to_come_again(
     capacity: float,
     at_nine_tenths: Load,
     times: float,
-    record_property: Callable[[str, object], None],
 ) -> None:
     load = offered(url, requests, times * capacity)
     findings = f"capacity {capacity:.1f}/s; at 0.9: {told(at_nine_tenths)}; at {times}: {told(load)}"
-    record_property("findings", findings)
+    logger.info(findings)  # with --log-cli-level=INFO
     assert set(load.statuses) <= {200, 429}, findings
     assert load.statuses[429] > 0, findings
     refusals = [answer for answer in load.answers if answer.status == 429]
