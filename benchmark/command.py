@@ -6,16 +6,15 @@ import sys
 import typer
 
 from benchmark.accuracy_command import accuracy
+from benchmark.decoding_command import decoding
+from benchmark.engines_command import engines
 from benchmark.gateway_command import http
 from benchmark.peers_command import peers
 from benchmark.report_command import report
 from benchmark.throughput_command import throughput
 from benchmark.train_command import train
 
-from benchmark.engines_command import engines
-
 app = typer.Typer(no_args_is_help=True)
-app.command()(engines)
 
 
 @app.callback()
@@ -28,6 +27,8 @@ def benchmark() -> None:
 app.command("accuracy")(accuracy)
 app.command("throughput")(throughput)
 app.command("http")(http)
+app.command("engines")(engines)
+app.command("decoding")(decoding)
 app.command("train")(train)
 app.command("peers")(peers)
 app.command("report")(report)
