@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
+    "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
     "classify": ("serving.classify_command", "Classify pictures with a running server."),
     "models": ("serving.models_command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure a running server."),
@@ -30,7 +31,8 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),
-    **dict.fromkeys(("httptools", "psutil", "pydantic"), "benchmark"),
+    "ray": "bulk",
+    **dict.fromkeys(("psutil", "pydantic"), "benchmark"),
     "httpx": "client",
     "opentelemetry": "tracing",
 }
