@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
     "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
+    "classify-dataset": ("bulk.command", "Classify whole data sets on a Ray cluster."),
     "classify": ("serving.classify_command", "Classify pictures with a running server."),
     "models": ("serving.models_command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure a running server."),
