@@ -20,6 +20,8 @@ SUBCOMMANDS = {
     "step-cost": ("training.cost_command", "Measure what each loss adds to a training step."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
+    "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
+    "classify-dataset": ("bulk.command", "Classify whole data sets on a Ray cluster."),
     "classify": ("serving.classify_command", "Classify pictures with a running server."),
     "models": ("serving.models_command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure a running server."),
@@ -36,7 +38,8 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),
-    **dict.fromkeys(("httptools", "psutil", "pydantic"), "benchmark"),
+    "ray": "bulk",
+    **dict.fromkeys(("psutil", "pydantic"), "benchmark"),
     "httpx": "client",
     "opentelemetry": "tracing",
 }

@@ -37,6 +37,9 @@ class Metrics:
         self._request_images = Histogram(
             "deit_request_images", "Images that were answered, by request", buckets=IMAGES, registry=registry
         )
+        self._heads = Counter(
+            "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
+        )
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
@@ -79,6 +82,8 @@ class Metrics:
             self._request_images.observe(len(record.images))
         for image in record.images:
             self._images.labels(record.model, image.version).inc()
+            if image.heads_agree is not None:
+                self._heads.labels(record.model, image.version, str(image.heads_agree).lower()).inc()
             for stage, stage_seconds in image.stages_s.items():
                 self._stage_seconds.labels(stage, record.model, image.version).observe(stage_seconds)
 
