@@ -12,7 +12,7 @@ import pytest
 
 from benchmark.load import Load, closed_loop, open_loop, requests_of
 from export.config import ExportConfig
-from export.export import export_model
+from export.export import export_models
 from tests.end_to_end.conftest import serving
 from training.images import ParquetImages
 
@@ -29,7 +29,7 @@ SATURATING_CONCURRENCY = 12
 @pytest.fixture(scope="module")
 def url(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     repository = tmp_path_factory.mktemp("models")
-    export_model(
+    export_models(
         ExportConfig(
             checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
             architecture="deit_tiny_patch16_224",

@@ -6,7 +6,7 @@ import torch
 
 from deit.checkpoint import read_checkpoint_config
 from export.config import ExportConfig
-from export.export import export_model
+from export.export import export_models
 from tests.training.conftest import TINY, TINY_ARGS
 from tests.training.test_loop import config as training_config
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -40,7 +40,7 @@ def test_the_graph_of_a_student_of_features_is_byte_for_byte_that_of_a_plain_one
         deit=description.deit,
     )
     exported = [
-        export_model(
+        export_models(
             ExportConfig(
                 checkpoint=source,
                 images=pictures,
@@ -48,7 +48,7 @@ def test_the_graph_of_a_student_of_features_is_byte_for_byte_that_of_a_plain_one
                 name="student",
                 parity_images=4,
             )
-        )
+        )[0]
         for source, repository in ((folder, "models"), (tmp_path / "plain", "plain-models"))
     ]
     assert (exported[0] / "model.onnx").read_bytes() == (exported[1] / "model.onnx").read_bytes()
