@@ -27,6 +27,10 @@ test: .venv/development ## Set up and pass the tests.
 soak: .venv/development ## Run the long tests too: hours of load, faults and kills on an idle machine.
 	@.venv/bin/pytest -m soak --timeout 3600 $(PYTEST)
 
+.PHONY: compose-test
+compose-test: .venv/development ## Build the images and try docker-compose.yml on the Docker engine of this machine.
+	@.venv/bin/pytest -m engine --timeout 1800 $(PYTEST)
+
 .PHONY: lint
 lint: .venv/development ## Check style and types.
 	.venv/bin/ruff check .
@@ -42,16 +46,43 @@ format: .venv/development ## Format the code and apply the safe fixes.
 setup: .venv/development ## Set up everything that development needs, with the pre-commit hooks.
 	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
 
+# A photograph that an installed package brings. Change it, and set DATA, to measure with pictures of your own.
+IMAGES ?= $$(ls .venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg)
+MODEL ?= deit_cifar10
+MODEL_REPOSITORY ?= model_repository
+RESULTS ?= runs/benchmark
+MEASURE = .venv/bin/deit benchmark
+
+.PHONY: benchmark
+benchmark: .venv/development .perf-analyzer/ready ## Measure everything in a small way, in at most 15 minutes, and write the report.
+	$(MEASURE) throughput --serve $(MODEL_REPOSITORY) --model $(MODEL) --requests 100 --pytorch deit_tiny_distilled_patch16_224 --results $(RESULTS)
+	$(MEASURE) http --serve $(MODEL_REPOSITORY) --model $(MODEL) --images $(IMAGES) --seconds 4 --rounds 2 --results $(RESULTS)
+	$(if $(DATA),$(MEASURE) accuracy --serve $(MODEL_REPOSITORY) --model $(MODEL) --data $(DATA) --count 1000 --results $(RESULTS) --page $(RESULTS)/wrong_answers.html)
+	$(MEASURE) peers --model-repository $(MODEL_REPOSITORY) --model $(MODEL) --images $(IMAGES) --concurrency 32 --rounds 1 --seconds 5 --no-tune --results $(RESULTS)
+	$(MEASURE) report --results $(RESULTS) --output $(RESULTS)
+
 .PHONY: perf-analyzer
 perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
+
+.PHONY: audit
+audit: .venv/uv .audit/ready ## Write the bill of materials (CycloneDX) of all that is locked, and look each up for known weaknesses.
+	@mkdir -p runs/audit
+	@.venv/bin/uv export --quiet --frozen --all-extras --no-emit-project --preview-features sbom-export --format cyclonedx1.5 --output-file runs/audit/sbom.cdx.json >/dev/null
+	@.venv/bin/uv export --quiet --frozen --all-extras --no-emit-project --output-file runs/audit/requirements.txt >/dev/null
+	@.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement runs/audit/requirements.txt
+	@.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/uv.txt
+
+.PHONY: kubernetes-schemas
+kubernetes-schemas: ## Set up the schemas of KEDA and Prometheus' operator, to check deploy/kubernetes with (needs npm).
+	@cd deploy/kubernetes/schemas && npm ci --silent --no-audit --no-fund --ignore-scripts
 
 .PHONY: chromium
 chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, needs root).
 	apt-get update -qq
-	apt-get install -qq --no-install-recommends chromium
+	apt-get install -qq --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: screenshots
-screenshots: .venv/development ## Take docs/images/page*.png anew, with the model that ships.
+screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew.
 	@.venv/bin/python -m tests.screenshots
 
 .PHONY: system
@@ -61,7 +92,7 @@ system: ## Install the Debian packages that a bare machine lacks (needs root).
 
 .PHONY: clean
 clean: ## Remove the environments and everything that tools cached.
-	rm -rf .venv .perf-analyzer .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .audit .perf-analyzer .peers deploy/kubernetes/schemas/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/uv: requirements/uv.txt
@@ -80,6 +111,12 @@ clean: ## Remove the environments and everything that tools cached.
 	@echo "Installing every stage and the development tools, about 7 GB with torch: some minutes"
 	@$(SYNC)
 	@touch $@ .venv/serving
+
+.audit/ready: requirements/audit.txt
+	@echo "Making .audit"
+	@rm -rf .audit && $(PYTHON) -m venv .audit
+	@.audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements/audit.txt
+	@touch $@
 
 # perf_analyzer is in the platform wheel of tritonclient 2.50.0; newer wheels hold none or need glibc 2.38. It links to
 # Debian's libb64 and to CUDA's runtime, also where there is no GPU.

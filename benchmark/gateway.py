@@ -80,7 +80,7 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
                 opened[share].append(window(loop))
                 progress.advance(task)
 
-        precision = triton.precision()
+        precision = triton.description()[0].precision
 
     def record(rounds: Sequence[Measured], alone: Sequence[float] = (), **conditions: Condition) -> Record:
         figures, failure = figures_of(rounds)

@@ -20,11 +20,13 @@ def read_photographs(path: Path, count: int | None = None) -> Photographs:
     """The first `count` images.
 
     Args:
-        path: a data set, of which the test split is taken, one parquet or tar file, or a folder of image files.
+        path: a data set, of which the test split is taken, one parquet or tar file, a folder of image files, or one.
 
     Raises:
         DataError: there are none, or it is of an unknown layout.
     """
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return Photographs((path.read_bytes(),), None, (path.name,))
     if path.is_dir() and (files := sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)):
         files = files[:count]
         return Photographs(tuple(file.read_bytes() for file in files), None, tuple(file.name for file in files))

@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import SplitResult, urlsplit
 
 import httptools
@@ -27,6 +27,8 @@ TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image
 
 # Below the number of connections that the gateway admits.
 MAX_CONNECTIONS = 400
+
+MAX_REFUSALS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +178,24 @@ async def each_once(url: str, requests: Sequence[bytes], *, concurrency: int) ->
         duration_s=clock.now_s(),
         client_cpu_s=time.process_time() - cpu_before,
     )
+
+
+async def each_answered(url: str, requests: Sequence[bytes], *, concurrency: int) -> list[Answer]:
+    """An answer to every request, in order; what an overloaded server refuses (429, 503) is sent again when it says.
+
+    After MAX_REFUSALS refusals in a row of everything that is left, the refusals are the answers.
+    """
+    answers: dict[int, Answer] = {}
+    left, refusals = list(range(len(requests))), 0
+    while left and refusals < MAX_REFUSALS:
+        load = await each_once(url, [requests[place] for place in left], concurrency=concurrency)
+        answers |= dict(zip(left, load.answers, strict=True))
+        refused = [place for place in left if answers[place].status in (429, 503)]
+        refusals = refusals + 1 if len(refused) == len(left) else 0
+        left = refused
+        if left:
+            await asyncio.sleep(max(float(answers[place].headers.get("retry-after", 1)) for place in left))
+    return [replace(answers[place], image=place) for place in range(len(requests))]
 
 
 async def open_loop(

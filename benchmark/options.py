@@ -19,7 +19,10 @@ Rounds = Annotated[
     int, Option(min=1, help="How often everything is measured, in turns; the report tells the median and the spread.")
 ]
 Images = Annotated[
-    Path, Option(help="Photographs: a folder of image files, a parquet or tar file, or a data set with a split test.")
+    Path,
+    Option(
+        help="Photographs: an image file, a folder of them, a parquet or tar file, or a data set with a split test."
+    ),
 ]
 
 console = Console(stderr=True)

@@ -35,6 +35,11 @@ class ServerProcesses:
         self._root = root
 
     @classmethod
+    def of(cls, pid: int) -> "ServerProcesses":
+        """The server whose first process is `pid`."""
+        return cls(psutil.Process(pid))
+
+    @classmethod
     def listening_at(cls, url: str) -> "ServerProcesses":
         """The server whose address is `url`.
 

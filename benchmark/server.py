@@ -20,16 +20,17 @@ from deit.errors import BenchmarkError
 
 CLASSIFY = "/classify"
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Addresses of a gateway and of the Triton behind it (host:port of gRPC)."""
+    """Addresses of a gateway and of the Triton behind it (host:port of gRPC), and the root of its processes."""
 
     url: str
     triton_url: str
+    pid: int
 
 
 @contextlib.contextmanager
@@ -44,14 +45,15 @@ def our_server(repository: Path, *, default_model: str | None = None) -> Iterato
     ]
     with running(command, name="deit serve") as process:
         process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
-        yield Server(url=url, triton_url=f"127.0.0.1:{grpc}")
+        yield Server(url=url, triton_url=f"127.0.0.1:{grpc}", pid=process.pid)
 
 
 class Running:
-    """A server's process and its log."""
+    """A server's process and its log. `pid` is the root of all its processes."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], name: str) -> None:
         self._process = process
+        self.pid = process.pid
         self._log = log
         self._name = name
 
@@ -65,7 +67,7 @@ class Running:
             status = self._process.poll()
             if status is not None or time.monotonic() > deadline:
                 self._log.seek(0)
-                words = self._log.read().decode(errors="replace").splitlines()[-12:]
+                words = [line[-500:] for line in self._log.read().decode(errors="replace").splitlines()[-8:]]
                 finding = "did not start in time" if status is None else f"ended with status {status}"
                 raise BenchmarkError("\n".join([f"{self._name} {finding}:", *words]))
             time.sleep(0.1)

@@ -1,8 +1,9 @@
 """Throughput of one model: in Triton by perf_analyzer, in PyTorch the paper's way, beside the machine's limit."""
 
-from collections.abc import Callable
+import hashlib
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 from rich.progress import track
 
@@ -10,89 +11,105 @@ from benchmark.eager import eager_rate
 from benchmark.machine_limit import REPETITIONS, machine_limit
 from benchmark.options import addresses, console
 from benchmark.perf_analyzer import Cell, measure
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Condition, Environment, Figure, Record
 from benchmark.throughput_command import ThroughputConfig
 from benchmark.triton_statistics import Statistics, TritonModel
 from benchmark.work import gflop_per_image, pytorch_model
+from deit.checkpoint import WEIGHTS_FILE
+from deit.model import Provenance
 from training.processes import choose_device
+
+Cells = dict[tuple[int, int], list[tuple[Cell, Statistics]]]
 
 
 def measure_throughput(config: ThroughputConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each cell, and with --pytorch the limit of the machine and the rate in eager PyTorch.
+    """A record for each cell, and with --pytorch the limit of the machine and the rates in eager PyTorch.
 
     Raises:
-        BenchmarkError: perf_analyzer, Triton or the model are not there.
+        BenchmarkError: perf_analyzer, Triton or a model is not there.
     """
-    pairs = list(product(config.batch_size, config.concurrency))
-    cells: dict[tuple[int, int], list[tuple[Cell, Statistics]]] = {pair: [] for pair in pairs}
+    device = choose_device(config.device)
+    in_pytorch = {name: pytorch_model(name) for name in config.pytorch}
     with addresses(config) as (_, triton_url):
         triton = TritonModel(triton_url, config.model)
-        precision = triton.precision()
-        for round_, (batch_size, concurrency) in track(
-            list(product(range(config.rounds), pairs)), description="measuring", console=console, transient=True
-        ):
-            before = triton.statistics()
-            cell = measure(
-                config.perf_analyzer,
-                url=triton_url,
-                model=config.model,
-                batch_size=batch_size,
-                concurrency=concurrency,
-                requests=config.requests,
-                csv_file=config.csv / f"{config.model}_b{batch_size}_c{concurrency}_r{round_}.csv",
-            )
-            cells[batch_size, concurrency].append((cell, triton.statistics() - before))
+        provenance, preprocessing = triton.description()
+        cells = measure_cells(config, triton, triton_url)
 
-    record = partial(Record, model=config.model, command=command, environment=environment)
-    records: list[Record] = []
-    share: Callable[[Figure, str], dict[str, Figure]] = lambda rate, precision: {}  # noqa: E731
-    if config.pytorch is not None:
-        device = choose_device(config.device)
-        model, image_size = pytorch_model(config.pytorch)
-        gflop = gflop_per_image(model, image_size)
-        # The products are those of the CPU; on a GPU no share is told.
-        limits = limits_of({"fp32", precision}, environment.cores) if device.type == "cpu" else {}
-        for each, limit in limits.items():
-            records.append(
-                record(
-                    kind="machine_limit",
-                    precision=each,
-                    conditions={"device": device.type},
-                    figures={"gflop_per_s": limit, "gflop_per_image": Figure(value=gflop, unit="GFLOP")},
-                )
-            )
+    record = partial(Record, command=command, environment=environment)
+    records = []
+    # The products are those of the CPU; on a GPU no share is told.
+    limits = limits_of({"fp32", provenance.precision}, environment.cores) if in_pytorch and device.type == "cpu" else {}
+    gflop_of = {name: gflop_per_image(*model) for name, model in in_pytorch.items()}
+    in_triton = next(
+        (
+            gflop_of[name]
+            for name, (_, image_size) in in_pytorch.items()
+            if image_size == preprocessing.image_size and is_made_from(name, provenance)
+        ),
+        None,
+    )
 
-        def share(rate: Figure, precision: str) -> dict[str, Figure]:
-            if precision not in limits:
-                return {}
-            return {"limit_share": Figure(value=rate.value * gflop / limits[precision].value, unit="share")}
+    def share(rate: Figure, gflop: float | None, precision: str) -> dict[str, Figure]:
+        if gflop is None or precision not in limits:
+            return {}
+        return {"limit_share": Figure(value=rate.value * gflop / limits[precision].value, unit="share")}
 
+    for name, (model, image_size) in in_pytorch.items():
+        for precision, limit in limits.items():
+            figures = {"gflop_per_s": limit, "gflop_per_image": Figure(value=gflop_of[name], unit="GFLOP")}
+            records.append(record(kind="machine_limit", model=name, precision=precision, figures=figures))
         eager = eager_rate(model, image_size, device)
         rate = Figure(
             value=eager.images_per_s, unit="images/s", lowest=eager.lowest, highest=eager.highest, runs=eager.runs
         )
-        records.append(
-            record(
-                kind="eager",
-                precision="fp32",
-                conditions={"pytorch": config.pytorch, "batch_size": eager.batch_size, "device": device.type},
-                figures={"images_per_s": rate, **share(rate, "fp32")},
-            )
-        )
+        conditions: dict[str, Condition] = {"batch_size": eager.batch_size, "device": device.type, "pytorch": name}
+        figures = {"images_per_s": rate, **share(rate, gflop_of[name], "fp32")}
+        records.append(record(kind="eager", model=name, precision="fp32", conditions=conditions, figures=figures))
     for (batch_size, concurrency), rounds in cells.items():
         figures, failure = figures_of(rounds)
         if figures:
-            figures |= share(figures["images_per_s"], precision)
+            figures |= share(figures["images_per_s"], in_triton, provenance.precision)
+        conditions = {"batch_size": batch_size, "concurrency": concurrency, "client": "perf_analyzer"}
         records.append(
             record(
                 kind="throughput",
-                precision=precision,
-                conditions={"batch_size": batch_size, "concurrency": concurrency, "client": "perf_analyzer"},
+                model=config.model,
+                precision=provenance.precision,
+                conditions=conditions,
                 figures=figures,
                 failure=failure,
             )
         )
     return records
+
+
+def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Cells:
+    """What perf_analyzer and Triton told in each round, by batch size and concurrency."""
+    pairs = list(product(config.batch_size, config.concurrency))
+    cells: Cells = {pair: [] for pair in pairs}
+    for round_, (batch_size, concurrency) in track(
+        list(product(range(config.rounds), pairs)), description="measuring", console=console, transient=True
+    ):
+        before = triton.statistics()
+        cell = measure(
+            config.perf_analyzer,
+            url=url,
+            model=config.model,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            requests=config.requests,
+            csv_file=config.csv / f"{config.model}_b{batch_size}_c{concurrency}_r{round_}.csv",
+        )
+        cells[batch_size, concurrency].append((cell, triton.statistics() - before))
+    return cells
+
+
+def is_made_from(name: str, provenance: Provenance) -> bool:
+    """Whether a served model was exported from this one: the same weights file, or timm's architecture."""
+    if Path(name).is_dir():
+        with (Path(name) / WEIGHTS_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == provenance.checkpoint_sha256
+    return name.partition(".")[0] == provenance.architecture.partition(".")[0]
 
 
 def limits_of(precisions: set[str], threads: int) -> dict[str, Figure]:

@@ -24,12 +24,12 @@ class ThroughputConfig(Served):
     requests: Annotated[int, Option(min=50, help="Requests in each measured window.")] = 200
     rounds: Rounds = 1
     pytorch: Annotated[
-        str | None,
+        list[str],
         Option(
-            help="The same model in PyTorch, a checkpoint folder or timm's name: measured the paper's way as well, and "
-            "its arithmetic tells the share of the machine's limit."
+            help="A model to measure the paper's way as well: a checkpoint folder or timm's name. When it is the same "
+            "as the one in Triton, its arithmetic tells both shares of the machine's limit. Repeatable."
         ),
-    ] = None
+    ] = field(default_factory=list)
     device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
     perf_analyzer: PerfAnalyzer = Path(".perf-analyzer")
     csv: Annotated[Path, Option(help="Folder for perf_analyzer's CSV files.")] = Path("runs/throughput")

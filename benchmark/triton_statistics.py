@@ -6,7 +6,8 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from deit.errors import BenchmarkError
-from deit.model import PROVENANCE_PARAMETER, Provenance
+from deit.model import PREPROCESSING_PARAMETER, PROVENANCE_PARAMETER, Provenance
+from deit.preprocessing import Preprocessing
 
 DURATIONS = ("queue", "compute_input", "compute_infer", "compute_output")
 
@@ -62,12 +63,19 @@ class TritonModel:
             {stage: sum(getattr(each.inference_stats, stage).ns for each in versions) / 1e9 for stage in DURATIONS},
         )
 
-    def precision(self) -> str:
-        """As its provenance tells; "unknown" for a model that was not made by `deit export`."""
+    def description(self) -> tuple[Provenance, Preprocessing]:
+        """Where the model came from and what images it takes.
+
+        Raises:
+            BenchmarkError: there is no such Triton or model, or it was not made by `deit export`.
+        """
         try:
             parameters = self._client.get_model_config(self._model).config.parameters
+            return (
+                Provenance.from_json(parameters[PROVENANCE_PARAMETER].string_value),
+                Preprocessing.from_json(parameters[PREPROCESSING_PARAMETER].string_value),
+            )
         except InferenceServerException as error:
             raise BenchmarkError(f"{self._model} in Triton at {self._url}: {error.message()}") from error
-        if PROVENANCE_PARAMETER not in parameters:
-            return "unknown"
-        return Provenance.from_json(parameters[PROVENANCE_PARAMETER].string_value).precision
+        except ValueError as error:
+            raise BenchmarkError(f"{self._model} is no model that `deit export` wrote: {error}") from error

@@ -16,8 +16,12 @@ SUBCOMMANDS = {
     "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
     "evaluate": ("training.evaluate_command", "Tell the accuracy of every read-out of a model."),
     "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
+    "compare": ("training.compare_command", "Compare arms of training runs over the same seeds."),
+    "step-cost": ("training.cost_command", "Measure what each loss adds to a training step."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
+    "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
+    "classify-dataset": ("bulk.command", "Classify whole data sets on a Ray cluster."),
     "classify": ("serving.classify_command", "Classify pictures with a running server."),
     "models": ("serving.models_command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure a running server."),
@@ -25,14 +29,17 @@ SUBCOMMANDS = {
 
 # The extra whose absence explains a missing module, by the top-level name that failed to import.
 EXTRA_OF_MODULE = {
-    **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib"), "training"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "timm", "safetensors", "pyarrow", "matplotlib", "tensorboard"), "training"
+    ),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "openvino": "openvino",
     "tensorrt": "gpu",
     **dict.fromkeys(
         ("fastapi", "uvicorn", "tritonclient", "grpc", "onnxruntime", "prometheus_client", "pytriton"), "serving"
     ),
-    **dict.fromkeys(("httptools", "psutil", "pydantic"), "benchmark"),
+    "ray": "bulk",
+    **dict.fromkeys(("psutil", "pydantic"), "benchmark"),
     "httpx": "client",
     "opentelemetry": "tracing",
 }

@@ -12,7 +12,7 @@ import structlog
 LogFormat = Literal["text", "json"]
 
 
-OUR_LOGGERS = ("deit", "training", "export", "serving", "benchmark", "triton")
+OUR_LOGGERS = ("deit", "training", "export", "serving", "benchmark", "bulk", "triton")
 
 
 def configure_logging(log_format: LogFormat) -> None:

@@ -8,8 +8,10 @@ import asyncio
 import json
 import os
 import socket
+import stat
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,36 @@ def control_socket(port: int) -> Path:
     return Path(tempfile.gettempdir(), f"deit-control-{os.getuid()}", f"{port}.sock")
 
 
-async def serve_control(port: int, answer: Callable[[str], Awaitable[Answer]]) -> None:
-    """Answer commands until cancelled, each on a connection of its own.
+def claim_control_socket(port: int) -> Path:
+    """The path for the server that holds this port, in a folder of this user alone.
 
     Raises:
-        ServingError: the folder belongs to somebody else.
+        ServingError: the folder is somebody else's, or open to others.
     """
     path = control_socket(port)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     status = path.parent.lstat()
-    if path.parent.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ServingError(f"{path.parent} is open to others; remove it, or set TMPDIR to a folder of your own")
-    path.unlink(missing_ok=True)  # of a server that was killed: the port is ours now
+    remove_leftovers(path.parent)
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Sockets of servers that were killed."""
+    for path in folder.glob("*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except FileNotFoundError:  # its server ended just now
+                pass
+
+
+@asynccontextmanager
+async def control_server(path: Path, answer: Callable[[str], Awaitable[Answer]]) -> AsyncIterator[None]:
+    """Answers commands while the block runs, each on a connection of its own."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -46,7 +66,7 @@ async def serve_control(port: int, answer: Callable[[str], Awaitable[Answer]]) -
 
     server = await asyncio.start_unix_server(converse, path)
     try:
-        await asyncio.Future()
+        yield
     finally:
         server.close()
         path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import math
 import os
-import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from prometheus_client import start_http_server
 
 from deit.errors import ServingError
 from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
+from serving.control import claim_control_socket
 from serving.gateway.admission import Admission
 from serving.gateway.app import Access, create_app
 from serving.gateway.decoder import Decoder
@@ -28,6 +28,7 @@ from serving.gateway.models import ServedModel, discover_models
 from serving.gateway.protocol import GuardedProtocol
 from serving.reload import Reloader
 from serving.settings import ServeSettings
+from serving.signals import StopSignal
 from serving.supervisor import Supervisor
 from serving.tracing import Tracing, traces_url
 from serving.triton.connection import wait_until_ready
@@ -90,7 +91,7 @@ def gateway_server(
     triton_url: str,
     models: dict[str, ServedModel],
     access: Access,
-    stop: "StopSignal",
+    stop: StopSignal,
     triton: EmbeddedTriton | None,
     supervisor: Supervisor | None,
     listener: socket.socket,
@@ -109,7 +110,7 @@ def gateway_server(
             default_model,
             metrics,
             admission,
-            port=listener.getsockname()[1],
+            control_path=claim_control_socket(listener.getsockname()[1]),
         )
     app = create_app(
         triton_url,
@@ -143,29 +144,6 @@ def gateway_server(
     address = url_of(listener)
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
     return GatewayServer(config, stop, admission, supervisor, on_ready=lambda: typer.echo(ready))
-
-
-class StopSignal:
-    """SIGTERM or Ctrl-C: the first is noted, and heeded where that is safe; the second raises KeyboardInterrupt.
-
-    Python's own handler raises at once, in the middle of whatever runs, such as the constructor of a gRPC client.
-    """
-
-    def __init__(self) -> None:
-        self._is_received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def note(self) -> None:
-        self._is_received = True
-
-    def raise_if_received(self) -> None:
-        if self._is_received:
-            raise KeyboardInterrupt
-
-    def _receive(self, number: int, frame: object) -> None:
-        self.raise_if_received()
-        self.note()
 
 
 class GatewayServer(uvicorn.Server):

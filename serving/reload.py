@@ -7,7 +7,10 @@ a classifier must is refused, and all is as it was.
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from deit.errors import DeitError, ServingError
 from deit.model import PROBABILITIES
-from serving.control import Answer, serve_control
+from serving.control import Answer, control_server
 from serving.gateway.admission import Admission
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import FIRST_INFERENCE_TIMEOUT_S, ServedModel, infer_input, read_model
@@ -48,7 +51,7 @@ class Reloader:
     """Belongs to the event loop of the gateway, whose `models` it changes in place.
 
     Args:
-        port: of HTTP, by which commands find this server.
+        control_path: of the socket for commands.
     """
 
     def __init__(
@@ -60,20 +63,21 @@ class Reloader:
         metrics: Metrics,
         admission: Admission,
         *,
-        port: int,
+        control_path: Path,
     ) -> None:
         self._triton = triton
         self._url = triton_url
         self._models = models
         self._default_model = default_model
         self._metrics = metrics
-        self._port = port
+        self._control_path = control_path
         self._admission = admission
         self._turn = asyncio.Lock()
         self._unloading: set[asyncio.Task[None]] = set()
 
-    async def serve(self, readiness: Readiness) -> None:
-        """Take commands until cancelled; a task of the application."""
+    @asynccontextmanager
+    async def commands(self, readiness: Readiness) -> AsyncIterator[None]:
+        """Takes commands while the block runs."""
 
         async def answer(command: str) -> Answer:
             if command != "reload":
@@ -83,7 +87,10 @@ class Reloader:
             except DeitError as error:
                 return {"error": str(error)}
 
-        await serve_control(self._port, answer)
+        async with control_server(self._control_path, answer):
+            yield
+        for task in self._unloading:
+            task.cancel()
 
     async def reload(self, readiness: Readiness) -> list[Change]:
         """Serve what the repository offers now, model by model.
@@ -113,17 +120,16 @@ class Reloader:
     async def _follow(self, name: str, offer: Offer, readiness: Readiness) -> Change:
         before = self._triton.offers.get(name)
         if offer == before:
-            return Change(name, "unchanged", self._models[name].versions if name in self._models else ())
+            return Change(name, "unchanged", self._served(name))
         snapshot = self._triton.snapshot
         kept = tuple(version for version in (before.versions if before else ()) if snapshot.exists(name, version))
         try:
             both = tuple(sorted({*kept, *offer.versions}))
             model = await asyncio.to_thread(self._load_and_prove, name, offer, both)
-        except (ServingError, InferenceServerException) as error:
+        except (ServingError, InferenceServerException, OSError) as error:
             reason = error.message() if isinstance(error, InferenceServerException) else str(error)
             await asyncio.to_thread(self._restore, name, before)
-            served = self._models[name].versions if name in self._models else ()
-            return Change(name, "refused", served, reason)
+            return Change(name, "refused", self._served(name), reason)
         self._triton.offers[name] = offer
         self._switch({**self._models, name: model}, readiness)
         if both != offer.versions:
@@ -135,6 +141,10 @@ class Reloader:
         self._switch({key: model for key, model in self._models.items() if key != name}, readiness)
         self._later(self._unload, name)
         return Change(name, "removed")
+
+    def _served(self, name: str) -> tuple[str, ...]:
+        """The versions that answer now; none of a model that is not one of ours."""
+        return self._models[name].versions if name in self._models else ()
 
     def _switch(self, models: dict[str, ServedModel], readiness: Readiness) -> None:
         """At once, for whatever request comes next."""

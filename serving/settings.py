@@ -1,5 +1,6 @@
-"""What the user of `deit serve` may set, validated once."""
+"""What the user of `deit serve` and `deit triton` may set, validated once."""
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
@@ -175,5 +176,35 @@ class ServeSettings:
             raise ValueError(f"--port {self.port} is also a port of the embedded Triton; choose another for either")
         if self.triton_restarts < 0:
             raise ValueError(f"--triton-restarts {self.triton_restarts}: must be 0 or more; the default is 5")
+        if self.start_timeout_s <= 0:
+            raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandaloneSettings:
+    """The whole of `deit triton`.
+
+    Attributes:
+        host: IPv4 address of gRPC and metrics. Triton's HTTP port, when open, stays on loopback.
+        insecure: `host` may be beyond this machine.
+    """
+
+    model_repository: Path
+    host: str = "127.0.0.1"
+    ports: TritonPorts = TritonPorts()
+    insecure: bool = False
+    start_timeout_s: float = 120.0
+    log_format: LogFormat = "text"
+
+    def __post_init__(self) -> None:
+        try:
+            is_loopback = ipaddress.IPv4Address(self.host).is_loopback
+        except ValueError as error:
+            raise ValueError(f"--host {self.host!r}: must be an IPv4 address, such as 127.0.0.1 or 0.0.0.0") from error
+        if not is_loopback and not self.insecure:
+            raise ValueError(
+                f"--host {self.host} admits other machines, and Triton asks nobody for a key: "
+                "say --insecure where the network lets only the gateway through"
+            )
         if self.start_timeout_s <= 0:
             raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")

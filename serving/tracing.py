@@ -78,6 +78,11 @@ class RequestTrace:
         self._span.set_attribute("http.request.method", method)
         self._context: Context = trace.set_span_in_context(self._span)
 
+    @property
+    def trace_id(self) -> str:
+        """In hexadecimal, as collectors show it."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
     def stages(self, stages_s: Mapping[str, float]) -> None:
         """Spans for stages that have just ended, one after the other."""
         end_ns = time.time_ns()

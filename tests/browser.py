@@ -16,8 +16,11 @@ def find_chromium() -> str | None:
 @contextmanager
 def chromium(executable: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        # Chromium's own sandbox needs user namespaces, which a container withholds from root.
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        # Chromium's own sandbox needs user namespaces, which a container withholds from root, and a container's shared
+        # memory is small.
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         try:
             yield browser
         finally:

@@ -1,16 +1,21 @@
-"""`make screenshots`: the page with the model that ships, as docs/images shows it, on a wide screen and on a phone."""
+"""`make screenshots`: the page with the model that ships, as docs/images shows it, on a wide screen and on a phone; and
+the benchmark's report of the committed results.
+"""
 
 import sys
 from pathlib import Path
 
 from playwright.sync_api import Browser
 
+from benchmark.report import page as report_page
+from benchmark.report import read_report
 from tests.browser import chromium, find_chromium
 from tests.conftest import REPOSITORY_ROOT, encoded
 from tests.drawings import airplane, ship
 from tests.serving.conftest import running
 
 FOLDER = REPOSITORY_ROOT / "docs" / "images"
+RESULTS = REPOSITORY_ROOT / "benchmark" / "results"
 
 # Seconds on an idle machine; another job may have the cores.
 TIMEOUT_MS = 120_000
@@ -27,6 +32,8 @@ def main() -> None:
         url = server.wait_until_ready().url
         take(browser, url, FOLDER / "page.png", width=1200, scheme="light")
         take(browser, url, FOLDER / "page-phone.png", width=390, scheme="dark")
+        if list(RESULTS.glob("*.jsonl")):
+            take_report(browser, FOLDER / "benchmark.png")
 
 
 def take(browser: Browser, url: str, file: Path, *, width: int, scheme: str) -> None:
@@ -51,6 +58,13 @@ def take(browser: Browser, url: str, file: Path, *, width: int, scheme: str) -> 
     page.locator("#answer[aria-busy=false]").wait_for()
     page.screenshot(path=file, full_page=True)
     context.close()
+
+
+def take_report(browser: Browser, file: Path) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.set_content(report_page(read_report(RESULTS)))
+    page.screenshot(path=file, full_page=True)
+    page.close()
 
 
 if __name__ == "__main__":

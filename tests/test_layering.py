@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import REPOSITORY_ROOT
 
-STAGES = {"deit", "training", "export", "serving", "benchmark"}
-HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt", "pyarrow"}
+STAGES = {"deit", "training", "export", "serving", "benchmark", "bulk"}
+HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt", "pyarrow", "ray"}
 
 # stage -> stages it may import (a dotted name allows that module only)
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
     "export": {"deit", "training.model", "training.checkpoint", "training.images"},
     "serving": {"deit"},
     "benchmark": {"deit", "training", "export", "serving"},
+    "bulk": {"deit", "serving.gateway.images", "serving.gateway.errors"},
 }
 # Stages that stay free of heavy libraries, and the one file that is Triton's plug-in rather than ours.
 LIGHT = {"deit", "serving"}
@@ -81,7 +82,16 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, name
     assert [finding.partition(" ")[2] for finding in violations(tmp_path)] == [f"imports {name}"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["train", "--help"], ["export", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        *(
+            [name, "--help"]
+            for name in ("serve", "triton", "train", "export", "classify", "models", "classify-dataset")
+        ),
+    ],
+)
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     program = (
         "import sys; sys.argv = ['deit', *sys.argv[1:]]\n"

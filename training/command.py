@@ -1,5 +1,7 @@
 """`deit train`."""
 
+import os
+
 import typer
 
 from deit.log import configure_logging
@@ -15,11 +17,19 @@ def train(config: TrainConfig) -> None:
     """Train a teacher, or distil a DeiT student from one.
 
     Writes RUNS/NAME: config.json (what was asked), metrics.jsonl (one line an epoch), checkpoint/ (a folder that timm
-    opens as local-dir, and that `deit export` takes), checkpoint-ema/ (with --ema-decay) and resume.pt (for --resume).
+    opens as local-dir, and that `deit export` takes), checkpoint-ema/ (with --ema-decay), tensorboard/ (event files)
+    and resume.pt (for --resume).
 
     An option that is not given is read from DEIT_TRAIN_<OPTION>, then from --preset.
     """
     configure_logging("text")
-    from training.loop import train  # after parsing, so that --help and wrong usage need no torch
+    # imports after parsing, so that --help and wrong usage need no torch
+    if config.explain:
+        from training.explain import explain_epoch
+
+        if os.environ.get("RANK", "0") == "0":  # torchrun's first process tells for all
+            typer.echo(explain_epoch(config, processes=int(os.environ.get("WORLD_SIZE", "1"))))
+        return
+    from training.loop import train
 
     train(config)

@@ -10,7 +10,7 @@ from typer import Option
 
 from training.preset import preset_titles, read_preset
 
-Distillation = Literal["none", "soft", "hard", "two-class-tokens"]
+Distillation = Literal["none", "soft", "hard", "two-class-tokens", "nkd"]
 Token = Literal["distillation", "class"]
 KlReduction = Literal["batchmean", "numel"]
 
@@ -33,6 +33,14 @@ def _apply_preset(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
+def _blocks(option: str, text: str) -> tuple[int, ...]:
+    """The block numbers of an option such as 0,1; `none` are none."""
+    try:
+        return () if text == "none" else tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: must be block numbers such as 0,1, or none") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. Learning rates are absolute: nothing scales them behind your back.
@@ -46,9 +54,21 @@ class TrainConfig:
             help="Data set: a folder with train and test as parquet files, or as folders with a folder for each class."
         ),
     ]
+    train_images: Annotated[
+        int | None,
+        Option(min=1, help="Train on this many of the images, spread evenly over the data set; all of them."),
+    ] = None
     name: Annotated[str, Option(help="Name of the run; everything it writes goes to RUNS/NAME.")]
     runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
     resume: Annotated[bool, Option("--resume", help="Go on after the last epoch that RUNS/NAME finished.")] = False
+
+    explain: Annotated[
+        bool, Option("--explain", help="Only tell which images an epoch reads, in which order and process.")
+    ] = False
+    profile: Annotated[bool, Option("--profile", help="Tell after each epoch where the time of its steps went.")] = (
+        False
+    )
+    report: Annotated[bool, Option("--report", help="At the end write RUNS/NAME/report.md with the curves.")] = False
 
     preset: Annotated[
         str | None,
@@ -84,8 +104,8 @@ class TrainConfig:
     distillation: Annotated[
         Distillation,
         Option(
-            help="hard: the teacher's decision; soft: its probabilities; two-class-tokens: the paper's control, two "
-            "tokens that both learn the label."
+            help="hard: the teacher's decision; soft: its probabilities; nkd: the same, normalised, beside the whole "
+            "loss of the label; two-class-tokens: the paper's control, two tokens that both learn the label."
         ),
     ] = "none"
     token: Annotated[
@@ -109,6 +129,37 @@ class TrainConfig:
             help="Of soft distillation: batchmean is the paper's; numel divides by the classes too, as DeiT's code."
         ),
     ] = "batchmean"
+    nkd_gamma: Annotated[float, Option(min=0, help="Of nkd: weight of the classes that are not the label's.")] = 1.0
+    nkd_temperature: Annotated[float, Option(help="Of nkd, on those classes.")] = 1.0
+
+    features: Annotated[
+        Literal["none", "vitkd"],
+        Option(help="vitkd: learn from the teacher's tokens too, added to any --distillation. For two transformers."),
+    ] = "none"
+    vitkd_mimic: Annotated[
+        str, Option(help="Blocks whose tokens shall equal the teacher's, counted from 0, from -1 backwards; or none.")
+    ] = "0,1"
+    vitkd_generate: Annotated[
+        str,
+        Option(
+            help="Blocks whose masked tokens shall generate the teacher's; -1 is the output after the norm; or none."
+        ),
+    ] = "-1"
+    vitkd_point: Annotated[
+        Literal["ffn", "mha"],
+        Option(help="Where in a block tokens are read: ffn is after it, mha after its attention. Not of -1."),
+    ] = "ffn"
+    vitkd_mask_ratio: Annotated[float, Option(help="Share of the tokens that are masked for --vitkd-generate.")] = 0.5
+    vitkd_reduction: Annotated[
+        Literal["sum", "mean"],
+        Option(help="Of the squared errors. sum is the published one; mean does not depend on size and needs weights."),
+    ] = "sum"
+    vitkd_mimic_weight: Annotated[
+        float | None, Option(min=0, help="Published for sum: 3e-5, which is 4.52 for mean in DeiT-Ti from DeiT III-S.")
+    ] = None
+    vitkd_generate_weight: Annotated[
+        float | None, Option(min=0, help="Published for sum: 3e-6, which is 0.226 for mean in the same pair.")
+    ] = None
 
     epochs: Annotated[int, Option(min=1)] = 300
     batch_size: Annotated[int, Option(min=2, help="Images a step, over all processes.")] = 1024
@@ -169,19 +220,26 @@ class TrainConfig:
                 "or leave the teacher out"
             )
         if self.has_teacher and self.teacher is None:
-            raise ValueError(
-                f"--distillation {self.distillation} needs a --teacher: a checkpoint folder or a timm name"
-            )
+            asking = f"--distillation {self.distillation}" if self.features == "none" else f"--features {self.features}"
+            raise ValueError(f"{asking} needs a --teacher: a checkpoint folder or a timm name")
         if self.teacher is None and self.teacher_image_size is not None:
             raise ValueError("--teacher-image-size without a --teacher")
         if self.initial_checkpoint is None and self.position_antialias:
             raise ValueError("--position-antialias without an --initial-checkpoint, whose positions it would resize")
-        if self.distillation != "none" and self.label_weight == 1:
+        weighed = self.distillation not in ("none", "nkd")
+        if weighed and self.label_weight == 1:
             raise ValueError(f"--label-weight 1 leaves nothing of --distillation {self.distillation}: lower it")
-        if self.distillation != "none" and self.label_weight == 0 and self.token == "distillation":
+        if weighed and self.label_weight == 0 and self.token == "distillation":
             raise ValueError("--label-weight 0 leaves the class head untrained: raise it, or take --token class")
-        if self.temperature <= 0:
-            raise ValueError(f"--temperature {self.temperature:g}: must be above 0")
+        for option, temperature in (("--temperature", self.temperature), ("--nkd-temperature", self.nkd_temperature)):
+            if temperature <= 0:
+                raise ValueError(f"{option} {temperature:g}: must be above 0")
+        if self.features == "vitkd":
+            if not self.vitkd_mimic_blocks and not self.vitkd_generate_blocks:
+                raise ValueError("--features vitkd with nothing to mimic and nothing to generate")
+            if not 0 < self.vitkd_mask_ratio <= 1:
+                raise ValueError(f"--vitkd-mask-ratio {self.vitkd_mask_ratio:g}: must be above 0 and at most 1")
+            self.vitkd_weights  # noqa: B018  a missing weight is found here
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"--min-learning-rate {self.min_learning_rate:g} is above --learning-rate {self.learning_rate:g}: "
@@ -210,7 +268,28 @@ class TrainConfig:
     @property
     def has_teacher(self) -> bool:
         """Whether the strategy asks a teacher."""
-        return self.distillation in ("soft", "hard")
+        return self.distillation in ("soft", "hard", "nkd") or self.features != "none"
+
+    @property
+    def vitkd_mimic_blocks(self) -> tuple[int, ...]:
+        """Blocks to mimic."""
+        return _blocks("--vitkd-mimic", self.vitkd_mimic)
+
+    @property
+    def vitkd_generate_blocks(self) -> tuple[int, ...]:
+        """Blocks to generate."""
+        return _blocks("--vitkd-generate", self.vitkd_generate)
+
+    @property
+    def vitkd_weights(self) -> tuple[float, float]:
+        """Weights of mimicking and generation: the given ones, else for sum the published ones."""
+        mimic, generate = self.vitkd_mimic_weight, self.vitkd_generate_weight
+        if self.vitkd_reduction == "mean" and (mimic is None or generate is None):
+            raise ValueError(
+                "--vitkd-reduction mean needs --vitkd-mimic-weight and --vitkd-generate-weight, whose published values "
+                "are for sums: 4.52 and 0.226 are the same for DeiT-Ti from DeiT III-S"
+            )
+        return 3e-5 if mimic is None else mimic, 3e-6 if generate is None else generate
 
     @property
     def mixes(self) -> bool:
@@ -224,10 +303,10 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights, as plain data: all but where the run lies and what it runs on."""
+        """What decides the weights, as plain data: all but where the run lies, what it runs on and what it tells."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for place in ("runs", "resume", "device", "workers"):
-            del values[place]
+        for other in ("runs", "resume", "device", "workers", "explain", "profile", "report"):
+            del values[other]
         return values
 
     @property

@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
 from deit.errors import DataError
@@ -30,28 +30,34 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Images to train on: (uint8 (3, H, W), class index, index of the image if it cannot be decoded, else -1).
 
     Normalisation happens on the device. In place of an image that cannot be decoded the next one is given, so that
-    batches keep their size.
+    batches keep their size. The draws of repeated augmentation follow each other: the image is decoded once for them.
     """
 
-    def __init__(self, images: LabelledImages, transform: "Transform", *, seed: int, epoch: int) -> None:
+    def __init__(self, images: LabelledImages, transform: "Transform", *, seed: int) -> None:
         self._images = images
         self._transform = transform
-        self._seed, self._epoch = seed, epoch
+        self._seed = seed
+        self._decoded: tuple[int, Image.Image] | None = None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
-        seed_cpu(derived_seed(self._seed, self._epoch, Purpose.IMAGE, draw.place))
+        seed_cpu(derived_seed(self._seed, draw.epoch, Purpose.IMAGE, draw.place))
         for step in range(min(NEIGHBOURS, len(self))):
             index = (draw.image + step) % len(self)
             try:
-                image = decode(self._images, index)
+                image = self._decode(index)
             except DataError:
                 continue
             label, undecodable = self._images.label(index), draw.image if step else -1
             return self._transform(image), torch.tensor(label), torch.tensor(undecodable)
         raise DataError(f"{self._images.source(draw.image)} and the {NEIGHBOURS - 1} images after it cannot be decoded")
+
+    def _decode(self, index: int) -> Image.Image:
+        if self._decoded is None or self._decoded[0] != index:
+            self._decoded = (index, decode(self._images, index))
+        return self._decoded[1]
 
 
 class EvaluationImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -123,17 +129,22 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
         re_prob=0,
         normalize=False,
     ).transforms
-    for step in steps:
-        if isinstance(step, RandAugment):
-            for operation in step.ops:
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = posterize
+    mend_posterize(steps)
     if config.image_size <= 32:
         # resizing leaves an image of the right size as it is
         resize = transforms.Resize(config.image_size, transforms.InterpolationMode.BICUBIC)
         steps[:1] = [resize, transforms.RandomCrop(config.image_size, padding=4)]
     transform: Transform = transforms.Compose(steps)
     return transform
+
+
+def mend_posterize(steps: list[Transform]) -> None:
+    """Give the RandAugment among timm's steps our `posterize`."""
+    for step in steps:
+        if isinstance(step, RandAugment):
+            for operation in step.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = posterize
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
@@ -145,33 +156,47 @@ def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def training_batches(
-    images: LabelledImages,
-    config: TrainConfig,
-    shares: Shares,
-    *,
-    epoch: int,
-    first_step: int,
-    mean: tuple[float, float, float],
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """The augmented device batches of this process in one epoch; equal seed and epoch give equal batches, whatever the
-    number of workers.
+class CurrentEpoch(Sampler[list[Draw]]):
+    """The draws of whichever epoch is being read: workers that outlive an epoch keep their sampler."""
+
+    def __init__(self) -> None:
+        self.draws: EpochSampler | None = None
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        assert self.draws is not None  # TrainingBatches.epoch sets it before the loader asks
+        return iter(self.draws)
+
+
+class TrainingBatches:
+    """The augmented device batches of this process, epoch by epoch; equal seed and epoch give equal batches, whatever
+    the number of workers, which live as long as this.
     """
-    sampler = EpochSampler(
-        len(images),
-        shares,
-        seed=config.seed,
-        epoch=epoch,
-        repeats=config.repeated_augmentation,
-        first_step=first_step,
-    )
-    return DataLoader(
-        AugmentedImages(images, training_transform(config, mean), seed=config.seed, epoch=epoch),
-        batch_sampler=sampler,
-        num_workers=config.workers,
-        worker_init_fn=outlive_sigterm,
-        pin_memory=torch.cuda.is_available(),
-    )
+
+    def __init__(
+        self, images: LabelledImages, config: TrainConfig, shares: Shares, *, mean: tuple[float, float, float]
+    ) -> None:
+        self._images, self._config, self._shares = len(images), config, shares
+        self._current = CurrentEpoch()
+        self._loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
+            AugmentedImages(images, training_transform(config, mean), seed=config.seed),
+            batch_sampler=self._current,
+            num_workers=config.workers,
+            worker_init_fn=outlive_sigterm,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=config.workers > 0,
+        )
+
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of an epoch from `first_step` on. One epoch at a time: the next ends the last."""
+        self._current.draws = EpochSampler(
+            self._images,
+            self._shares,
+            seed=self._config.seed,
+            epoch=epoch,
+            repeats=self._config.repeated_augmentation,
+            first_step=first_step,
+        )
+        return iter(self._loader)
 
 
 def evaluation_batches(

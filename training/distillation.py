@@ -6,19 +6,23 @@ z_c and z_d are the logits of the class and the distillation head, z_t the teach
     soft              w CE(y, z_c) + (1 - w) T² KL(softmax(z_t / T), softmax(z / T))
     hard              w CE(y, z_c) + (1 - w) CE(argmax z_t, z)
     two-class-tokens  w CE(y, z_c) + (1 - w) CE(y, z_d)          the paper's control: a second token without a teacher
+    nkd               CE(y, z_c) + NKD(z, z_t, y)                arXiv:2303.13005
 
 z is z_d where the student has a distillation token, else z_c, "usual" distillation. The paper's lambda and DeiT's
---distillation-alpha are 1 - w.
+--distillation-alpha are 1 - w. A loss on features (training.features) is added to any of them.
 """
 
 from dataclasses import dataclass
 
 import timm
+import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from deit.errors import TrainingError
 from training.config import Distillation, KlReduction
+from training.features import Features, ViTKD, logits_and_features
 from training.model import is_distilled
 
 
@@ -27,11 +31,12 @@ class DistillationLoss:
     """The loss of one strategy.
 
     Attributes:
-        label_weight: share of the label's term; the rest is the teacher's, or the second token's.
+        label_weight: share of the label's term; the rest is the teacher's, or the second token's. Not of nkd.
         temperature: of soft distillation.
         kl_reduction: of soft distillation. batchmean is the paper's: summed over classes, averaged over images. numel
             averages over classes as well, as DeiT's released code does, so that the term is smaller by the number of
             classes.
+        nkd_gamma, nkd_temperature: of nkd.
         label_smoothing: of class indices. Mixed targets come smoothed, and the teacher's decision is never smoothed.
     """
 
@@ -39,6 +44,8 @@ class DistillationLoss:
     label_weight: float
     temperature: float
     kl_reduction: KlReduction
+    nkd_gamma: float
+    nkd_temperature: float
     label_smoothing: float
 
     def __call__(
@@ -58,6 +65,10 @@ class DistillationLoss:
             other_loss = label_cross_entropy(taught_logits, targets, self.label_smoothing)
         else:
             assert teacher_logits is not None  # TrainConfig asks for a teacher
+            if self.distillation == "nkd":
+                return label_loss + nkd_loss(
+                    taught_logits, teacher_logits, targets, self.nkd_gamma, self.nkd_temperature
+                )
             if self.distillation == "hard":
                 other_loss = hard_teacher_loss(taught_logits, teacher_logits)
             else:
@@ -87,25 +98,65 @@ def soft_teacher_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     return divergence * temperature**2 / (len(logits) if kl_reduction == "batchmean" else logits.numel())
 
 
+def nkd_loss(logits: Tensor, teacher_logits: Tensor, targets: Tensor, gamma: float, temperature: float) -> Tensor:
+    """Normalised knowledge distillation, -T_t log S_t - gamma T² sum of T'_i log S'_i over the other classes.
+
+    t is the label, of a mixed one the largest share; S and T are student's and teacher's softmax, S' and T' at the
+    temperature over the other classes alone. A cross-entropy: a student that equals its teacher does not reach 0.
+
+    Args:
+        logits, teacher_logits: (N, classes).
+        targets: class indices (N,), or distributions (N, classes).
+    """
+    logits, teacher_logits = logits.float(), teacher_logits.detach().float()
+    indices = (targets.argmax(dim=-1) if targets.is_floating_point() else targets)[:, None]
+    shares = teacher_logits.softmax(dim=-1).gather(1, indices)
+    target_loss = -(shares * logits.log_softmax(dim=-1).gather(1, indices)).mean()
+
+    # minus infinity takes the label out of both softmaxes; its product with the teacher's 0 would be no number
+    is_target = F.one_hot(indices[:, 0], logits.shape[-1]).bool()
+    others = (logits / temperature).masked_fill(is_target, -torch.inf).log_softmax(dim=-1).masked_fill(is_target, 0)
+    teacher_others = (teacher_logits / temperature).masked_fill(is_target, -torch.inf).softmax(dim=-1)
+    return target_loss - gamma * temperature**2 * (teacher_others * others).sum(dim=-1).mean()
+
+
 class Objective(nn.Module):
-    """A student with its loss in one forward.
+    """A student with its losses in one forward, and with what is learned for the losses alone.
 
     DistributedDataParallel synchronises the gradients of what its own forward computed, so nothing of the loss may
     call the student from outside.
     """
 
-    def __init__(self, student: nn.Module, loss: DistillationLoss) -> None:
+    def __init__(self, student: nn.Module, loss: DistillationLoss, features: ViTKD | None = None) -> None:
         super().__init__()
         self.student = student
+        self.features = features
         self._loss = loss
         if is_distilled(student):
             student.set_distilled_training(True)  # type: ignore[operator]  # both heads' logits while training
 
-    def forward(self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        teacher_logits: Tensor | None = None,
+        teacher_features: Features | None = None,
+    ) -> Tensor:
         """The mean loss of a batch of normalised images (N, 3, H, W)."""
-        logits = self.student(images)
+        if self.features is None:
+            logits = self.student(images)
+        else:
+            assert isinstance(self.student, VisionTransformer)  # ViTKD takes no other
+            assert teacher_features is not None
+            logits, features = logits_and_features(self.student, images, self.features.taps)
         class_logits, distillation_logits = logits if isinstance(logits, tuple) else (logits, None)
-        return self._loss(class_logits, distillation_logits, targets, teacher_logits)
+        loss = self._loss(class_logits, distillation_logits, targets, teacher_logits)
+        return loss if self.features is None else loss + self.features(features, teacher_features)
+
+    def no_weight_decay(self) -> set[str]:
+        """The student's parameters without weight decay, for timm's optimiser factory."""
+        names = self.student.no_weight_decay() if hasattr(self.student, "no_weight_decay") else ()  # type: ignore[operator]
+        return {f"student.{name}" for name in names}
 
 
 def check_architecture(architecture: str, model: nn.Module, distillation: Distillation, token: str) -> None:

@@ -218,9 +218,41 @@ def open_images(data: Path, split: str) -> LabelledImages:
     return found
 
 
+class SomeImages:
+    """As many of the images as asked for, spread evenly, so that a data set sorted by class keeps all its classes."""
+
+    def __init__(self, images: LabelledImages, count: int) -> None:
+        if count > len(images):
+            raise DataError(f"--train-images {count}: the data set has {len(images)}")
+        self.label_names = images.label_names
+        self._images, self._count = images, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _index(self, index: int) -> int:
+        return index * len(self._images) // self._count
+
+    def encoded(self, index: int) -> bytes:
+        return self._images.encoded(self._index(index))
+
+    def label(self, index: int) -> int:
+        return self._images.label(self._index(index))
+
+    def file_name(self, index: int) -> str:
+        return self._images.file_name(self._index(index))
+
+    def source(self, index: int) -> str:
+        return self._images.source(self._index(index))
+
+
 def decode(images: LabelledImages, index: int) -> Image.Image:
     """One image in RGB. Raises DataError that names it."""
     try:
-        return Image.open(io.BytesIO(images.encoded(index))).convert("RGB")
+        image = Image.open(io.BytesIO(images.encoded(index)))
+        if image.mode == "RGB":
+            image.load()
+            return image  # `convert` would copy it
+        return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error

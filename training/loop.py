@@ -13,7 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deit.durable import write_file
@@ -21,19 +21,23 @@ from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
-from training.data import CorruptImages, evaluation_batches, training_batches
+from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.distillation import DistillationLoss, Objective, check_architecture
 from training.evaluate import evaluate
-from training.images import open_images
+from training.events import event_file
+from training.features import Features, ViTKD
+from training.images import SomeImages, open_images
 from training.initial import load_initial
-from training.model import Normalize, create_model, load_teacher
+from training.model import Normalize, Teacher, create_model, load_teacher
 from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
+from training.profile import StepProfile
 from training.provenance import provenance
 from training.resume import ResumeState, prepare_run_folder, stop_request
 from training.sampler import Shares
 from training.schedule import learning_rate_schedule
 from training.seeds import Purpose, derived_seed, seed_everything
+from training.summary import write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     train_images, test_images = open_images(config.data, "train"), open_images(config.data, "test")
     if test_images.label_names != train_images.label_names:
         raise TrainingError(f"{config.data}: train and test name different classes")
+    if config.train_images is not None:
+        train_images = SomeImages(train_images, config.train_images)
     if len(train_images) < config.batch_size:
         raise TrainingError(
             f"{config.data} has {len(train_images)} training images, fewer than one batch of {config.batch_size}: "
@@ -92,16 +98,6 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             logger.info("%s", change)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-    objective = Objective(
-        model,
-        DistillationLoss(
-            distillation=config.distillation,
-            label_weight=config.label_weight,
-            temperature=config.temperature,
-            kl_reduction=config.kl_reduction,
-            label_smoothing=config.label_smoothing,
-        ),
-    )
     teacher = None
     if config.teacher is not None:
         teacher = load_teacher(
@@ -111,6 +107,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             image_size=config.teacher_image_size,
         )
         teacher = teacher.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    objective = Objective(model, loss_of(config), features_of(config, model, teacher)).to(device)
 
     # -------------------------------------------------------------------------------------- augmentation on the device
     normalize = Normalize(preprocessing).to(device)
@@ -127,7 +124,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
 
     # --------------------------------------------------------------------------------- optimiser, average, precision
     optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
+        objective, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
     )
     set_learning_rate = learning_rate_schedule(optimizer, config, steps_per_epoch)
     # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
@@ -140,6 +137,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     state = prepare_run_folder(config, processes, provenance({"train": train_images, "test": test_images}))
     if state.weights is not None:
         model.load_state_dict(state.weights["model"])
+        if objective.features is not None:
+            objective.features.load_state_dict(state.weights["features"])
         optimizer.load_state_dict(state.weights["optimizer"])
         scaler.load_state_dict(state.weights["scaler"])
         if ema is not None:
@@ -188,42 +187,55 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     # -------------------------------------------------------------------------------------------------------- epochs
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     skipped_in_a_row = 0
-    with stop_request() as stop_asked:
+    training_batches = TrainingBatches(train_images, config, shares, mean=preprocessing.mean)
+    events_of_run = event_file(
+        config.folder / "tensorboard",
+        first_step=state.epochs_done * steps_per_epoch + state.steps_done,
+        steps_per_epoch=steps_per_epoch,
+        enabled=processes.is_first,
+    )
+    with stop_request() as stop_asked, events_of_run as events:
         for epoch in range(state.epochs_done, config.epochs):
             model.train()
             started, first_step = time.monotonic(), state.steps_done
+            profile = StepProfile(device, config.profile)
             corrupt = CorruptImages(train_images, config.max_corrupt_share)
             corrupt.add(state.corrupt)
-            batches = iter(
-                training_batches(
-                    train_images, config, shares, epoch=epoch, first_step=first_step, mean=preprocessing.mean
-                )
-            )
+            batches = training_batches.epoch(epoch, first_step=first_step)
             with Progress(*columns, transient=True, disable=not processes.is_first) as progress:
                 bar = progress.add_task("", total=steps_per_epoch, completed=first_step)
                 for step in range(first_step, steps_per_epoch):
+                    profile.start_step()
                     set_learning_rate(epoch, step)
                     optimizer.zero_grad()
                     loss_sum = torch.zeros((), device=device)
                     for turn in range(shares.accumulation):
+                        profile.end("rest")
                         images, targets, undecodable = next(batches)
+                        profile.end("data")
                         corrupt.add(undecodable[undecodable >= 0].tolist())
                         seed_everything(derived_seed(config.seed, epoch, Purpose.BATCH, step, shares.part(turn)))
-                        images = normalize(images.to(device, non_blocking=True)).contiguous(memory_format=memory_format)
-                        images = erase(images)  # DeiT erases before it mixes
+                        images = images.to(device, non_blocking=True)
                         targets = targets.to(device, non_blocking=True)
+                        profile.end("transfer")
+                        images = normalize(images).contiguous(memory_format=memory_format)
+                        images = erase(images)  # DeiT erases before it mixes
                         if mix is not None:
                             images, targets = mix(images, targets)
+                        profile.end("augmentation")
                         gradients_wait = processes.count > 1 and turn + 1 < shares.accumulation
                         with step_of.no_sync() if gradients_wait else nullcontext():  # type: ignore[operator]
                             with autocast:
-                                teacher_logits = None if teacher is None else teacher(images)
-                                loss = step_of(images, targets, teacher_logits) / shares.accumulation
+                                lesson = () if teacher is None else teach(teacher, images, objective.features)
+                                profile.end("teacher")
+                                loss = step_of(images, targets, *lesson) / shares.accumulation
+                            profile.end("student")
                             scaler.scale(loss).backward()
                         loss_sum += loss.detach()
+                        profile.end("backward")
 
                     scaler.unscale_(optimizer)
-                    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm or math.inf)
+                    norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad_norm or math.inf)
                     # every process learns the same numbers, so all skip or stop at the same step
                     shared = processes.sum(torch.stack([loss_sum, norm, norm.new_tensor(float(stop_asked()))]))
                     step_loss, step_norm, stop = (shared / processes.count).tolist()
@@ -231,11 +243,13 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     if finite or scaler.is_enabled():  # an enabled scaler skips by itself, and lowers its scale
                         scaler.step(optimizer)
                         scaler.update()
+                    profile.end("optimiser")
                     if finite:
                         skipped_in_a_row = 0
                         state.loss_sum += step_loss
                         if ema is not None:
                             ema.update(model, step=epoch * steps_per_epoch + step + 1)
+                            profile.end("average")
                     else:
                         skipped_in_a_row += 1
                         state.skipped_steps += 1
@@ -249,11 +263,25 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                             f"step {step} of epoch {epoch + 1}. {config.folder} keeps the state after epoch {epoch}: "
                             "start again from its checkpoint with --initial-checkpoint and a lower --learning-rate"
                         )
-                    progress.update(bar, advance=1, description=f"epoch {epoch + 1} loss {step_loss:.3f}")
+                    events.step(
+                        epoch * steps_per_epoch + step,
+                        {
+                            "loss": step_loss,
+                            "gradient_norm": step_norm,
+                            "learning_rate": optimizer.param_groups[0]["lr"],
+                        },
+                    )
+                    images_per_s = (progress.tasks[bar].speed or 0) * config.batch_size
+                    progress.update(
+                        bar,
+                        advance=1,
+                        description=f"epoch {epoch + 1} loss {step_loss:.3f}, {images_per_s:.0f} images/s",
+                    )
+                    profile.end("rest")
                     if stop:
                         state.steps_done = step + 1
                         state.corrupt = sorted(processes.union(corrupt.indices))
-                        state.weights = weights_of(model, optimizer, scaler, ema)
+                        state.weights = weights_of(objective, optimizer, scaler, ema)
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
@@ -261,6 +289,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         )
             train_s = time.monotonic() - started
             corrupt.add(processes.union(corrupt.indices))
+            if config.profile:
+                logger.info("%s", profile.text(config.batch_size))
 
             # ------------------------------------------------------------------------------ evaluation and checkpoints
             evaluations = {"test": model} if ema is None else {"test": model, "test_ema": ema.module}
@@ -298,7 +328,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
             state = ResumeState(
                 epochs_done=epoch + 1,
-                weights=weights_of(model, optimizer, scaler, ema),
+                weights=weights_of(objective, optimizer, scaler, ema),
                 metrics=[*state.metrics, record],
             )
             if processes.is_first:
@@ -319,6 +349,11 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     )
                 state.save(config)
                 write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
+                events.epoch(record)
+                if config.profile:
+                    write_file(config.folder / "profile.json", json.dumps(profile.steps, indent=2) + "\n")
+    if config.report and processes.is_first:
+        logger.info("%s tells how the run went", write_summary(config.folder))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
 
 
@@ -341,9 +376,52 @@ def share_out(config: TrainConfig, processes: Processes) -> Shares:
     )
 
 
+def loss_of(config: TrainConfig) -> DistillationLoss:
+    """The loss on logits that the run asks for."""
+    return DistillationLoss(
+        distillation=config.distillation,
+        label_weight=config.label_weight,
+        temperature=config.temperature,
+        kl_reduction=config.kl_reduction,
+        nkd_gamma=config.nkd_gamma,
+        nkd_temperature=config.nkd_temperature,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def features_of(config: TrainConfig, student: nn.Module, teacher: Teacher | None) -> ViTKD | None:
+    """The loss on features that the run asks for, if it does."""
+    if config.features == "none":
+        return None
+    assert teacher is not None  # TrainConfig asks for one
+    mimic_weight, generate_weight = config.vitkd_weights
+    return ViTKD(
+        student,
+        teacher.model,
+        mimic=config.vitkd_mimic_blocks,
+        generate=config.vitkd_generate_blocks,
+        point=config.vitkd_point,
+        mask_ratio=config.vitkd_mask_ratio,
+        reduction=config.vitkd_reduction,
+        mimic_weight=mimic_weight,
+        generate_weight=generate_weight,
+    )
+
+
+def teach(teacher: Teacher, images: Tensor, features: ViTKD | None) -> tuple[Tensor] | tuple[Tensor, Features]:
+    """The teacher's logits, and its features where they are asked for."""
+    return (teacher(images),) if features is None else teacher.with_features(images, features.taps)
+
+
 def weights_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ema: ModelEmaV3 | None
+    objective: Objective, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ema: ModelEmaV3 | None
 ) -> dict[str, dict[str, object]]:
     """All that training has changed, for the resume file."""
-    weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    weights = {
+        "model": objective.student.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    if objective.features is not None:
+        weights["features"] = objective.features.state_dict()
     return weights if ema is None else {**weights, "ema": ema.module.state_dict()}

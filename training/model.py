@@ -15,6 +15,7 @@ from deit.checkpoint import read_checkpoint_config
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from training.checkpoint import load_checkpoint
+from training.features import Features, Taps, logits_and_features
 
 
 def create_model(
@@ -72,7 +73,8 @@ class Normalize(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.float() / 255 - self.mean) / self.std
+        # in place: three times as fast on a CPU, where fresh memory costs more than the arithmetic
+        return images.to(torch.float32, copy=True).div_(255).sub_(self.mean).div_(self.std)
 
 
 class Teacher(nn.Module):
@@ -85,7 +87,7 @@ class Teacher(nn.Module):
     def __init__(self, name: str, model: nn.Module, preprocessing: Preprocessing, student: Preprocessing) -> None:
         super().__init__()
         self.name = name
-        self._model = model.requires_grad_(False)
+        self.model = model.requires_grad_(False)
         self._image_size = preprocessing.image_size
         # (x * std_s + mean_s - mean_t) / std_t as one multiplication and addition
         student_mean, student_std = torch.tensor(student.mean), torch.tensor(student.std)
@@ -105,11 +107,22 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) for images normalised for the student, (N, 3, H, W)."""
+        logits: Tensor = self.model(self._view(images))
+        return logits
+
+    @torch.no_grad()
+    def with_features(self, images: Tensor, taps: Taps) -> tuple[Tensor, Features]:
+        """The same logits, and the features where the taps are; for a vision transformer."""
+        logits, features = logits_and_features(self.model, self._view(images), taps)
+        assert isinstance(logits, Tensor)  # of both heads it gives the mean, in evaluation mode
+        return logits, features
+
+    def _view(self, images: Tensor) -> Tensor:
+        """The images as this model wants them."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")
-        logits: Tensor = self._model(images)
-        return logits
+        return images
 
 
 def load_teacher(

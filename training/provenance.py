@@ -1,7 +1,9 @@
 """What a run was made with, kept beside its settings."""
 
 import hashlib
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from training.images import LabelledImages
 
 
 def provenance(splits: dict[str, LabelledImages]) -> dict[str, Any]:
-    """Versions, commit, and a fingerprint of each split."""
+    """Machine, versions, commit, and a fingerprint of each split."""
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, numpy, PIL)}
     return {
+        "machine": machine(),
         "versions": {"deit-server": __version__, "python": platform.python_version(), **versions},
         "commit": commit(),
         "data": {
@@ -27,6 +30,14 @@ def provenance(splits: dict[str, LabelledImages]) -> dict[str, Any]:
             for name, images in splits.items()
         },
     }
+
+
+def machine() -> str:
+    """The GPUs, or the processor and how many of its cores the process may use."""
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    described = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{len(os.sched_getaffinity(0))} cores of {described[1] if described else platform.machine()}"
 
 
 def commit() -> str | None:

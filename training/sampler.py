@@ -21,8 +21,9 @@ class Draw(NamedTuple):
 
     image: int
     """Its index in the data set."""
+    epoch: int
     place: int
-    """Of the draw in the epoch, which decides its augmentation."""
+    """Of the draw in the epoch: both decide its augmentation."""
 
 
 def epoch_order(images: int, *, seed: int, epoch: int, repeats: int) -> Tensor:
@@ -70,7 +71,7 @@ class EpochSampler(Sampler[list[Draw]]):
 
     def __init__(self, images: int, shares: Shares, *, seed: int, epoch: int, repeats: int, first_step: int) -> None:
         self._order = epoch_order(images, seed=seed, epoch=epoch, repeats=repeats)
-        self._shares = shares
+        self._epoch, self._shares = epoch, shares
         self._steps = range(first_step, images // shares.batch_size)
 
     def __len__(self) -> int:
@@ -83,4 +84,4 @@ class EpochSampler(Sampler[list[Draw]]):
             for turn in range(shares.accumulation):
                 places = range(start + shares.part(turn), end, shares.parts)
                 images = self._order[places.start : places.stop : places.step].tolist()
-                yield [Draw(image, place) for image, place in zip(images, places, strict=True)]
+                yield [Draw(image, self._epoch, place) for image, place in zip(images, places, strict=True)]

@@ -55,9 +55,9 @@ class Classifier:
         self._session = onnxruntime.InferenceSession(settings.onnx_file, options, providers=["CPUExecutionProvider"])
         self._preprocessing = Preprocessing.from_json(settings.preprocessing)
 
-    def pixels(self, content: bytes | Image.Image) -> npt.NDArray[np.uint8]:
+    def pixels(self, content: bytes | bytearray | memoryview | Image.Image) -> npt.NDArray[np.uint8]:
         """Of an image file, or of one that the server opened: uint8 (H, W, 3)."""
-        image = Image.open(io.BytesIO(content)) if isinstance(content, bytes) else content
+        image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
         return resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"), self._preprocessing)
 
     def answers(self, batch: list[npt.NDArray[np.uint8]]) -> list[dict[str, Any]]:

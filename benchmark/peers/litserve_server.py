@@ -1,11 +1,11 @@
 """LitServe: worker processes that decode and compute, with its batching."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import litserve
 import numpy as np
 import numpy.typing as npt
-from fastapi import Request
+from fastapi import Body
 
 from benchmark.peers.classifier import Classifier, peer_settings
 
@@ -16,8 +16,8 @@ class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.classifier = Classifier(peer_settings())
 
-    async def decode_request(self, request: Request) -> Pixels:
-        return self.classifier.pixels(await request.body())
+    def decode_request(self, request: Annotated[bytes, Body()]) -> Pixels:
+        return self.classifier.pixels(request)
 
     def predict(self, x: Any) -> Any:
         return self.classifier.answers(list(x))

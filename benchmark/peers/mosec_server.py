@@ -1,6 +1,5 @@
 """mosec: worker processes that decode and compute, with its batching. Its web layer is written in Rust."""
 
-import sys
 from typing import Any
 
 from mosec import Server, Worker
@@ -31,5 +30,4 @@ if __name__ == "__main__":
         route="/classify",
         timeout=60,
     )
-    sys.argv += ["--address", "127.0.0.1", "--port", str(SETTINGS.port), "--timeout", "60000"]
     server.run()

@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from deit import __version__
 from serving.api_keys import ApiKeys
 from serving.gateway.admission import Admission
-from serving.gateway.authentication import Authentication
+from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
 from serving.gateway.classification import Classifier
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.decoder import Decoder
@@ -29,6 +29,8 @@ from serving.gateway.errors import (
     NotFound,
     Overloaded,
     Problem,
+    Unauthorized,
+    documented,
 )
 from serving.gateway.metrics import Metrics
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
@@ -89,9 +91,8 @@ def create_app(
         watches = [asyncio.create_task(readiness.watch())]
         if supervisor is not None:
             watches.append(asyncio.create_task(supervisor.watch(readiness)))
-        if reloader is not None:
-            watches.append(asyncio.create_task(reloader.serve(readiness)))
-        yield
+        async with contextlib.nullcontext() if reloader is None else reloader.commands(readiness):
+            yield
         for watch in watches:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -106,11 +107,12 @@ def create_app(
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.metrics = metrics
     app.include_router(router)
+    app.mount("/static/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
@@ -129,7 +131,7 @@ def create_app(
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
     app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
-    _describe_problems(app)
+    _describe_problems(app, asks_for_keys=access.keys is not None)
     return app
 
 
@@ -161,8 +163,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> JSONResp
     return MalformedRequest(str(error.detail)).response()
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the schema of problem details into OpenAPI, in place of FastAPI's for its own validation errors."""
+def _describe_problems(app: FastAPI, *, asks_for_keys: bool) -> None:
+    """Put problem details, in place of FastAPI's own validation errors, and keys into OpenAPI."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -172,9 +174,15 @@ def _describe_problems(app: FastAPI) -> None:
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Problem"] = PROBLEM_SCHEMA
+            unauthorized = documented(Unauthorized)
+            if asks_for_keys:
+                schema["components"]["securitySchemes"] = KEY_SCHEMES
             # FastAPI promises its own 422 of every path with a parameter, also where any text will do.
-            for path in schema["paths"].values():
-                for operation in path.values():
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    if asks_for_keys and not is_open(path):
+                        operation["security"] = [{name: []} for name in KEY_SCHEMES]
+                        operation["responses"] |= {str(status): each for status, each in unauthorized.items()}
                     if MEDIA_TYPE not in operation["responses"].get("422", {}).get("content", {MEDIA_TYPE: None}):
                         del operation["responses"]["422"]
         return generate()

@@ -14,6 +14,12 @@ from serving.gateway.record import record_of
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/problems/")
 
+# For OpenAPI: either will do.
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
 
 class TokenBucket:
     """`rate` permissions a second, as many at once as come in a second."""

@@ -64,7 +64,9 @@ class Classifier:
                 headers=headers,
             )
         stages_s = {**prepared.stages_s, "model": time.monotonic() - asked_s}
-        record.images.append(ImageRecord(version=answer.version, stages_s=stages_s))
+        heads = None if answer.heads is None else compare(*answer.heads, question)
+        heads_agree = None if heads is None else heads.agree
+        record.images.append(ImageRecord(version=answer.version, stages_s=stages_s, heads_agree=heads_agree))
         predictions = best(answer.probabilities, question.model.labels, question.top_k)
         abstained = None
         if question.min_probability is not None:
@@ -74,7 +76,7 @@ class Classifier:
             version=answer.version,
             predictions=predictions,
             abstained=abstained,
-            heads=None if answer.heads is None else compare(*answer.heads, question),
+            heads=heads,
             pixels=await as_png(prepared.pixels) if question.with_pixels else None,
         )
 

@@ -13,6 +13,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a cached small model on a GPU to the longest deadline.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
 
 class Metrics:
     """One gateway's; in a registry of its own, so that nothing is shared through the process."""
@@ -32,6 +34,12 @@ class Metrics:
             "deit_stage_seconds", "Of one image", ["stage", "model", "version"], buckets=SECONDS, registry=registry
         )
         self._images = Counter("deit_images", "Images that were answered", ["model", "version"], registry=registry)
+        self._request_images = Histogram(
+            "deit_request_images", "Images that were answered, by request", buckets=IMAGES, registry=registry
+        )
+        self._heads = Counter(
+            "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
+        )
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
@@ -70,8 +78,12 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
         for problem in record.problems:
             self._problems.labels(problem).inc()
+        if record.images:
+            self._request_images.observe(len(record.images))
         for image in record.images:
             self._images.labels(record.model, image.version).inc()
+            if image.heads_agree is not None:
+                self._heads.labels(record.model, image.version, str(image.heads_agree).lower()).inc()
             for stage, stage_seconds in image.stages_s.items():
                 self._stage_seconds.labels(stage, record.model, image.version).observe(stage_seconds)
 

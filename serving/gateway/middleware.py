@@ -42,9 +42,6 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
-DOCS = "/docs"
-"""FastAPI's explanation of the API runs a script that it fetches from elsewhere."""
-
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -81,8 +78,6 @@ class RequestEnvelope:
                 answered["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     answered.setdefault(name, value)
-                if scope["path"] == DOCS:
-                    del answered["Content-Security-Policy"]
             await send(message)
 
         self._metrics.begin()
@@ -122,8 +117,10 @@ def route_of(scope: Scope) -> str:
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
     values: dict[str, object] = {"request_id": record.request_id, "ms": round(seconds * 1000, 1)}
     optional = {
+        "trace_id": record.trace and record.trace.trace_id,
         "key": record.key_name,
         "model": record.model,
+        "version": " ".join(sorted({image.version for image in record.images})),
         "images": len(record.images),
         "problems": record.problems,
     }

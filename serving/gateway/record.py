@@ -17,10 +17,12 @@ class ImageRecord:
     Attributes:
         version: of the model that answered.
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
+        heads_agree: both heads find the same class most probable; None when they were not asked for.
     """
 
     version: str
     stages_s: dict[str, float]
+    heads_agree: bool | None = None
 
 
 @dataclass

@@ -36,6 +36,7 @@ from serving.gateway.errors import (
     UnsupportedType,
     documented,
 )
+from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.middleware import CLASSIFY
 from serving.gateway.record import RequestRecord, record_of
@@ -51,6 +52,12 @@ NDJSON = "application/x-ndjson"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+
+# Swagger UI writes style attributes and shows its icons as data URLs.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 Gateway = Annotated[GatewayState, Depends(gateway_state)]
@@ -87,7 +94,13 @@ UPLOAD_BODY = {
     responses={
         200: {
             "description": "One image: its classification. Several: a result for each, in order.",
-            "content": {NDJSON: {"schema": {"type": "string", "description": "One StreamedResult a line"}}},
+            "content": {
+                "application/json": {"examples": ANSWER_EXAMPLES},
+                NDJSON: {
+                    "schema": {"type": "string", "description": "One StreamedResult a line"},
+                    "example": STREAM_EXAMPLE,
+                },
+            },
             "headers": {
                 "Server-Timing": {"description": "Milliseconds by stage", "schema": {"type": "string"}},
                 "X-Model": {"description": "Name of the model", "schema": {"type": "string"}},
@@ -334,3 +347,8 @@ async def problem(name: str) -> PlainTextResponse:
 @router.get("/", include_in_schema=False)
 async def page() -> FileResponse:
     return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> FileResponse:
+    return FileResponse(STATIC / "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})

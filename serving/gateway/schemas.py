@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deit.model import Provenance
+
 
 class Prediction(BaseModel):
     index: int = Field(description="Index of the class", examples=[207])
@@ -89,22 +91,6 @@ class Preprocessing(BaseModel):
     interpolation: str = Field(examples=["bicubic"])
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-
-class Provenance(BaseModel):
-    """Where the model came from and how it was proven."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    architecture: str
-    checkpoint_sha256: str
-    precision: str
-    readout: str
-    teacher: str | None
-    parity_images: int
-    parity_max_difference: float
-    metrics: dict[str, float]
-    versions: dict[str, str]
 
 
 class Model(BaseModel):

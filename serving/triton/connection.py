@@ -20,6 +20,8 @@ POLL_TIMEOUT_S = 1.0
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", 64 * 2**20),
     ("grpc.max_receive_message_length", 64 * 2**20),
+    # A name with several addresses, such as a headless Service of Kubernetes, is several Tritons: each takes its turn.
+    ("grpc.lb_policy_name", "round_robin"),
     # gRPC's back-off of up to two minutes would keep the gateway unready long after Triton is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),

@@ -52,7 +52,12 @@ class EmbeddedTriton:
 
 @contextmanager
 def embedded_triton(
-    model_repository: Path, ports: TritonPorts, *, allow_reload: bool = False, traces_url: str | None = None
+    model_repository: Path,
+    ports: TritonPorts,
+    *,
+    host: str = LOOPBACK,
+    allow_reload: bool = False,
+    traces_url: str | None = None,
 ) -> Iterator[EmbeddedTriton]:
     """A Triton that is loading the models; it is stopped when the block ends.
 
@@ -79,14 +84,15 @@ def embedded_triton(
             backend_directory=folder / "backends",
             shared_memory_prefix=shared_memory_prefix(),
             ports=ports,
+            host=host,
             control_key=control_key,
             traces_url=traces_url,
         )
         logger.info(
-            "starting Triton %d.%d (release 24.10) with %s; it lacks the security fixes since October 2024 "
-            "and therefore listens on loopback only",
+            "starting Triton %d.%d (release 24.10) with %s; it lacks the security fixes since October 2024 and %s",
             *wheel.version,
             ", ".join(offers),
+            "therefore listens on loopback only" if host == LOOPBACK else f"listens on {host} as you asked",
         )
         headers = {} if control_key is None else {f"triton-grpc-protocol-{CONTROL_HEADER}": control_key}
         triton = EmbeddedTriton([str(wheel.binary), *options], wheel.environment(), snapshot, offers, headers)

@@ -1,7 +1,7 @@
 """The command line of `tritonserver`, by version: a Triton ends at once on an option that it does not know.
 
-What is set: loopback only, gRPC and metrics, no way to load models or files from outside without a key, everything
-explicit.
+What is set: loopback unless asked otherwise, gRPC and metrics, no way to load models or files from outside without a
+key, everything explicit.
 Sources: `src/command_line_parser.cc` of https://github.com/triton-inference-server/server, branch by branch.
 """
 
@@ -24,6 +24,11 @@ SHM_GROWTH_BYTES = 16 * 2**20
 # CVE-2025-23319). They ask for a header whose value nobody knows.
 CLOSED_PROTOCOLS = "shared-memory,trace,logging"
 
+# Where gateways come from other machines, a channel ends after this long, so that they look its name up again and find
+# Tritons that were added meanwhile; requests in progress have the grace to finish.
+CONNECTION_AGE_MS = 30_000
+CONNECTION_GRACE_MS = 20_000
+
 # Loading models: it can bring files, and with a Python backend any program (CVE-2025-23316).
 CONTROL_PROTOCOL = "model-repository"
 CONTROL_HEADER = "control"
@@ -41,14 +46,16 @@ def triton_options(
     backend_directory: Path,
     shared_memory_prefix: str,
     ports: TritonPorts,
+    host: str = LOOPBACK,
     control_key: str | None,
     traces_url: str | None,
 ) -> list[str]:
     """Arguments for this version of Triton.
 
     Args:
-        traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
+        host: address of gRPC and metrics; HTTP stays on loopback.
         control_key: what whoever loads and unloads models must know; None when nobody may.
+        traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
     """
     options = {
         "--model-repository": str(model_repository),
@@ -59,17 +66,22 @@ def triton_options(
         "--exit-timeout-secs": str(EXIT_TIMEOUT_S),
         "--log-format": "ISO8601",
         "--allow-grpc": "true",
-        "--grpc-address": LOOPBACK,
+        "--grpc-address": host,
         "--grpc-port": str(ports.grpc),
         "--grpc-restricted-protocol": f"{CLOSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}",
         "--allow-metrics": "true",
-        "--metrics-address": LOOPBACK,
+        "--metrics-address": host,
         "--metrics-port": str(ports.metrics),
         "--allow-http": "false" if ports.http is None else "true",
         "--allow-sagemaker": "false",
         "--allow-vertex-ai": "false",
         "--allow-client-shm": "false",
     }
+    if host != LOOPBACK:
+        options |= {
+            "--grpc-max-connection-age": str(CONNECTION_AGE_MS),
+            "--grpc-max-connection-age-grace": str(CONNECTION_GRACE_MS),
+        }
     if ports.http is not None:
         options |= {
             "--http-address": LOOPBACK,

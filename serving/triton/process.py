@@ -59,6 +59,7 @@ class TritonProcess:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._errors: list[str] = []
         self._is_stopping = False
+        self._suspects: set[int] = set()
         wrapper = Path(__file__).with_name("with_parent.py")
         self._process = subprocess.Popen(
             [sys.executable, "-IS", str(wrapper), str(os.getpid()), *command],
@@ -87,15 +88,20 @@ class TritonProcess:
         return not self._is_stopping and self._process.poll() is not None
 
     def ailment(self) -> "Ailment | None":
-        """What the kernel knows of Triton and its stubs, and Triton's own health does not tell.
+        """What the kernel knows of Triton and its stubs, and Triton's own health does not tell. To be asked repeatedly.
 
-        A stub that ended well is no ailment: its model was unloaded.
+        A stub that ended well is no ailment: its model was unloaded. Neither is one that Triton has ended itself: it
+        will be gone by the next time.
         """
+        suspects, self._suspects = self._suspects, set()
         for pid in [self.pid, *children_of(self.pid)]:
             state, exit_code = state_of(pid)
             if state in "Tt":
                 return Ailment(f"the process {pid} of Triton is stopped", may_pass=True)
             if state == "Z" and exit_code and pid != self.pid:
+                self._suspects.add(pid)
+                if pid not in suspects:
+                    continue
                 signal_number = exit_code & 0x7F  # as waitpid has it
                 by = f"signal {signal_number}" if signal_number else f"status {exit_code >> 8}"
                 return Ailment(f"the process {pid}, which ran a model, ended with {by}", may_pass=False)

@@ -23,7 +23,7 @@ class Offer:
 
     Attributes:
         versions: those that the model's version policy chooses, oldest first.
-        files: name, inode and time of every file of them; another value means other contents.
+        files: name, inode and time of their files and of those beside them; another value means other contents.
     """
 
     config: str
@@ -79,12 +79,10 @@ class Snapshot:
                 f"the model {name} in {self._repository} has no version to serve: its folder holds "
                 f"{', '.join(map(str, there)) or 'none'}, and version_policy in {CONFIG_FILE} says which"
             )
-        files = []
-        for version in versions:
-            for file in sorted((folder / str(version)).rglob("*")):
-                status = file.stat()
-                files.append((str(file), status.st_ino, status.st_mtime_ns))
-        return Offer(text, versions, tuple(files))
+        files = [entry for entry in folder.iterdir() if not entry.name.isdigit()]
+        files += [file for version in versions for file in (folder / str(version)).rglob("*")]
+        found = ((file.name, file.stat()) for file in sorted(files))
+        return Offer(text, versions, tuple((name, status.st_ino, status.st_mtime_ns) for name, status in found))
 
 
 def _chosen(there: list[int], policy: model_config_pb2.ModelVersionPolicy) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from benchmark.load import Load, closed_loop, each_once, open_loop, requests_of
+from benchmark.load import Load, closed_loop, each_answered, each_once, open_loop, requests_of
 from deit.errors import BenchmarkError
 from tests.conftest import encoded, photograph
 
@@ -131,6 +131,25 @@ def test_refusals_and_broken_connections_are_counted_and_the_load_goes_on(images
 
     load = measured(moody, lambda url: each_once(url, requests_of(url, images) * 4, concurrency=1))
     assert load.statuses == {200: 4, 429: 4, "ConnectionResetError": 4}
+
+
+@pytest.mark.parametrize("patience", ["enough", "none"])
+def test_what_an_overloaded_server_refuses_is_sent_again(images, patience):
+    turn = 0
+
+    async def full(head: bytes, body: bytes) -> bytes:
+        nonlocal turn
+        turn += 1
+        refuses = patience == "none" or turn <= 5
+        return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n" if refuses else OK
+
+    async def run():
+        async with served(full) as url:
+            return await each_answered(url, requests_of(url, images), concurrency=2)
+
+    answers = asyncio.run(run())
+    assert [answer.image for answer in answers] == [0, 1, 2]
+    assert {answer.status for answer in answers} == ({200} if patience == "enough" else {429})
 
 
 def test_a_server_that_answers_nothing_is_named(images):

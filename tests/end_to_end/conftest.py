@@ -21,11 +21,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(repository: Path, *, grpc_port: int | None = None) -> Iterator[str]:
-    """The base URL of a gateway with an embedded Triton that serves `repository`, ready when the block starts."""
+def serving(repository: Path, *, grpc_port: int | None = None, max_wait_s: float = 60) -> Iterator[str]:
+    """The base URL of a gateway with an embedded Triton that serves `repository`, ready when the block starts.
+
+    A busy machine answers late, and `max_wait_s` keeps the gateway from refusing requests for it.
+    """
     port = free_port()
     command = [
         *(Path(sys.executable).with_name("deit"), "serve", "--model-repository", repository, "--port", str(port)),
+        *("--max-wait-s", str(max_wait_s)),
         *("--triton-grpc-port", str(grpc_port or free_port()), "--triton-metrics-port", str(free_port())),
     ]
     with (

@@ -188,6 +188,11 @@ class DeitServe:
                 found += map(int, task.read_text().split())
         return found[1:]
 
+    def pid_of(self, program: str) -> int:
+        """The first of its processes that runs a program of this name, which may be cut off at its end."""
+        children = self.children()
+        return next(pid for pid, name in zip(children, commands(children), strict=True) if name.startswith(program))
+
     def decoders(self) -> list[int]:
         """The processes that decode images."""
         children = self.children()

@@ -13,6 +13,7 @@ from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
 from serving.gateway.images import decode
 from serving.gateway.routes import STATIC
+from serving.gateway.schemas import Classification, Results, StreamedResult
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import LABELS, PREPROCESSING
 
@@ -325,6 +326,15 @@ def test_the_api_description_has_both_bodies_and_every_error(client):
     assert "Problem" in api["components"]["schemas"]
     assert "HTTPValidationError" not in json.dumps(api)
     assert client.get("/docs").status_code == 200
+
+
+def test_the_examples_of_the_api_are_answers(client):
+    answer = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["responses"]["200"]["content"]
+    for example in answer["application/json"]["examples"].values():
+        (schema,) = [kind for kind in (Classification, Results) if kind.model_fields.keys() >= example["value"].keys()]
+        schema.model_validate(example["value"])
+    for line in answer["application/x-ndjson"]["example"].splitlines():
+        StreamedResult.model_validate_json(line)
 
 
 def test_the_type_of_a_problem_resolves_to_its_explanation(client):

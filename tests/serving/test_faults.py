@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import commands, eventually, is_alive, shared_memory, write_model
+from tests.serving.conftest import eventually, is_alive, shared_memory, write_model
 
 CONTENT = encoded(photograph(96, 64))
 
@@ -20,18 +20,12 @@ REQUEST_TIMEOUT_S = 100
 SOON_S = 50
 
 
-def pid_of(server, name):
-    children = server.children()
-    (pid,) = [pid for pid, command in zip(children, commands(children), strict=True) if command.startswith(name)]
-    return pid
-
-
 def triton_of(server):
-    return pid_of(server, "tritonserver")
+    return server.pid_of("tritonserver")
 
 
 def stub_of(server):
-    return pid_of(server, "triton_python_backend")
+    return server.pid_of("triton_python_backend")
 
 
 class Callers:
@@ -90,6 +84,25 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
     assert "starting Triton again in 0 s (1 of at most 5 in a row)" in server.output
     assert "Traceback" not in server.output
     assert len([region for region in shared_memory() - before if str(server.process.pid) in region.name]) <= 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("victim", "by"),
+    [(triton_of, signal.SIGKILL), (stub_of, signal.SIGKILL), (triton_of, signal.SIGSTOP), (stub_of, signal.SIGSTOP)],
+    ids=["triton is killed", "its backend is killed", "triton hangs", "its backend hangs"],
+)
+def test_errors_come_within_a_second_and_recovery_by_itself_every_time(deit_serve, model_repository, victim, by):
+    server = deit_serve("--model-repository", model_repository, "--triton-restarts=100").wait_until_ready()
+    with Callers(server.url) as callers:
+        for _ in range(5):
+            eventually(lambda: callers.statuses_since(-20).count(200) == 20, timeout_s=100)
+            at = len(callers.answers)
+            os.kill(victim(server), by)
+            eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, timeout_s=1)
+            eventually(lambda at=at: 503 in callers.statuses_since(at), timeout_s=1)
+    assert set(callers.statuses_since(0)) == {200, 503}
+    assert max(seconds for _, seconds in callers.answers) < 1
 
 
 def test_a_pause_of_triton_is_survived_without_a_restart(deit_serve, model_repository):

@@ -1,11 +1,17 @@
 """POST /classify with several images: a result for each, errors of one that leave the others alone, streaming."""
 
+import base64
+import io
 import json
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from deit.preprocessing import resize_and_crop
 from tests.conftest import encoded, photograph
+from tests.serving.conftest import PREPROCESSING
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,17 @@ def test_parameters_hold_for_every_image(client, pictures):
     for result in client.post("/classify", params=parameters, files=form(pictures[:3])).json()["results"]:
         assert len(result["predictions"]) == len(result["heads"]["class"]) == 2
         assert result["abstained"] is False
+
+
+def test_each_image_comes_with_the_pixels_that_the_model_read(client, pictures):
+    results = client.post("/classify", params={"pixels": True}, files=form(pictures[:3])).json()["results"]
+    for picture, result in zip(pictures, results, strict=False):
+        start, _, content = result["pixels"].partition(",")
+        assert start == "data:image/png;base64"
+        read = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+        expected = resize_and_crop(Image.open(io.BytesIO(picture)).convert("RGB"), PREPROCESSING)
+        np.testing.assert_array_equal(read, expected)
+    assert "pixels" not in client.post("/classify", content=pictures[0]).json()
 
 
 def test_more_images_than_the_limit_are_400(client, pictures):

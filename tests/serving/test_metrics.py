@@ -52,6 +52,7 @@ def test_a_classified_image_is_counted_once_with_its_stages(client):
         ("deit_requests_total", labels(route="/classify", status="200")): 1,
         ("deit_request_seconds_count", labels(route="/classify")): 1,
         ("deit_images_total", labels(**model)): 1,
+        ("deit_request_images_count", ()): 1,
         **{
             ("deit_stage_seconds_count", labels(stage=stage, **model)): 1
             for stage in ("wait", "decode", "preprocess", "model")
@@ -92,7 +93,7 @@ def test_each_request_has_a_line_with_its_id_and_its_stages_and_no_name_of_a_fil
     eventually(lambda: "find-me-1" in server.output)
     line = next(line for line in server.lines if "find-me-1" in line)
     assert "POST /classify 200" in line
-    for value in ("model=tiny", "images=1", r"decode_ms=\d", r"model_ms=\d", r"receive_ms=\d", r" ms=\d"):
+    for value in ("model=tiny", "version=1", "images=1", r"decode_ms=\d", r"model_ms=\d", r"receive_ms=\d", r" ms=\d"):
         assert re.search(value, line), value
     assert "secret-name" not in server.output
 

@@ -50,3 +50,16 @@ def test_models_can_be_loaded_only_by_who_knows_the_key_on_every_port():
     assert "--model-control-mode=explicit" in options
     assert "--grpc-restricted-protocol=model-repository:control=secret" in options
     assert "--http-restricted-api=model-repository:control=secret" in options
+
+
+def test_gateways_elsewhere_reach_grpc_and_metrics_and_look_the_name_up_again():
+    options = dict(
+        option.partition("=")[::2]
+        for option in triton_options(
+            (2, 51), **PLACES, ports=TritonPorts(http=1003), host="0.0.0.0", control_key=None, traces_url=None
+        )
+    )
+    assert options["--grpc-address"] == options["--metrics-address"] == "0.0.0.0"
+    assert options["--http-address"] == "127.0.0.1"
+    assert int(options["--grpc-max-connection-age"]) > 0
+    assert "--grpc-max-connection-age" not in options_of((2, 51))

@@ -171,6 +171,12 @@ def test_axe_finds_no_barrier_and_a_phone_needs_no_sideways_scrolling(page, them
     assert page.inner_text("#theme-name") == theme
 
 
+def test_the_explanation_of_the_api_needs_no_other_server(page, served):
+    page.goto(f"{served.url}/docs")
+    page.locator(".opblock-summary-path", has_text="/classify").click()
+    page.get_by_text("The most probable classes of each image, best first.").wait_for()
+
+
 def test_a_key_is_asked_for_and_kept_for_this_tab_alone(browser, model_repository):
     with (
         running("--model-repository", model_repository, environment={"DEIT_API_KEYS": KEY}) as server,

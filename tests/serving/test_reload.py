@@ -1,9 +1,12 @@
 """A running server follows its model repository: real Triton, real load, real corrupt files."""
 
+import asyncio
+import io
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,14 +15,20 @@ from pathlib import Path
 import httpx
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from serving.client import Client, ClientError
+from deit.model import PROBABILITIES
+from deit.preprocessing import resize_and_crop
+from serving.client import AsyncClient, Client, ClientError
+from serving.control import claim_control_socket, control_socket
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import (
+    PREPROCESSING,
     commands,
     config_pbtxt,
     eventually,
@@ -57,12 +66,14 @@ def client(server):
         yield client
 
 
+def deit_models(*arguments):
+    command = [sys.executable, "-m", "deit", "models", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 def reload(server):
     """`deit models reload` of this server."""
-    port = server.url.rpartition(":")[2]
-    return subprocess.run(
-        [sys.executable, "-m", "deit", "models", "reload", "--port", port], capture_output=True, text=True, timeout=120
-    )
+    return deit_models("reload", "--port", server.url.rpartition(":")[2])
 
 
 def reloaded(server):
@@ -202,12 +213,13 @@ def test_a_version_that_is_no_good_is_refused_and_the_old_one_serves_on(server, 
     assert f"{name}: removed" in reloaded(server)
 
 
-def test_the_repository_can_go_back_to_an_older_version(server, repository, client):
+def test_a_rollback_and_a_reload_go_back_to_the_version_before(server, repository, client):
     write_model(repository / "back")
+    shutil.copy(repository / "back" / "config.pbtxt", repository / "back" / "1")  # as a published version has it
     publish(repository / "back", 2, seed=5)
     assert "back: loaded, serving version 2" in reloaded(server)
-    config = repository / "back" / "config.pbtxt"
-    config.write_text(config.read_text().replace("latest { num_versions: 1 }", "specific { versions: [1] }"))
+    done = deit_models("rollback", "back", "--repository", str(repository))
+    assert done.returncode == 0, done.stderr
     with Load(server.url, "back") as load:
         assert "back: loaded, serving version 1" in reloaded(server)
     assert not load.failures
@@ -223,6 +235,7 @@ def test_several_versions_can_be_served_at_once(server, repository, client):
 
 
 def test_the_default_model_cannot_be_removed(server, repository, client):
+    write_model(repository / "another")
     (repository / "first").rename(repository / ".first")
     try:
         done = reload(server)
@@ -256,8 +269,67 @@ def test_nobody_loads_models_without_the_key(server):
         stranger.load_model("first")
 
 
-def test_a_server_that_was_not_told_to_takes_no_commands(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository).wait_until_ready()
-    done = reload(server)
+def test_the_socket_of_a_killed_server_is_removed_by_the_next_one_and_that_of_a_live_one_is_not(server, free_port):
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(control_socket(free_port)))
+    live = control_socket(int(server.url.rpartition(":")[2]))
+    claim_control_socket(free_port)
+    assert not control_socket(free_port).exists()
+    assert live.exists()
+
+
+def test_without_a_server_that_takes_commands_the_way_to_one_is_told(free_port):
+    done = deit_models("reload", "--port", str(free_port))
     assert done.returncode == 1
     assert "deit serve --allow-reload" in done.stderr
+
+
+@pytest.mark.soak
+def test_ten_thousand_requests_with_cancellations_and_a_reload_get_their_own_answers(server, repository, client):
+    """Every picture is another one; a tenth of the requests are given up at a random moment."""
+    count, clients = 10_000, 32
+    write_model(repository / "crowd")
+    reloaded(server)
+    contents = [encoded(photograph(32, 32, seed=seed), "PNG") for seed in range(count)]
+    random = np.random.default_rng(0)
+    patience_s = np.where(random.random(count) < 0.1, random.uniform(0, 0.2, count), 600)
+    waiting = iter(range(count))
+    answers, failures, given_up = {}, [], []
+
+    async def ask(crowd):
+        for index in waiting:
+            try:
+                async with asyncio.timeout(patience_s[index]):
+                    answer = await crowd.classify(contents[index], model="crowd", top_k=10)
+                answers[index] = (answer.version, probabilities(answer))
+            except TimeoutError:
+                given_up.append(index)
+            except ClientError as error:
+                failures.append(error)
+
+    async def reload_halfway():
+        while len(answers) < count // 2:
+            await asyncio.sleep(0.05)
+        publish(repository / "crowd", 2, seed=2)
+        return await asyncio.to_thread(reloaded, server)
+
+    async def crowd():
+        async with AsyncClient(server.url, timeout_s=600, patience_s=600) as crowd, asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(ask(crowd))
+            group.create_task(reload_halfway())
+
+    asyncio.run(crowd())
+    assert not failures
+    assert given_up
+    assert len(answers) + len(given_up) == count
+    pixels = [resize_and_crop(Image.open(io.BytesIO(content)).convert("RGB"), PREPROCESSING) for content in contents]
+    expected = {
+        str(version): onnxruntime.InferenceSession(repository / "crowd" / str(version) / "model.onnx").run(
+            [PROBABILITIES], {"images": np.stack(pixels)}
+        )[0]
+        for version in (1, 2)
+    }
+    assert {version for version, _ in answers.values()} == {"1", "2"}
+    for index, (version, found) in answers.items():
+        np.testing.assert_allclose(found, expected[version][index], atol=SAME)

@@ -117,6 +117,7 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
         assert span.parent == request.id
         assert request.start_ns <= span.end_ns <= request.end_ns
     eventually(lambda: any(span.parent == spans["model"].id for span in ours("triton")))
+    assert f"trace_id={TRACE}" in next(line for line in traced.lines if "find-me" in line)
 
 
 def test_a_request_without_a_caller_starts_a_trace_and_health_has_none(traced, collector):

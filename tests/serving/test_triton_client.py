@@ -108,3 +108,42 @@ def test_the_deadline_reaches_tritons_queue_and_ends_the_call():
         await triton.given_up.wait()
 
     with_slow_triton(ask)
+
+
+class CountingTriton(GRPCInferenceServiceServicer):
+    """Refuses every request, and knows how many there were."""
+
+    def __init__(self):
+        self.asked = 0
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        self.asked += 1
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+
+
+def test_every_address_of_a_name_is_asked_in_turn():
+    """Such as of a headless Service, or of several containers."""
+
+    async def ask() -> list[int]:
+        tritons, ports = [CountingTriton(), CountingTriton()], []
+        servers = [grpc.aio.server() for _ in tritons]
+        for triton, server in zip(tritons, servers, strict=True):
+            add_GRPCInferenceServiceServicer_to_server(triton, server)
+            ports.append(server.add_insecure_port("127.0.0.1:0"))
+            await server.start()
+        client = TritonClient(f"ipv4:{','.join(f'127.0.0.1:{port}' for port in ports)}")
+        deadline = asyncio.get_running_loop().time() + 30
+        while not all(triton.asked for triton in tritons):  # both are connected
+            assert asyncio.get_running_loop().time() < deadline
+            with pytest.raises(Overloaded):
+                await client.classify("tiny", np.zeros((2, 2, 3), np.uint8), timeout_s=10)
+        before = [triton.asked for triton in tritons]
+        for _ in range(20):
+            with pytest.raises(Overloaded):
+                await client.classify("tiny", np.zeros((2, 2, 3), np.uint8), timeout_s=10)
+        await client.close()
+        for server in servers:
+            await server.stop(None)
+        return [triton.asked - asked for triton, asked in zip(tritons, before, strict=True)]
+
+    assert asyncio.run(ask()) == [10, 10]

@@ -4,16 +4,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.data import create_transform
 
 from deit.errors import DataError
 from tests.conftest import photograph
 from tests.training.conftest import TINY
 from tests.training.test_images import image_folder
+from training import data
 from training.config import TrainConfig
-from training.data import CorruptImages, evaluation_batches, training_batches, training_transform
-from training.images import open_images
+from training.data import (
+    AugmentedImages,
+    CorruptImages,
+    TrainingBatches,
+    evaluation_batches,
+    mend_posterize,
+    training_transform,
+)
+from training.images import decode, open_images
 from training.processes import Processes
-from training.sampler import Shares
+from training.sampler import Draw, Shares
+from training.seeds import Purpose, derived_seed, seed_cpu
 
 MEAN = (0.485, 0.456, 0.406)
 
@@ -26,7 +36,7 @@ def config(**changes: object) -> TrainConfig:
 
 def batches_of(images: object, epoch: int, first_step: int = 0, **changes: object) -> list[list[torch.Tensor]]:
     shares = Shares(batch_size=32, processes=1, rank=0, accumulation=1)
-    return list(training_batches(images, config(**changes), shares, epoch=epoch, first_step=first_step, mean=MEAN))
+    return list(TrainingBatches(images, config(**changes), shares, mean=MEAN).epoch(epoch, first_step=first_step))
 
 
 def equal(first: list[list[torch.Tensor]], second: list[list[torch.Tensor]]) -> bool:
@@ -41,6 +51,15 @@ def test_an_epoch_repeats_exactly_with_any_number_of_workers_and_differs_from_th
     assert len(first) == 6
     assert equal(first, again)
     assert not torch.equal(first[0][0], following[0][0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_gives_the_epochs_that_new_ones_would(colours_data: Path, workers: int) -> None:
+    images = open_images(colours_data, "train")
+    shares = Shares(batch_size=32, processes=1, rank=0, accumulation=1)
+    loader = TrainingBatches(images, config(workers=workers), shares, mean=MEAN)
+    assert equal(list(loader.epoch(0, first_step=2)), batches_of(images, 0)[2:])
+    assert equal(list(loader.epoch(1)), batches_of(images, 1))
 
 
 def test_an_epoch_goes_on_from_any_step(colours_data: Path) -> None:
@@ -65,9 +84,7 @@ def corrupt_data(tmp_path: Path) -> Path:
 def test_a_corrupt_image_is_replaced_by_the_next_and_told(corrupt_data: Path) -> None:
     images = open_images(corrupt_data, "train")
     shares = Shares(batch_size=6, processes=1, rank=0, accumulation=1)
-    ((pixels, labels, undecodable),) = training_batches(
-        images, config(batch_size=6), shares, epoch=0, first_step=0, mean=MEAN
-    )
+    ((pixels, labels, undecodable),) = TrainingBatches(images, config(batch_size=6), shares, mean=MEAN).epoch(0)
     assert pixels.shape == (6, 3, 16, 16)
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
     assert undecodable[undecodable >= 0].tolist() == [1]
@@ -94,7 +111,7 @@ def test_a_data_set_without_a_readable_image_is_an_error(corrupt_data: Path) -> 
     images = open_images(corrupt_data, "train")
     shares = Shares(batch_size=2, processes=1, rank=0, accumulation=1)
     with pytest.raises(DataError, match="images after it cannot be decoded"):
-        list(training_batches(images, config(batch_size=2), shares, epoch=0, first_step=0, mean=MEAN))
+        list(TrainingBatches(images, config(batch_size=2), shares, mean=MEAN).epoch(0))
 
 
 def test_evaluation_sees_every_image_once_and_as_the_gateway_does(colours_data: Path) -> None:
@@ -146,6 +163,30 @@ def test_larger_images_are_cropped_to_the_models_size_with_rand_augment() -> Non
     pixels = transform(photograph(200, 120))
     assert pixels.shape == (3, 64, 64)
     assert pixels.dtype == torch.uint8
+
+
+def test_the_pixels_are_those_of_timms_own_loader(shared_data: Path) -> None:
+    """With the same seeds, so that whoever compares a recipe with timm's compares nothing else."""
+    images = open_images(shared_data / "imagenet" / "sample500.parquet", "test")
+    settings = config(image_size=224, auto_augment="rand-m9-mstd0.5-inc1")
+    ours = AugmentedImages(images, training_transform(settings, MEAN), seed=0)
+    timms = create_transform(
+        224, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", use_prefetcher=True
+    )
+    mend_posterize(timms.transforms)
+    for place in range(24):
+        pixels, label, _ = ours[Draw(image=20 * place, epoch=2, place=place)]
+        seed_cpu(derived_seed(0, 2, Purpose.IMAGE, place))
+        assert torch.equal(pixels, torch.as_tensor(timms(decode(images, 20 * place))))
+        assert label == images.label(20 * place)
+
+
+def test_the_draws_of_one_image_decode_it_once_and_differ(colours_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr(data, "decode", lambda images, index: decoded.append(index) or decode(images, index))
+    (batch, *_) = batches_of(open_images(colours_data, "train"), 0, repeated_augmentation=3)
+    assert len(decoded) == len(set(decoded)) == 64  # 192 draws an epoch
+    assert not torch.equal(batch[0][0], batch[0][1])
 
 
 def test_rand_augment_at_its_strongest_survives() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from deit.errors import DataError
 from tests.conftest import encoded, photograph
-from training.images import decode, open_images
+from training.images import SomeImages, decode, open_images
 
 
 def image_folder(root: Path) -> Path:
@@ -25,6 +25,17 @@ def test_an_image_folder_gives_its_classes_in_the_order_of_their_names(tmp_path:
     assert images.label_names == ("cat", "dog")
     assert [images.label(index) for index in range(len(images))] == [0, 0, 0, 1, 1, 1]
     assert decode(images, 0).size == (40, 30)
+
+
+def test_some_of_the_images_are_spread_over_the_classes_of_a_sorted_data_set(tmp_path: Path) -> None:
+    images = open_images(image_folder(tmp_path), "train")
+    some = SomeImages(images, 4)
+    assert [(some.label(index), some.file_name(index)) for index in range(len(some))] == [
+        *((0, "0.jpeg"), (0, "1.jpeg"), (1, "0.jpeg"), (1, "1.jpeg"))
+    ]
+    assert some.encoded(3) == images.encoded(4)
+    with pytest.raises(DataError, match="--train-images 7: the data set has 6"):
+        SomeImages(images, 7)
 
 
 def test_parquet_gives_names_labels_and_images(colours_data: Path) -> None:

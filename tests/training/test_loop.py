@@ -1,6 +1,8 @@
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deit.errors import DataError, TrainingError
 from tests.training.conftest import TINY_ARGS
 from tests.training.test_images import image_folder
 from training import distillation
 from training.config import TrainConfig
+from training.events import event_file
+from training.explain import explain_epoch
 from training.loop import share_out, train
+from training.model import create_model
 from training.processes import Processes
+from training.profile import PARTS
 
 CONVNET = ["channels=[8,16,16,16]", "layers=[1,1,1,1]"]
 STUDENT = [f"{name}={value}" for name, value in TINY_ARGS.items()]
@@ -54,6 +61,17 @@ def teacher(colours_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     runs = tmp_path_factory.mktemp("runs")
     train(config(colours_data, runs, name="teacher", model="resnet18", model_arg=CONVNET, image_size=32, epochs=3))
     assert metrics_of(runs / "teacher")[-1]["test_class_top1"] > 0.9
+    return runs / "teacher" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def transformer_teacher(colours_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer wider and deeper than the student, with as many patches from larger ones, and one prefix token."""
+    runs = tmp_path_factory.mktemp("runs")
+    wide = ["patch_size=8", "embed_dim=36", "depth=3", "num_heads=3"]
+    plain = {"model": "deit_tiny_patch16_224", "model_arg": wide, "image_size": 32, "mixing_probability": 0.0}
+    train(config(colours_data, runs, name="teacher", epochs=3, **plain))
+    assert metrics_of(runs / "teacher")[-1]["test_class_top1"] > 0.6
     return runs / "teacher" / "checkpoint"
 
 
@@ -115,6 +133,7 @@ def wait_for_first_epoch(process: subprocess.Popen[str], run: Path) -> None:
 
 EVERYTHING = {
     "distillation": "hard",
+    "features": "vitkd",
     "drop_path": 0.1,
     "random_erasing": 0.25,
     "auto_augment": "rand-m9-mstd0.5-inc1",
@@ -132,9 +151,10 @@ TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 
 @pytest.mark.parametrize(("launcher", "kill"), [([], signal.SIGKILL), (TWO_PROCESSES, signal.SIGTERM)])
 def test_a_stopped_run_resumes_in_one_process_to_the_same_weights(
-    colours_data: Path, teacher: Path, tmp_path: Path, launcher: list[str], kill: signal.Signals
+    colours_data: Path, transformer_teacher: Path, tmp_path: Path, launcher: list[str], kill: signal.Signals
 ) -> None:
-    whole = config(colours_data, tmp_path, name="whole", epochs=EPOCHS, teacher=str(teacher), **EVERYTHING)
+    teacher = str(transformer_teacher)
+    whole = config(colours_data, tmp_path, name="whole", epochs=EPOCHS, teacher=teacher, **EVERYTHING)
     stopped = replace(whole, name="stopped", workers=2)  # the number of workers changes nothing
     process = start(launcher, stopped)
     wait_for_first_epoch(process, tmp_path / "stopped")
@@ -160,8 +180,53 @@ def test_a_stopped_run_resumes_in_one_process_to_the_same_weights(
     assert without_timing[0] == without_timing[1]
 
 
-def test_two_processes_do_what_one_does_in_two_turns(colours_data: Path, teacher: Path, tmp_path: Path) -> None:
-    one = config(colours_data, tmp_path, name="one", epochs=2, teacher=str(teacher), **EVERYTHING)
+@pytest.fixture(scope="module")
+def uninterrupted(colours_data: Path, transformer_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    train(config(colours_data, runs, name="whole", epochs=EPOCHS, teacher=str(transformer_teacher), **EVERYTHING))
+    return runs / "whole"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("attempt", range(10))
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(
+    colours_data: Path, transformer_teacher: Path, uninterrupted: Path, tmp_path: Path, attempt: int
+) -> None:
+    """A moment is an epoch and how long after it, so that a step, an evaluation or a half-written file may be hit. It
+    lies epochs before the end, because the duration of one is known from the uninterrupted run.
+    """
+    moment = random.Random(attempt)
+    epochs, delay_s = moment.randrange(EPOCHS - 4), 1.5 * moment.random() * metrics_of(uninterrupted)[1]["train_s"]
+    killed = config(
+        colours_data, tmp_path, name="killed", epochs=EPOCHS, teacher=str(transformer_teacher), workers=1, **EVERYTHING
+    )
+    process = start([], killed)
+    begun, log = tmp_path / "killed" / "config.json", tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not begun.is_file() or (epochs and not (log.is_file() and len(metrics_of(tmp_path / "killed")) >= epochs)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay_s)  # the random part of the moment, not a wait for something
+    assert process.poll() is None, "the run was over before it was killed"
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = len(metrics_of(tmp_path / "killed")) if log.is_file() else 0
+    assert done < EPOCHS
+
+    resumed = start([], killed, "--resume")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    for checkpoint in ("checkpoint", "checkpoint-ema"):
+        assert same(weights_of(tmp_path / "killed", checkpoint), weights_of(uninterrupted, checkpoint))
+    assert len(metrics_of(tmp_path / "killed")) == EPOCHS
+
+
+def test_two_processes_do_what_one_does_in_two_turns(
+    colours_data: Path, transformer_teacher: Path, tmp_path: Path
+) -> None:
+    one = config(colours_data, tmp_path, name="one", epochs=2, teacher=str(transformer_teacher), **EVERYTHING)
     process = start(TWO_PROCESSES, replace(one, name="two"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -209,6 +274,28 @@ def test_two_class_tokens_and_soft_class_distillation_learn(colours_data: Path, 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"distillation": "nkd", "vitkd_point": "mha", "vitkd_generate": "none"},
+        {"model": "deit_tiny_patch16_224", "token": "class", "vitkd_mimic": "none", "precision": "bf16"},
+    ],
+)
+def test_a_student_learns_from_features_and_its_checkpoint_holds_nothing_else(
+    colours_data: Path, transformer_teacher: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    weights = {"vitkd_reduction": "mean", "vitkd_mimic_weight": 1.0, "vitkd_generate_weight": 1.0}
+    settings = {"features": "vitkd", "teacher": str(transformer_teacher), **weights, **changes}
+    train(config(colours_data, tmp_path, name="run", epochs=4, **settings))
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert metrics[-1]["test_class_top1"] > 0.6
+    student = create_model(
+        settings.get("model", TrainConfig.model), num_classes=3, image_size=16, drop_path=0, model_args=TINY_ARGS
+    )
+    assert weights_of(tmp_path / "run").keys() == student.state_dict().keys()
+
+
+@pytest.mark.parametrize(
     ("changes", "finding"),
     [
         ({"model": "deit_tiny_patch16_224", "distillation": "hard", "teacher": "x"}, "has no distillation token"),
@@ -227,6 +314,33 @@ def test_what_cannot_work_is_found_before_anything_is_written(
     with pytest.raises(TrainingError, match=finding):
         train(config(colours_data, tmp_path, name="run", **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_without_tokens_is_refused_for_features_before_anything_is_written(
+    colours_data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    unfit = {"features": "vitkd", "distillation": "hard", "teacher": str(teacher)}
+    with pytest.raises(TrainingError, match="the teacher resnet18 is no vision transformer"):
+        train(config(colours_data, tmp_path, name="run", **unfit))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"features": "vitkd"}, "--features vitkd needs a --teacher"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_mimic": "first"}, "--vitkd-mimic 'first': must be block numbers"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_mimic": "none", "vitkd_generate": "none"}, "nothing to mimic"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_mask_ratio": 0.0}, "--vitkd-mask-ratio 0: must be above 0"),
+        ({"features": "vitkd", "teacher": "x", "vitkd_reduction": "mean"}, "--vitkd-reduction mean needs"),
+        ({"distillation": "nkd", "teacher": "x", "nkd_temperature": 0.0}, "--nkd-temperature 0: must be above 0"),
+    ],
+)
+def test_options_of_features_that_contradict_each_other_are_told(
+    tmp_path: Path, changes: dict[str, object], finding: str
+) -> None:
+    with pytest.raises(ValueError, match=finding):
+        config(tmp_path, tmp_path, name="run", **changes)
 
 
 def test_a_run_is_never_overwritten_and_never_resumed_with_other_settings(colours_data: Path, tmp_path: Path) -> None:
@@ -311,6 +425,87 @@ def test_a_distilled_student_is_fine_tuned_at_a_higher_resolution(
         train(config(colours_data, tmp_path, name="large", **higher, **distilled, learning_rate=1e-5))
     assert "resized from 4 x 4 to 6 x 6 patches" in caplog.text
     assert metrics_of(tmp_path / "large")[-1]["test_joint_top1"] > before - 0.15
+
+
+def test_a_run_tells_where_its_time_went_and_draws_what_it_did(
+    colours_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"epochs": 3, "batch_size": 32, "device_batch_size": 16, "ema_decay": 0.9, "report": True, "profile": True}
+    with caplog.at_level("INFO"):
+        train(config(colours_data, tmp_path, name="run", distillation="two-class-tokens", **small))
+    run, metrics = tmp_path / "run", metrics_of(tmp_path / "run")
+
+    steps = json.loads((run / "profile.json").read_text())
+    assert len(steps) == 6
+    for step in steps:
+        assert set(step) == set(PARTS)
+        assert all(seconds >= 0 for seconds in step.values())
+        assert step["student"] > 0 < step["backward"]
+        assert step["teacher"] < step["student"]  # there is none
+    # the parts are the whole: the epoch has only these steps, the loader's start and its end besides
+    assert sum(sum(step.values()) for step in steps) <= metrics[-1]["train_s"] + 0.05
+    assert re.search(r"once the data is there, \d+\.\d% of it is model, loss and optimiser", caplog.text)
+
+    curves = EventAccumulator(str(run / "tensorboard"))
+    curves.Reload()
+    points = {tag: curves.Scalars(tag) for tag in curves.Tags()["scalars"]}
+    assert [point.step for point in points["step/loss"]] == list(range(18))
+    assert [point.step for point in points["test/joint_top1"]] == [6, 12, 18]
+    assert [point.value for point in points["test_ema/joint_top1"]] == pytest.approx(
+        [line["test_ema_joint_top1"] for line in metrics]
+    )
+    losses = [point.value for point in points["step/loss"]]
+    assert sum(losses[-6:]) / 6 == pytest.approx(metrics[-1]["loss"], abs=1e-5)
+
+    report = (run / "report.md").read_text()
+    assert f"| joint | {metrics[-1]['test_joint_top1']:.2%} |" in report
+    assert f"| joint, averaged weights | {metrics[-1]['test_ema_joint_top1']:.2%} |" in report
+    assert "| batch_size | 32 |" in report
+    assert "<svg" in (run / "curves.svg").read_text()
+
+
+def test_points_that_a_killed_run_left_are_dropped_when_it_goes_on(colours_data: Path, tmp_path: Path) -> None:
+    with event_file(tmp_path, first_step=0, steps_per_epoch=10, enabled=True) as events:
+        for step in range(15):
+            events.step(step, {"loss": 1.0})
+    with event_file(tmp_path, first_step=10, steps_per_epoch=10, enabled=True) as events:
+        for step in range(10, 20):
+            events.step(step, {"loss": 2.0})
+    curves = EventAccumulator(str(tmp_path))
+    curves.Reload()
+    points = curves.Scalars("step/loss")
+    assert [(point.step, point.value) for point in points] == [(step, 1.0 if step < 10 else 2.0) for step in range(20)]
+
+
+def test_the_explanation_counts_what_an_epoch_reads(colours_data: Path, tmp_path: Path) -> None:
+    asked = config(colours_data, tmp_path, name="run", batch_size=20, device_batch_size=2, repeated_augmentation=3)
+    text = explain_epoch(asked, processes=2)
+    assert "192 images to train on, 3 draws of an image, batches of 20" in text
+    assert "an epoch: 9 steps, 180 draws of 60 distinct images (31.2%); 12 draws that fill no batch are dropped" in text
+    assert "a step: 20 draws = 2 on a device x 2 processes x 5 in turn" in text
+    assert (
+        "each of 2 processes 0 draws: it rounds the 192 down to a multiple of 256, which leaves an empty epoch" in text
+    )
+    assert "go to 3 device batches of the same step" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.soak  # a minute of compiling
+def test_a_compiled_run_learns_what_an_uncompiled_one_does(
+    colours_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        pytest.skip("torch's inductor needs a C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # nothing of earlier runs helps
+    plain = {"model": "deit_tiny_patch16_224", "epochs": 2, "mixing_probability": 0.0}
+    for name, is_compiled in (("compiled", True), ("eager", False)):
+        train(config(colours_data, tmp_path, name=name, compile=is_compiled, **plain))
+    compiled, eager = (metrics_of(tmp_path / name) for name in ("compiled", "eager"))
+    # fused kernels round differently, which 24 steps amplify
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], abs=1e-2)
+    # the compiled model is saved under its own names, so that timm opens it
+    assert weights_of(tmp_path / "compiled").keys() == weights_of(tmp_path / "eager").keys()
+    assert list((tmp_path / "inductor").rglob("*.cpp"))
 
 
 def test_the_start_tells_how_a_step_is_made_and_what_a_smaller_batch_would_need(

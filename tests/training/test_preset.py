@@ -8,6 +8,11 @@ from training.command import app
 from training.config import TrainConfig
 from training.preset import preset_titles, read_preset
 
+VITKD = {"vitkd-ti": "vitkd-ti-baseline", "vitkd-s": "vitkd-s-baseline", "vitkd-b": "vitkd-b-baseline"} | {
+    "vitkd-miniature": "miniature"
+}
+"""Pairs of teacher and student, and the recipe of the same student without a teacher."""
+
 NEEDED = ("--data", "data", "--name", "run")
 
 
@@ -18,10 +23,13 @@ def parsed(*arguments: str) -> TrainConfig:
 
 @pytest.mark.parametrize("name", preset_titles())
 def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
-    teacher = ("--teacher", "runs/convnet/checkpoint") if name == "small-32-distilled" else ()
-    config = parsed("--preset", name, *teacher)
+    needs_teacher = name in ("small-32-distilled", "vitkd-miniature")
+    config = parsed("--preset", name, *(("--teacher", "runs/convnet/checkpoint") if needs_teacher else ()))
     assert timm.is_model(config.model)
-    assert ("_distilled" in config.model) == (config.distillation != "none") == ("distilled" in name)
+    assert ("_distilled" in config.model) == ("distilled" in name)
+    assert (config.distillation != "none" or config.features != "none") == (
+        "distilled" in name or name == "deit-paper-soft" or name in VITKD
+    )
     for key, value in read_preset(name).items():
         assert getattr(config, key) == value
     for model in (config.initial_checkpoint, config.teacher):
@@ -31,8 +39,21 @@ def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
 def test_the_papers_recipes_are_there() -> None:
     sizes = {f"deit-{size}{suffix}" for size in ("ti", "s", "b") for suffix in ("", "-distilled", "-distilled-1000")}
     transfers = {f"transfer-{data}" for data in ("cifar10", "cifar100", "flowers", "cars", "inat")}
-    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled"}
-    assert preset_titles().keys() == sizes | transfers | others
+    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled", "deit-paper-soft"}
+    assert preset_titles().keys() == sizes | transfers | others | set(VITKD) | set(VITKD.values())
+
+
+@pytest.mark.parametrize(("pair", "baseline"), VITKD.items())
+def test_a_pair_and_its_baseline_differ_in_the_losses_alone(pair: str, baseline: str) -> None:
+    recipe = read_preset(pair)
+    losses = {name for name in recipe if name in ("distillation", "token", "features", "teacher")}
+    losses |= {name for name in recipe if name.startswith(("vitkd_", "nkd_"))}
+    assert {name: value for name, value in recipe.items() if name not in losses} == read_preset(baseline)
+
+
+def test_each_arm_of_a_pair_is_one_option_away() -> None:
+    assert parsed("--preset", "vitkd-s", "--features", "none").has_teacher
+    assert parsed("--preset", "vitkd-s", "--distillation", "none").features == "vitkd"
 
 
 def test_a_flag_beats_the_environment_beats_the_preset_beats_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,22 +77,26 @@ function bar({ index, label, probability }, heads) {
   const row = $("bar-template").content.cloneNode(true);
   row.querySelector(".label").textContent = label;
   row.querySelector(".percent").textContent = percent(probability);
-  const tracks = [track("joint", "joint", probability)];
+  const tracks = [track("joint", "joint", probability, percent(probability))];
   if (heads) {
-    tracks.push(track("class-head", "class head", of(heads.class, index)));
-    tracks.push(track("distillation-head", "distillation head", of(heads.distillation, index)));
+    tracks.push(headTrack("class-head", "class head", heads.class, index));
+    tracks.push(headTrack("distillation-head", "distillation head", heads.distillation, index));
   }
   row.querySelector(".tracks").append(...tracks);
   return row;
 }
 
 // A head lists its most probable classes only; what is not among them is below the last of them.
-const of = (predictions, index) => predictions.find((each) => each.index === index)?.probability ?? 0;
+function headTrack(className, name, predictions, index) {
+  const found = predictions.find((each) => each.index === index);
+  if (found) return track(className, name, found.probability, percent(found.probability));
+  return track(className, name, 0, `below ${percent(predictions.at(-1).probability, 2)}`);
+}
 
-function track(className, name, share) {
-  const made = element("span", { className: `track ${className}`, title: `${name}: ${percent(share)}` });
+function track(className, name, share, text) {
+  const made = element("span", { className: `track ${className}`, title: `${name}: ${text}` });
   made.setAttribute("role", "img");
-  made.setAttribute("aria-label", `${name} ${percent(share)}`);
+  made.setAttribute("aria-label", `${name} ${text}`);
   made.style.setProperty("--share", `${share * 100}%`);
   return made;
 }

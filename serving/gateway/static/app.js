@@ -91,6 +91,7 @@ function showCommand() {
   showCard(model(), $("version").value);
   const key = hasKey() ? ' -H "Authorization: Bearer $KEY"' : "";
   const query = new URLSearchParams({ model: model().name, version: $("version").value });
+  $("copy").hidden = false;
   $("curl").textContent = `curl -F image=@photo.jpg${key} '${location.origin}/classify?${query}'`;
 }
 

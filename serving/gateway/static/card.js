@@ -21,7 +21,7 @@ export function showCard(model, version) {
       ["Made with", Object.entries(origin.versions).map((pair) => pair.join(" ")).join(", ")],
     );
   } else {
-    facts.push(["Origin", origin ? `of version ${model.version} only is more known` : "not made by deit export"]);
+    facts.push(["Origin", origin ? `known of version ${model.version} only` : "not made by deit export"]);
   }
   const list = element("dl", {}, ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   const accuracy = origin && version === model.version ? accuracyOf(origin.metrics) : [];

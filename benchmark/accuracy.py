@@ -1,0 +1,192 @@
+"""How often a model is right through each way of asking it, and how often ways and variants answer differently."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+from benchmark.accuracy_command import AccuracyConfig
+from benchmark.answers import Pixels, Probabilities, ask_http, ask_onnx, ask_pytorch, ask_triton, onnx_session
+from benchmark.images import labelled_images
+from benchmark.options import addresses, console
+from benchmark.repository import RepositoryModel, read_model
+from benchmark.results import Environment, Figure, Record
+from deit.errors import BenchmarkError, DataError
+from deit.preprocessing import Preprocessing, resize_and_crop
+from export.config import ExportConfig
+from export.joint import JointClassifier
+from export.source import load_source
+from training.images import LabelledImages, decode
+from training.real_labels import real_labels
+
+CHUNK = 512
+"""Images in memory at once: 77 MB of pixels at 224."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """One way of asking one model. HTTP takes the images as files, the others as pixels."""
+
+    model: RepositoryModel
+    way: str
+    ask: Callable[..., Probabilities]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A model and what it said, in one way."""
+
+    model: RepositoryModel
+    way: str
+    probabilities: Probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Everything that was found.
+
+    Attributes:
+        indices: of the images that were judged, in the data set; undecodable ones are left out.
+        asked: first the model itself in its first way, which the others are compared with.
+    """
+
+    images: LabelledImages
+    indices: tuple[int, ...]
+    asked: tuple[Asked, ...]
+    records: tuple[Record, ...]
+
+
+def measure_accuracy(config: AccuracyConfig, environment: Environment, *, command: str) -> Judged:
+    """A record for each way and each variant.
+
+    Raises:
+        BenchmarkError, DataError, CheckpointError: a way, a variant, the data or the checkpoint is not there.
+    """
+    images = labelled_images(config.data)
+    model = read_model(config.serve or config.model_repository, config.model)
+    preprocessing = Preprocessing.from_json(model.preprocessing)
+    if len(model.label_names) != len(images.label_names):
+        raise BenchmarkError(
+            f"{config.model} decides among {len(model.label_names)} classes, {config.data} has "
+            f"{len(images.label_names)}"
+        )
+    variants = [read_model(config.serve or config.model_repository, name) for name in config.variant]
+    if different := [each.name for each in variants if each.preprocessing != model.preprocessing]:
+        raise BenchmarkError(f"{', '.join(different)} prepares images in another way than {model.name}")
+
+    indices: list[int] = []
+    with addresses(config) as (url, triton_url):
+        askers = [each for one in (model, *variants) for each in ways_of_asking(config, one, model, url, triton_url)]
+        if not askers:
+            raise BenchmarkError(f"{config.model} is no ONNX file that ONNX Runtime runs: add --way triton or http")
+        found: list[list[Probabilities]] = [[] for _ in askers]
+        count = min(config.count or len(images), len(images))
+        for start in track(range(0, count, CHUNK), description="judging", console=console, transient=True):
+            pixels, readable = prepared(images, preprocessing, range(start, min(start + CHUNK, count)))
+            if not readable:
+                continue
+            uploads = [images.encoded(index) for index in readable]
+            for asker, answers in zip(askers, found, strict=True):
+                answers.append(asker.ask(uploads if asker.way == "http" else pixels))
+            indices += readable
+    if not indices:
+        raise DataError(f"none of the first {count} images of {config.data} can be decoded")
+    asked = [
+        Asked(model=asker.model, way=asker.way, probabilities=np.concatenate(answers))
+        for asker, answers in zip(askers, found, strict=True)
+    ]
+    truth = np.zeros((len(indices), len(model.label_names)), bool)
+    truth[np.arange(len(indices)), [images.label(index) for index in indices]] = True
+    real = real_labels(images)[indices].numpy() if config.real else None
+
+    reference = asked[0].probabilities
+    records = tuple(
+        Record(
+            kind="accuracy",
+            model=each.model.name,
+            precision=each.model.precision,
+            command=command,
+            environment=environment,
+            conditions={
+                "way": each.way,
+                "data": config.data.name,
+                "count": len(indices),
+                "reference": f"{asked[0].model.name} {asked[0].way}",
+            },
+            figures={
+                **hits(each.probabilities, truth),
+                **(
+                    {}
+                    if real is None
+                    else {f"real_{name}": value for name, value in hits(each.probabilities, real).items()}
+                ),
+                "disagreement": Figure(value=disagreement(each.probabilities, reference), unit="share"),
+                "max_difference": Figure(value=float(np.abs(each.probabilities - reference).max()), unit="probability"),
+            },
+        )
+        for each in asked
+    )
+    return Judged(images=images, indices=tuple(indices), asked=tuple(asked), records=records)
+
+
+def hits(probabilities: Probabilities, truth: npt.NDArray[np.bool_]) -> dict[str, Figure]:
+    """Share of the images whose best and whose five best classes hold a true one.
+
+    Args:
+        truth: (N, classes); images without a true class, which ReaL has, do not count.
+    """
+    counted = truth.any(axis=1)
+    best = np.argsort(-probabilities[counted], axis=1, kind="stable")[:, :5]
+    right = np.take_along_axis(truth[counted], best, axis=1)
+    return {
+        "top1": Figure(value=float(right[:, 0].mean()), unit="share"),
+        "top5": Figure(value=float(right.any(axis=1).mean()), unit="share"),
+    }
+
+
+def disagreement(left: Probabilities, right: Probabilities) -> float:
+    """Share of the images that two decide differently."""
+    return float((left.argmax(axis=1) != right.argmax(axis=1)).mean())
+
+
+def prepared(images: LabelledImages, preprocessing: Preprocessing, indices: range) -> tuple[Pixels, list[int]]:
+    """Model inputs of the images, and the indices of those that can be decoded."""
+    size = preprocessing.image_size
+    pixels, readable = [np.empty((0, size, size, 3), np.uint8)], []
+    for index in indices:
+        try:
+            pixels.append(resize_and_crop(decode(images, index), preprocessing)[None])
+        except DataError:
+            continue
+        readable.append(index)
+    return np.concatenate(pixels), readable
+
+
+def ways_of_asking(
+    config: AccuracyConfig, model: RepositoryModel, judged: RepositoryModel, url: str, triton_url: str
+) -> list[Asker]:
+    """The ways that were asked for and that this model has: a variant has no PyTorch, and perhaps no ONNX file."""
+    askers = []
+    for way in config.way:
+        if way == "onnx" and model.onnx_file is not None:
+            askers.append(Asker(model, way, partial(ask_onnx, onnx_session(model.onnx_file))))
+        elif way == "triton":
+            askers.append(Asker(model, way, partial(ask_triton, triton_url, model.name)))
+        elif way == "http":
+            askers.append(Asker(model, way, partial(ask_http, url, model.name, len(model.label_names))))
+        elif way == "pytorch" and model is judged:
+            classifier = trained(config, Preprocessing.from_json(model.preprocessing))
+            askers.append(Asker(model, way, partial(ask_pytorch, classifier)))
+    return askers
+
+
+def trained(config: AccuracyConfig, preprocessing: Preprocessing) -> JointClassifier:
+    """The checkpoint in PyTorch, with the graph's normalisation and read-out."""
+    labels = "imagenet-1k" if config.architecture is not None else None
+    source = load_source(
+        ExportConfig(images=config.data, checkpoint=config.checkpoint, architecture=config.architecture, labels=labels)
+    )
+    return JointClassifier(source.model, preprocessing).eval()

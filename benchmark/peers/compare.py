@@ -1,0 +1,226 @@
+"""Our server and its peers in turns: the same model, images and client, each server alone on the machine."""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from benchmark.images import read_photographs
+from benchmark.load import Load, closed_loop, each_answered, requests_of
+from benchmark.options import console
+from benchmark.peers.tuning import Shape, peer_server, shapes
+from benchmark.peers_command import OURS, PeersConfig
+from benchmark.processes import ServerProcesses, Use
+from benchmark.repository import RepositoryModel, read_model
+from benchmark.results import Environment, Figure, Record
+from benchmark.server import CLASSIFY, our_server
+from deit.errors import BenchmarkError
+
+WARM_UP_S = 2.0
+IMAGES = 256
+TUNING_S = 5.0
+
+CHECKED_IMAGES = 16
+# The same graph on the same pixels; batches of other sizes and other threads move the last bits of a probability.
+LARGEST_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A server with the model that it serves; `shape` is None for ours, which runs with its defaults."""
+
+    server: str
+    model: RepositoryModel
+    shape: Shape | None
+
+    @contextlib.contextmanager
+    def running(self, config: PeersConfig, image: bytes) -> Iterator[tuple[str, int]]:
+        """The URL to which images are posted, and the first process of the server."""
+        if self.shape is None:
+            with our_server(config.model_repository, default_model=self.model.name) as server:
+                yield f"{server.url}{CLASSIFY}?model={self.model.name}", server.pid
+            return
+        assert self.model.onnx_file is not None
+        with peer_server(
+            self.server,
+            self.shape,
+            onnx_file=self.model.onnx_file,
+            preprocessing=self.model.preprocessing,
+            environments=config.environments,
+            image=image,
+        ) as address:
+            yield address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What one window of load on one server told."""
+
+    load: Load
+    server_cpu_s: float
+    memory_mib: float
+
+
+def compare_servers(config: PeersConfig, environment: Environment, *, command: str) -> list[Record]:
+    """A record for each server, model and concurrency, over all rounds. A server that fails says so in its record.
+
+    Raises:
+        BenchmarkError, DataError: our own server, the model or the photographs are not there.
+    """
+    images = read_photographs(config.images, IMAGES).images
+    models = [read_model(config.model_repository, config.model)]
+    if config.best_model is not None:
+        models.append(read_model(config.model_repository, config.best_model))
+    failures: dict[tuple[str, str], str] = {}
+    entrants = []
+    for model in models:
+        expected = ours_for(model, config, images)
+        entrants.append(Entrant(server=OURS, model=model, shape=None))
+        for peer in config.peer if model.onnx_file is not None else ():
+            candidates = [Entrant(server=peer, model=model, shape=shape) for shape in shapes(peer, environment.cores)]
+            try:
+                entrants.append(best_of(candidates, config, images, expected))
+            except BenchmarkError as error:
+                failures[peer, model.name] = str(error)
+
+    windows: defaultdict[tuple[Entrant, int], list[Window]] = defaultdict(list)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=config.rounds * len(entrants))
+        for round_ in range(config.rounds):
+            # every other round in reverse, so that none always follows the same one
+            for entrant in entrants if round_ % 2 == 0 else reversed(entrants):
+                progress.update(task, description=f"{entrant.server} {entrant.model.name}")
+                with entrant.running(config, images[0]) as (url, pid):
+                    for concurrency in config.concurrency:
+                        window = measure(url, images, pid=pid, concurrency=concurrency, seconds=config.seconds)
+                        windows[entrant, concurrency].append(window)
+                progress.advance(task)
+
+    def record(server: str, model: RepositoryModel, shape: Shape | None, concurrency: int, **found: object) -> Record:
+        return Record(
+            kind="peer",
+            model=model.name,
+            precision=model.precision,
+            command=command,
+            environment=environment,
+            conditions={
+                "server": server,
+                "settings": "defaults" if shape is None else str(shape),
+                "version": version_of(server, config.environments, environment),
+                "concurrency": concurrency,
+                "images": config.images.name,
+                "seconds": config.seconds,
+            },
+            **found,  # type: ignore[arg-type]
+        )
+
+    return [
+        record(entrant.server, entrant.model, entrant.shape, concurrency, **figures_of(found))
+        for (entrant, concurrency), found in windows.items()
+    ] + [
+        record(peer, model, None, concurrency, failure=failures[peer, model.name])
+        for model in models
+        for peer in config.peer
+        for concurrency in config.concurrency
+        if (peer, model.name) in failures
+    ]
+
+
+def best_of(
+    candidates: Sequence[Entrant], config: PeersConfig, images: Sequence[bytes], expected: Sequence[dict[int, float]]
+) -> Entrant:
+    """The fastest at the highest concurrency, after each was seen to answer as ours does."""
+    rates: dict[Entrant, float] = {}
+    for candidate in candidates if config.tune else candidates[:1]:
+        with candidate.running(config, images[0]) as (url, pid):
+            refuse_other_answers(candidate.server, answers_of(url, images[:CHECKED_IMAGES]), expected)
+            if config.tune:
+                window = measure(url, images, pid=pid, concurrency=max(config.concurrency), seconds=TUNING_S)
+                rates[candidate] = window.load.rate_per_s
+                console.print(f"{candidate.server}: {candidate.shape}: {rates[candidate]:.1f} images/s")
+    return max(rates, key=lambda candidate: rates[candidate]) if rates else candidates[0]
+
+
+def ours_for(model: RepositoryModel, config: PeersConfig, images: Sequence[bytes]) -> list[dict[int, float]]:
+    """What our server answers for the first images."""
+    with Entrant(server=OURS, model=model, shape=None).running(config, images[0]) as (url, _):
+        return answers_of(url, images[:CHECKED_IMAGES])
+
+
+def answers_of(url: str, images: Sequence[bytes]) -> list[dict[int, float]]:
+    """Probability by class of each image's five best.
+
+    Raises:
+        BenchmarkError: an image was not classified.
+    """
+    answers = asyncio.run(each_answered(url, requests_of(url, images, as_form=False), concurrency=2))
+    found = []
+    for answer in answers:
+        if not answer.is_ok:
+            raise BenchmarkError(f"{url} answered {answer.status or answer.error}: {answer.body[:200]!r}")
+        found.append({each["index"]: each["probability"] for each in json.loads(answer.body)["predictions"]})
+    return found
+
+
+def refuse_other_answers(server: str, found: Sequence[dict[int, float]], expected: Sequence[dict[int, float]]) -> None:
+    """Raises BenchmarkError when a server does other work than ours."""
+    for place, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
+        for index, probability in ours.items():
+            # a class at the end of the five may give way to one of equal probability
+            if abs(theirs.get(index, min(theirs.values())) - probability) > LARGEST_DIFFERENCE:
+                raise BenchmarkError(f"{server} answers image {place} with {theirs}, ours is {ours}")
+
+
+def measure(url: str, images: Sequence[bytes], *, pid: int, concurrency: int, seconds: float) -> Window:
+    processes = ServerProcesses.of(pid)
+
+    async def run() -> tuple[Load, Use, Use]:
+        requests = requests_of(url, images, as_form=False)
+        loop = closed_loop(url, requests, concurrency=concurrency, duration_s=seconds, warm_up_s=WARM_UP_S)
+        task = asyncio.create_task(loop)
+        await asyncio.sleep(WARM_UP_S)
+        before = processes.use()
+        await asyncio.sleep(seconds)
+        after = processes.use()
+        return await task, before, after
+
+    load, before, after = asyncio.run(run())
+    return Window(load=load, server_cpu_s=after.total_cpu_s - before.total_cpu_s, memory_mib=after.memory_mib)
+
+
+def figures_of(windows: Sequence[Window]) -> dict[str, object]:
+    """`figures` of a record over the rounds, or its `failure`."""
+    try:
+        figures = {
+            "images_per_s": Figure.of([each.load.rate_per_s for each in windows], "images/s"),
+            **{
+                f"p{percentile}_ms": Figure.of([each.load.latency_ms(percentile) for each in windows], "ms")
+                for percentile in (50, 95, 99)
+            },
+            "failed_share": Figure.of(
+                [sum(not answer.is_ok for answer in each.load.answers) / len(each.load.answers) for each in windows],
+                "share",
+            ),
+            "server_cores": Figure.of([each.server_cpu_s / each.load.duration_s for each in windows], "cores"),
+            "client_cores": Figure.of([each.load.client_cpu_s / each.load.duration_s for each in windows], "cores"),
+            "memory_mib": Figure.of([each.memory_mib for each in windows], "MiB"),
+        }
+    except BenchmarkError as error:
+        return {"failure": str(error)}
+    return {"figures": figures}
+
+
+def version_of(server: str, environments: Path, environment: Environment) -> str:
+    """Of the server's package, as its environment has it."""
+    if server == OURS:
+        return environment.versions["deit-server"]
+    for folder in environments.glob(f"{server}/lib/python*/site-packages/{server}-*.dist-info"):
+        if match := re.fullmatch(rf"{server}-(.+)\.dist-info", folder.name):
+            return match[1]
+    return "unknown"

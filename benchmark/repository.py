@@ -1,0 +1,41 @@
+"""Models of a repository on disk, as measurements need them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit.errors import BenchmarkError
+from deit.labels import LABELS_FILE, read_labels
+from deit.model import CONFIG_FILE, ONNX_FILE, PREPROCESSING_PARAMETER, PROVENANCE_PARAMETER, Provenance
+from deit.repository import model_folder, read_config, served_version
+
+ONNX_BACKEND = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryModel:
+    """The version of a model that is served. `onnx_file` is None when ONNX Runtime does not run it."""
+
+    name: str
+    onnx_file: Path | None
+    preprocessing: str
+    precision: str
+    label_names: tuple[str, ...]
+
+
+def read_model(repository: Path, name: str) -> RepositoryModel:
+    """Raises RepositoryError or BenchmarkError when there is no such model that `deit export` wrote."""
+    folder = model_folder(repository, name)
+    config, version = read_config(folder / CONFIG_FILE), served_version(folder)
+    try:
+        precision = Provenance.from_json(config.parameters[PROVENANCE_PARAMETER].string_value).precision
+        label_names = read_labels(folder / LABELS_FILE)
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{folder} is no model that `deit export` wrote: {error}") from error
+    onnx_file = folder / str(version) / ONNX_FILE
+    return RepositoryModel(
+        name=name,
+        onnx_file=onnx_file if config.backend == ONNX_BACKEND and onnx_file.is_file() else None,
+        preprocessing=config.parameters[PREPROCESSING_PARAMETER].string_value,
+        precision=precision,
+        label_names=label_names,
+    )

@@ -1,0 +1,1 @@
+"""Classification of whole data sets on a Ray cluster, without a server."""

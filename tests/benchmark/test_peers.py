@@ -1,0 +1,78 @@
+"""Other servers: refused when they do other work than ours; each of them, really run, does the same."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmark.images import read_photographs
+from benchmark.peers.classifier import Classifier, PeerSettings
+from benchmark.peers.compare import Entrant, answers_of, ours_for, refuse_other_answers
+from benchmark.peers.environments import REQUIREMENTS
+from benchmark.peers.tuning import shapes
+from benchmark.peers_command import PEERS, PeersConfig
+from benchmark.repository import read_model
+from deit.errors import BenchmarkError, RepositoryError
+from tests.conftest import REPOSITORY_ROOT, encoded, photograph
+
+REPOSITORY = REPOSITORY_ROOT / "model_repository"
+
+
+@pytest.fixture
+def photographs_folder(tmp_path: Path) -> Path:
+    for seed in range(4):
+        (tmp_path / f"{seed}.jpg").write_bytes(encoded(photograph(160, 120, seed)))
+    return tmp_path
+
+
+def test_answers_that_differ_are_refused():
+    ours = [{3: 0.6, 5: 0.3, 4: 0.05, 1: 0.03, 0: 0.01}]
+    refuse_other_answers("mosec", [{3: 0.60001, 5: 0.3, 4: 0.05, 1: 0.03, 2: 0.01}], ours)
+    with pytest.raises(BenchmarkError, match="mosec answers image 0 with"):
+        refuse_other_answers("mosec", [{5: 0.6, 3: 0.3, 4: 0.05, 1: 0.03, 0: 0.01}], ours)
+
+
+def test_what_the_peers_do_with_an_image_is_what_ours_does(photographs_folder):
+    """Their common part, in this environment: the gateway's answers, without a server."""
+    model = read_model(REPOSITORY, "deit_cifar10")
+    settings = PeerSettings(
+        onnx_file=str(model.onnx_file), preprocessing=model.preprocessing, port=0, workers=1, threads=1
+    )
+    classifier = Classifier(settings)
+    images = read_photographs(photographs_folder).images
+    found = [
+        {each["index"]: each["probability"] for each in answer["predictions"]}
+        for answer in classifier.answers([classifier.pixels(image) for image in images])
+    ]
+    config = PeersConfig(images=photographs_folder, model="deit_cifar10", model_repository=REPOSITORY)
+    refuse_other_answers("peer", found, ours_for(model, config, images))
+
+
+def test_every_peer_has_locked_requirements_and_a_stated_tuning():
+    for peer in PEERS:
+        lines = (REQUIREMENTS / f"{peer}.txt").read_text().splitlines()
+        pinned = [line for line in lines if "==" in line and not line.startswith("#")]
+        assert pinned
+        assert sum("--hash=sha256:" in line for line in lines) >= len(pinned)
+        assert len(set(shapes(peer, cores=4))) == 2
+
+
+def test_a_model_that_is_not_there_is_named():
+    with pytest.raises(RepositoryError, match="has no model 'deit_giant'; it has: deit_cifar10"):
+        read_model(REPOSITORY, "deit_giant")
+
+
+@pytest.mark.soak  # installs a gigabyte of packages for each
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_answers_as_ours_does(peer, photographs_folder):
+    config = PeersConfig(
+        images=photographs_folder,
+        model="deit_cifar10",
+        model_repository=REPOSITORY,
+        environments=REPOSITORY_ROOT / ".peers",
+    )
+    model = read_model(REPOSITORY, "deit_cifar10")
+    images = read_photographs(photographs_folder).images
+    expected = ours_for(model, config, images)
+    for shape in shapes(peer, cores=2):
+        with Entrant(server=peer, model=model, shape=shape).running(config, images[0]) as (url, _):
+            refuse_other_answers(peer, answers_of(url, images), expected)

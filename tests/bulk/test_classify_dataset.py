@@ -1,0 +1,228 @@
+"""`deit classify-dataset` on a local Ray cluster with its real worker processes."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bulk.model import Session, read_model
+from bulk.results import Job, begin, write_part
+from bulk.sources import digest_of, find_parts, read_images
+from deit.errors import DataError, RepositoryError
+from deit.preprocessing import resize_and_crop
+from serving.gateway.images import decode
+from tests.conftest import REPOSITORY_ROOT, encoded, photograph
+from tests.serving.conftest import eventually
+
+REPOSITORY = REPOSITORY_ROOT / "model_repository"
+
+
+def command(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "deit", "classify-dataset", *map(str, arguments)],
+        cwd=REPOSITORY_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process id -> its title, of everything that the command started; Ray names its actors."""
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            found += map(int, task.read_text().split())
+    titles = {}
+    for each in found[1:]:
+        try:
+            titles[each] = Path(f"/proc/{each}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except OSError:  # it has ended
+            continue
+    return titles
+
+
+def actors(pid: int, name: str) -> list[int]:
+    return [each for each, title in descendants(pid).items() if title.startswith("ray::") and name in title]
+
+
+def answers(folder: Path) -> pa.Table:
+    return pq.read_table(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    for number in range(7):
+        path = folder / f"day {number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(photograph(60 + number, 50, seed=number)))
+    (folder / "torn.jpg").write_bytes(encoded(photograph(60, 50))[:500])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    path = tmp_path / "pictures.parquet"
+    rows = [{"bytes": encoded(photograph(40, 40, seed=number)), "path": f"{number}.jpg"} for number in range(10)]
+    pq.write_table(pa.table({"image": rows}), path, row_group_size=4)
+    return path
+
+
+@pytest.mark.soak
+def test_a_folder_is_classified_on_ray(pictures, tmp_path):
+    process = command("--images", pictures, "--output", tmp_path / "answers", "--part-images=3", "--top-k=2")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "8 images are classified" in said
+    check_answers(pictures, tmp_path / "answers")
+
+
+def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
+    """What Ray runs, without Ray, whose start takes longer than the rest of these tests."""
+    from bulk import classify
+
+    model, output = read_model(REPOSITORY, None, None), str(tmp_path / "answers")
+    decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
+    classify_actor = classify.Classify(output, model, 2, 2, 1)
+    told = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
+    assert [(row["images"], row["problems"]) for row in told] == [([3], [0]), ([3], [0]), ([2], [1])]
+    check_answers(pictures, tmp_path / "answers")
+
+
+def check_answers(pictures: Path, folder: Path) -> None:
+    rows = {Path(row["image"]).name: row for row in answers(folder).to_pylist()}
+    assert set(rows) == {*(f"{number}.jpg" for number in range(7)), "torn.jpg"}
+    assert rows["torn.jpg"]["problem"].startswith("undecodable-image: ")
+    assert rows["torn.jpg"]["label"] is None
+    model = read_model(REPOSITORY, None, None)
+    session = Session(model.graph, threads=1)
+    for path in pictures.glob("day */*.jpg"):
+        pixels = resize_and_crop(decode(path.read_bytes(), 10**6).image, model.preprocessing)
+        expected = session.probabilities(np.asarray(pixels)[np.newaxis])[0]
+        row = rows[path.name]
+        assert row["label"] == model.labels[int(expected.argmax())]
+        # the same graph on one thread; only the batch is another, which may move the last bits
+        np.testing.assert_allclose(row["probabilities"], np.sort(expected)[::-1][:2], atol=1e-6)
+        assert (row["model"], row["version"], row["model_sha256"]) == (model.name, model.version, model.digest)
+
+
+@pytest.mark.soak
+def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tmp_path):
+    """An actor of each kind is killed, then the whole job; the same command goes on: nothing is missing or double."""
+    images, output = shared_data / "cifar10" / "test.parquet", tmp_path / "answers"
+    arguments = ["--images", images, "--output", output, "--part-images=100", "--decoders=2", "--models=2"]
+
+    def parts() -> set[str]:
+        return {path.name for path in output.glob("part-*.parquet")}
+
+    process = command(*arguments)
+    try:
+        # decoding runs ahead and is soon over, so its actor is killed as soon as it is there
+        for name, least in (("Decode", 0), ("Classify", 5)):
+            eventually(lambda name=name, least=least: len(parts()) >= least and actors(process.pid, name), 600)
+            os.kill(actors(process.pid, name)[0], signal.SIGKILL)
+        killed_at = len(parts())
+        eventually(lambda: len(parts()) >= killed_at + 10, 600)
+        assert process.poll() is None, "it was over before the job could be killed"
+    finally:
+        family = descendants(process.pid)
+        process.kill()
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        said, _ = process.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("part-*.parquet")}
+    assert 15 <= len(finished) < 100, said
+
+    second = command(*arguments)
+    said, _ = second.communicate(timeout=1200)
+    assert second.returncode == 0, said
+    found = answers(output)
+    assert found.num_rows == 10_000
+    assert found["image"].to_pylist() == [f"{images}#{row}" for row in range(10_000)]
+    assert all(path.stat().st_mtime_ns == modified for path, modified in finished.items()), "done again in vain"
+    labels = pq.read_table(images, columns=["label"])["label"].to_numpy()
+    top1 = float((found["index"].to_numpy() == labels).mean())
+    model = read_model(REPOSITORY, None, None)
+    metrics = json.loads((REPOSITORY / model.name / model.version / "provenance.json").read_text())["metrics"]
+    # the accuracy that training measured, in bf16 or fp32, with the same transform
+    assert abs(top1 - metrics["joint_top1"]) < 0.005
+
+
+def test_parts_cover_every_image_once(pictures, table):
+    parts = find_parts(str(pictures), part_images=3)
+    names = [name for part in parts for name in part.names()]
+    assert [part.number for part in parts] == [0, 1, 2]
+    assert len(names) == len(set(names)) == 8
+    assert names == sorted(names)
+    rows = pq.read_table(table)["image"].to_pylist()
+    parts = find_parts(str(table), part_images=3)
+    assert [content for part in parts for content in read_images(str(table), part)] == [row["bytes"] for row in rows]
+    assert [name for part in parts for name in part.names()] == [f"{table}#{number}" for number in range(10)]
+
+
+def test_a_url_is_as_good_as_a_path(table):
+    by_path, by_url = (find_parts(place, part_images=4) for place in (str(table), table.as_uri()))
+    assert by_path == by_url
+    assert read_images(table.as_uri(), by_url[2]) == read_images(str(table), by_path[2])
+
+
+def job(parts: int = 2, **changes: object) -> Job:
+    values = {"images": "here", "images_sha256": "a", "parts": parts, "model": "m", "version": "1", "top_k": 5}
+    return Job(**{**values, "model_sha256": "b", **changes})
+
+
+def test_a_job_goes_on_where_it_was(tmp_path):
+    output = str(tmp_path / "answers")
+    assert begin(output, job()) == set()
+    write_part(output, 1, [{"image": "x"}])
+    assert begin(output, job()) == {1}
+
+
+def test_the_folder_of_another_job_is_refused(tmp_path):
+    output = str(tmp_path / "answers")
+    begin(output, job())
+    with pytest.raises(DataError, match=r"another job: it differs in model_sha256;"):
+        begin(output, job(model_sha256="c"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(DataError, match="not empty"):
+        begin(str(tmp_path / "full"), job())
+
+
+def test_what_cannot_be_classified_is_told(tmp_path, pictures, table):
+    with pytest.raises(DataError, match="does not exist"):
+        find_parts(str(tmp_path / "nowhere"), part_images=3)
+    with pytest.raises(DataError, match="no image"):
+        (tmp_path / "empty").mkdir()
+        find_parts(str(tmp_path / "empty"), part_images=3)
+    with pytest.raises(DataError, match="give one kind"):
+        find_parts(str(tmp_path), part_images=3)
+    with pytest.raises(DataError, match="cannot be opened"):
+        find_parts("gopher://hole", part_images=3)
+    pq.write_table(pa.table({"picture": [b""]}), table)
+    with pytest.raises(DataError, match="no column 'image'; it has picture"):
+        find_parts(str(table), part_images=3)
+    with pytest.raises(RepositoryError, match="there is no zebra"):
+        read_model(REPOSITORY, "zebra", None)
+    with pytest.raises(RepositoryError, match=r"not 99"):
+        read_model(REPOSITORY, None, "99")
+
+
+def test_the_digest_is_of_the_names_and_their_parts(pictures):
+    first = digest_of(find_parts(str(pictures), part_images=3))
+    assert first == digest_of(find_parts(str(pictures), part_images=3))
+    assert first != digest_of(find_parts(str(pictures), part_images=4))
+    (pictures / "late.png").touch()
+    assert first != digest_of(find_parts(str(pictures), part_images=3))

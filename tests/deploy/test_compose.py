@@ -1,0 +1,212 @@
+"""`docker compose up` on a real engine. `make compose-test` runs it; the first time builds the images, some minutes."""
+
+import concurrent.futures
+import hashlib
+import io
+import json
+import re
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.conftest import encoded, photograph
+from tests.serving.conftest import eventually
+
+pytestmark = pytest.mark.engine
+
+SERVICES = ("triton", "gateway", "proxy")
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return encoded(photograph(640, 480))
+
+
+def classify(stack, image, **named):
+    return httpx.post(f"{stack.url}/classify", content=image, timeout=30, **named)
+
+
+def answers(stack, image) -> bool:
+    try:
+        return classify(stack, image).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_photograph_is_classified_through_the_proxy(stack, image):
+    answer = classify(stack, image)
+    assert answer.status_code == 200, answer.text
+    predictions = answer.json()["predictions"]
+    assert len(predictions) == 5
+    assert 0 < sum(each["probability"] for each in predictions) <= 1.0001
+    form = httpx.post(f"{stack.url}/classify", files=[("image", image), ("image", b"torn")], timeout=30).json()
+    assert form["results"][0]["predictions"] == predictions
+    assert form["results"][1]["problem"]["status"] == 415
+
+
+def test_the_proxy_refuses_what_the_gateway_would(stack):
+    noise = io.BytesIO()
+    Image.effect_noise((4000, 3500), 100).save(noise, "PNG")
+    answer = classify(stack, noise.getvalue())
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert httpx.get(f"{stack.url}/metrics").status_code == 404, "metrics are for Prometheus, inside"
+
+
+def test_only_the_proxy_is_published_and_on_loopback(stack):
+    published = {
+        service: stack.inspect(stack.containers(service)[0])["NetworkSettings"]["Ports"] or {} for service in SERVICES
+    }
+    bindings = {service: [each for ports in by.values() for each in ports or []] for service, by in published.items()}
+    assert bindings["triton"] == bindings["gateway"] == []
+    assert bindings["proxy"] == [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]
+
+
+def test_containers_are_confined(stack):
+    for service in SERVICES:
+        status = stack.compose("exec", "-T", service, "cat", "/proc/self/status")
+        facts = dict(re.findall(r"^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):\s+(\S+)", status, re.MULTILINE))
+        assert int(facts["Uid"]) > 10000, service
+        assert int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 0, service
+        assert facts["NoNewPrivs"] == "1", service
+        assert facts["Seccomp"] == "2", service
+        written = stack.run("docker", "compose", "exec", "-T", service, "sh", "-c", "echo > /srv/x || echo > /x")
+        assert "Read-only file system" in written.stderr, service
+    for service in ("triton", "gateway"):
+        networks = stack.inspect(stack.containers(service)[0])["NetworkSettings"]["Networks"]
+        details = json.loads(stack.run("docker", "network", "inspect", *networks).stdout)
+        assert details, service
+        assert all(network["Internal"] for network in details), f"{service} can reach the world"
+
+
+def test_the_triton_container_says_what_it_is(stack):
+    assert "two years of security fixes" in stack.compose("logs", "--no-log-prefix", "triton")
+
+
+def test_a_killed_triton_comes_back(stack, image):
+    (container,) = stack.containers("triton")
+    started_at = stack.inspect(container)["State"]["StartedAt"]
+    stack.run("docker", "compose", "exec", "-T", "triton", "sh", "-c", "kill -9 -1")  # everything but the init
+    answer = classify(stack, image)
+    assert answer.status_code in (503, 200), answer.text
+    eventually(lambda: stack.inspect(container)["State"]["StartedAt"] != started_at, 60)
+    eventually(lambda: answers(stack, image), 120)
+
+
+def test_a_rolling_restart_of_the_gateway_fails_no_request(stack, image):
+    before = stack.containers("gateway")
+    stop = threading.Event()
+
+    def ask() -> list[str]:
+        outcomes = []
+        with httpx.Client(timeout=30) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post(f"{stack.url}/classify", content=image)
+                    outcomes.append(str(answer.status_code))
+                except httpx.HTTPError as error:
+                    outcomes.append(repr(error))
+                # paced, so that the machine is not overloaded: refusals under load are another promise
+                stop.wait(0.05)
+        return outcomes
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        asking = [threads.submit(ask) for _ in range(4)]
+        try:
+            for _ in range(2):
+                done = stack.run("deploy/restart-gateways", timeout_s=200)
+                assert done.returncode == 0, done.stderr
+            time.sleep(2)  # the last old address is forgotten
+        finally:
+            stop.set()
+        outcomes = [outcome for each in asking for outcome in each.result()]
+    assert set(outcomes) == {"200"}, {each: outcomes.count(each) for each in set(outcomes)}
+    assert len(outcomes) > 100
+    after = stack.containers("gateway")
+    assert len(after) == len(before)
+    assert not set(after) & set(before)
+
+
+def test_gateways_ask_every_triton_in_turn(stack, image):
+    stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITONS="2")
+    metrics = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8002/metrics').read().decode())"
+
+    def counts() -> list[float]:
+        pages = [
+            stack.run("docker", "exec", container, "python", "-c", metrics).stdout
+            for container in stack.containers("triton")
+        ]
+        return [float(re.search(r"^nv_inference_count\{.*\} (\S+)", page, re.MULTILINE)[1]) for page in pages]
+
+    def both_are_asked() -> bool:
+        before = counts()
+        assert all(answers(stack, image) for _ in range(40))
+        # the readiness canaries are two at most in this time
+        return min(now - then for now, then in zip(counts(), before, strict=True)) >= 15
+
+    # a channel lives for CONNECTION_AGE_MS at most, then it looks the name up again
+    eventually(both_are_asked, 90)
+    stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITONS="1")
+    eventually(lambda: answers(stack, image), 60)
+
+
+def test_prometheus_sees_gateway_and_triton(stack, image):
+    stack.compose("--profile", "observability", "up", "--detach", "--wait", "--build", "prometheus", timeout_s=600)
+    assert answers(stack, image)
+
+    def ask(query: str) -> str:
+        url = f"http://127.0.0.1:9090/api/v1/query?query={query}"
+        return stack.compose("exec", "-T", "prometheus", "curl", "-sS", url)
+
+    eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(deit_images_total)")), 60)
+    eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(nv_inference_count)")), 60)
+    rules = stack.compose("exec", "-T", "prometheus", "curl", "-sS", "http://127.0.0.1:9090/api/v1/rules")
+    assert rules.count('"health":"ok"') >= 7, rules
+    stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus")
+
+
+def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, to make a certificate")
+    key, tls = "a key of more than twenty characters", tmp_path / "tls"
+    tls.mkdir()
+    keys = tmp_path / "keys"
+    keys.write_text(f"{hashlib.sha256(key.encode()).hexdigest()}  test\n")
+    files = ["-keyout", tls / "privkey.pem", "-out", tls / "fullchain.pem"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *name], check=True)
+    for file in (keys, *tls.iterdir()):
+        file.chmod(0o644)  # they are read by the users of the containers
+    stack.compose("up", "--detach", "--wait", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
+    url = f"https://127.0.0.1:{stack.port}/classify"
+    trust = ssl.create_default_context(cafile=str(tls / "fullchain.pem"))
+    with httpx.Client(verify=trust, timeout=30) as client:
+        assert client.post(url, content=image).status_code == 401
+        answer = client.post(url, content=image, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200
+        assert "max-age" in answer.headers["strict-transport-security"]
+    assert httpx.get(stack.url).status_code == 308, "plain HTTP is sent to HTTPS"
+    stack.compose("up", "--detach", "--wait")
+    assert answers(stack, image)
+
+
+def test_images_stay_below_the_sizes_that_the_docs_state(stack):
+    def size(image: str) -> int:
+        return int(stack.run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
+
+    base = size("python:3.11-slim-bookworm")
+    assert size("deit-server/gateway:test") - base <= 150e6
+    assert size("deit-server/triton:test") - base <= 700e6
+
+
+def test_down_leaves_nothing(stack):
+    stack.compose("--profile", "*", "down", "--volumes")
+    assert stack.everything() == {"containers": [], "networks": [], "volumes": []}
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(stack.url)

@@ -1,0 +1,187 @@
+"""What every service of every overlay owes: no root, no writing, no capability, limits, and one door."""
+
+import os
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY_ROOT
+from tests.deploy.manifests import COMPOSE_FILES, composed, composed_plainly, has_compose
+
+ONE_SHOT = {"benchmark", "export", "build-plans"}
+OF_OTHERS = {"grafana", "otel-collector"}
+
+
+@pytest.fixture(params=COMPOSE_FILES)
+def project(request):
+    return composed(request.param)
+
+
+def test_every_service_is_confined(project):
+    assert {"triton", "gateway", "proxy", "prometheus", "grafana", "otel-collector"} <= set(project["services"])
+    for name, service in project["services"].items():
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"]), name
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["init"] is True, name
+        assert int(service["pids_limit"]) <= 1024, name
+        assert service["mem_limit"], name
+        # 0 processors, no limit, is left out by compose: Docker refuses more than the machine has
+        limited = {"cpus", "cpu_shares"} & set(service)
+        assert limited or (has_compose() and name in {"triton", "gateway", "proxy"}), name
+        assert not {"privileged", "pid", "ipc", "network_mode", "devices"} & set(service), name
+        assert all("docker.sock" not in str(volume) for volume in service.get("volumes", [])), name
+        assert all("size=" in mount for mount in service["tmpfs"]), name
+        assert service["logging"]["options"]["max-size"], name
+        assert service["stop_grace_period"], name
+
+
+def test_only_the_proxy_is_published_and_all_on_loopback_by_default(project):
+    published = {name: service["ports"] for name, service in project["services"].items() if service.get("ports")}
+    assert set(published) == {"proxy", "grafana"}
+    for ports in published.values():
+        assert all((port["host_ip"] if isinstance(port, dict) else port[:9]) == "127.0.0.1" for port in ports)
+
+
+def test_grafana_stays_on_loopback_whatever_the_address(project):
+    for name in COMPOSE_FILES:
+        (port,) = composed(name, DEIT_ADDRESS="0.0.0.0", DEIT_INSECURE="1")["services"]["grafana"]["ports"]
+        assert "127.0.0.1" in str(port)
+
+
+def test_triton_and_the_gateway_are_on_internal_networks_alone(project):
+    internal = {name for name, network in project["networks"].items() if (network or {}).get("internal")}
+    assert internal == {"gateway", "triton", "dashboard"}
+    for service in ("triton", "gateway", "benchmark"):
+        assert set(project["services"][service]["networks"]) <= internal
+
+
+def test_the_model_repository_is_read_only_but_for_its_writer(project):
+    for name, service in project["services"].items():
+        for volume in service.get("volumes", []):
+            if isinstance(volume, dict) and str(volume.get("source", "")).endswith("model_repository"):
+                assert volume.get("read_only", False) is (name != "export"), name
+
+
+def test_a_service_starts_when_what_it_needs_is_well(project):
+    for name, service in project["services"].items():
+        for needed, condition in service.get("depends_on", {}).items():
+            one_shot = needed in ONE_SHOT
+            wanted = "service_completed_successfully" if one_shot else "service_healthy"
+            assert condition["condition"] == wanted, (name, needed)
+            if not one_shot:
+                assert project["services"][needed]["healthcheck"]["test"], needed
+        if name not in ONE_SHOT | {"otel-collector"}:
+            assert service["healthcheck"].get("test"), f"{name} has no health check"
+        assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped"), name
+
+
+def test_grace_is_longer_than_the_drains(project):
+    """The gateway: late requests 1 s, then the longest request and 1 s; Triton: its own 10 s and 5 s."""
+    from serving.launcher import LATE_REQUESTS_S
+    from serving.settings import Limits
+    from serving.triton.options import EXIT_TIMEOUT_S
+
+    grace = {
+        name: int(project["services"][name]["stop_grace_period"].removesuffix("s")) for name in ("gateway", "triton")
+    }
+    assert grace["gateway"] > LATE_REQUESTS_S + Limits().request_timeout_s + 1
+    assert grace["triton"] > EXIT_TIMEOUT_S + 5
+
+
+def test_images_are_ours_or_pinned(project):
+    for name, service in project["services"].items():
+        image = service["image"]
+        if name in OF_OTHERS:
+            assert re.search(r":\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", image), image
+        else:
+            assert image.startswith("deit-server/"), image
+            assert service["build"]["dockerfile"].startswith("deploy/images/"), name
+
+
+def test_the_gpu_overlay_takes_the_place_of_the_old_triton():
+    triton = composed("gpu")["services"]["triton"]
+    assert triton["image"].startswith("deit-server/triton-gpu:")
+    assert triton["build"]["dockerfile"] == "deploy/images/triton-gpu.Dockerfile"
+    assert not triton.get("environment"), "settings of `deit triton` mean nothing to NVIDIA's"
+    (device,) = triton["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_the_gpu_overlay_asks_for_an_image():
+    environment = {"TRITON_IMAGE": ""}
+    if has_compose():
+        files = [f"--file={file}" for file in COMPOSE_FILES["gpu"]]
+        done = subprocess.run(
+            ["docker", "compose", *files, "config"],
+            cwd=REPOSITORY_ROOT,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0
+        assert "26.07" in done.stderr
+    else:
+        with pytest.raises(KeyError, match=r"26\.07"):
+            composed_plainly("gpu", environment)
+
+
+def test_every_variable_is_explained():
+    text = "".join((REPOSITORY_ROOT / file).read_text() for file in COMPOSE_FILES["gpu"])
+    used = set(re.findall(r"\$\{(\w+)", text))
+    explained = set(re.findall(r"^#?(\w+)=", (REPOSITORY_ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert explained == used
+
+
+def test_build_files_pin_what_they_install():
+    folder = REPOSITORY_ROOT / "deploy" / "images"
+    for file in folder.glob("*.Dockerfile"):
+        for line in file.read_text().replace("\\\n", " ").splitlines():
+            if "pip install" in line:
+                assert "--require-hashes" in line, f"{file.name}: {line}"
+            assert not re.match(r"FROM \S+:latest", line), f"{file.name}: {line}"
+    assert "--frozen" in (folder / "install-extra").read_text()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "192.0.2.7"])
+@pytest.mark.parametrize("keys", ["", "keys"])
+@pytest.mark.parametrize("insecure", ["", "1"])
+def test_the_proxy_lets_strangers_in_only_with_keys(tmp_path, address, keys, insecure):
+    nginx = tmp_path / "nginx"
+    nginx.write_text("#!/bin/sh\necho started\n")
+    nginx.chmod(0o755)
+    done = subprocess.run(
+        [REPOSITORY_ROOT / "deploy/proxy/start"],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PUBLISHED_ADDRESS": address,
+            "API_KEYS": keys,
+            "DEIT_INSECURE": insecure,
+        },
+        capture_output=True,
+        text=True,
+    )
+    if address == "127.0.0.1" or keys or insecure:
+        assert (done.returncode, done.stdout) == (0, "started\n")
+    else:
+        assert done.returncode == 2
+        assert "DEIT_API_KEYS_FILE" in done.stderr
+
+
+def test_the_proxy_and_the_gateway_agree_on_sizes():
+    from serving.settings import Limits
+
+    settings = (REPOSITORY_ROOT / "deploy/proxy/http-settings.conf").read_text()
+    (megabytes,) = re.findall(r"client_max_body_size (\d+)m;", settings)
+    assert int(megabytes) * 2**20 == Limits().max_body_bytes
+
+
+def test_alert_rules_are_rules():
+    groups = yaml.safe_load((REPOSITORY_ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
+    for rule in (rule for group in groups for rule in group["rules"]):
+        assert {"alert", "expr", "for", "labels", "annotations"} == set(rule)
+        assert {"summary", "description"} == set(rule["annotations"])

@@ -1,0 +1,98 @@
+"""More requests than DeiT-Ti can answer, due at their own times: the served rate holds, and those let in are soon done.
+
+Needs a machine with nothing else to do; the client shares it with the server.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmark.load import Load, closed_loop, open_loop, requests_of
+from export.config import ExportConfig
+from export.export import export_models
+from tests.end_to_end.conftest import serving
+from training.images import ParquetImages
+
+logger = logging.getLogger(__name__)
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
+WARM_UP_S, WINDOW_S = 10, 30
+
+# Enough for the batches of both instances; more are refused at the door, and a client in a closed loop is back at once.
+SATURATING_CONCURRENCY = 12
+
+
+@pytest.fixture(scope="module")
+def url(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = tmp_path_factory.mktemp("models")
+    export_models(
+        ExportConfig(
+            checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
+            architecture="deit_tiny_patch16_224",
+            labels="imagenet-1k",
+            crop_pct=0.875,
+            images=shared_data / "imagenet" / "sample500.parquet",
+            repository=repository,
+        )
+    )
+    with serving(repository, max_wait_s=0.5) as url:
+        yield f"{url}/classify"
+
+
+@pytest.fixture(scope="module")
+def requests(url: str, shared_data: Path) -> list[bytes]:
+    photographs = ParquetImages([shared_data / "imagenet" / "sample500.parquet"])
+    return requests_of(url, [photographs.encoded(index) for index in range(200)])
+
+
+@pytest.fixture(scope="module")
+def capacity(url: str, requests: list[bytes]) -> float:
+    """Answers a second when there is always something to do; some of the requests may be refused meanwhile."""
+    load = asyncio.run(
+        closed_loop(url, requests, concurrency=SATURATING_CONCURRENCY, duration_s=WINDOW_S, warm_up_s=WARM_UP_S)
+    )
+    assert load.rate_per_s > 1
+    return load.rate_per_s
+
+
+@pytest.fixture(scope="module")
+def at_nine_tenths(url: str, requests: list[bytes], capacity: float) -> Load:
+    return offered(url, requests, 0.9 * capacity)
+
+
+def offered(url: str, requests: list[bytes], rate_per_s: float) -> Load:
+    return asyncio.run(open_loop(url, requests, rate_per_s=rate_per_s, duration_s=WINDOW_S, warm_up_s=WARM_UP_S))
+
+
+def told(load: Load) -> str:
+    return f"{load.rate_per_s:.1f}/s, p99 {load.latency_ms(99):.0f} ms, {dict(load.statuses)}"
+
+
+@pytest.mark.parametrize("times", [1.5, 3, 10])
+def test_the_served_rate_holds_and_refusals_say_when_to_come_again(
+    url: str,
+    requests: list[bytes],
+    capacity: float,
+    at_nine_tenths: Load,
+    times: float,
+) -> None:
+    load = offered(url, requests, times * capacity)
+    findings = f"capacity {capacity:.1f}/s; at 0.9: {told(at_nine_tenths)}; at {times}: {told(load)}"
+    logger.info(findings)  # with --log-cli-level=INFO
+    assert set(load.statuses) <= {200, 429}, findings
+    assert load.statuses[429] > 0, findings
+    refusals = [answer for answer in load.answers if answer.status == 429]
+    assert all(1 <= int(answer.headers.get("retry-after", 0)) <= 60 for answer in refusals), findings
+    assert load.latency_ms(99) <= max(2 * at_nine_tenths.latency_ms(99), 1000), findings
+    # At ten times the capacity refusing costs as much as answering does, on cores that client and server share.
+    if times < 10:
+        assert load.rate_per_s >= 0.9 * capacity, findings
+
+
+def test_afterwards_everything_is_answered(url: str, requests: list[bytes], capacity: float) -> None:
+    load = offered(url, requests, 0.5 * capacity)
+    assert set(load.statuses) == {200}

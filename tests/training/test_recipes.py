@@ -1,0 +1,95 @@
+"""The scripts of training/recipes, with a `deit` that notes what it was asked."""
+
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY_ROOT
+from tests.training.test_preset import parsed
+from training.comparison import read_comparison
+
+RECIPES = REPOSITORY_ROOT / "training" / "recipes"
+
+NOTING_DEIT = """#!/bin/sh
+echo "$@" >> "$NOTES"
+[ "$1" = train ] || exit 0
+case " $* " in *" --resume "*) exit 0 ;; esac
+[ ! -e "$DEIT_TRAIN_RUNS/$3" ] || exit 1    # as deit train refuses a folder that exists
+mkdir -p "$DEIT_TRAIN_RUNS/$3"
+[ "$3" = "$KILLED_EARLY" ] && : > "$DEIT_TRAIN_RUNS/$3/provenance.json" && exit 1
+: > "$DEIT_TRAIN_RUNS/$3/config.json"
+[ "$3" != "$KILLED" ]
+"""
+
+
+@pytest.fixture
+def noted(tmp_path: Path) -> object:
+    """Runs a recipe and gives its exit status and what it asked of `deit`."""
+    deit = tmp_path / "bin" / "deit"
+    deit.parent.mkdir()
+    deit.write_text(NOTING_DEIT)
+    deit.chmod(0o755)
+
+    def run(recipe: str, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+        notes = tmp_path / "notes"
+        notes.write_text("")
+        path = {"PATH": f"{deit.parent}:{os.environ['PATH']}", "NOTES": str(notes)}
+        defaults = {"DEIT_TRAIN_RUNS": str(tmp_path / "runs"), "KILLED": "", "KILLED_EARLY": ""}
+        done = subprocess.run([RECIPES / recipe, *arguments], env={**os.environ, **path, **defaults, **environment})
+        return done.returncode, notes.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", ["miniature", "vitkd-miniature"])
+@pytest.mark.parametrize("teacher", [(), ("runs/convnet/checkpoint",)])
+def test_a_recipe_trains_every_arm_of_its_comparison_with_options_that_exist(
+    noted: object, recipe: str, teacher: tuple[str, ...]
+) -> None:
+    status, asked = noted(f"{recipe}.sh", "data", *teacher)
+    assert status == 0
+    *runs, report = asked
+    assert report.startswith(f"compare {RECIPES}/{recipe}.toml --data data")
+    assert len(runs) - (not teacher) == 3 * len(read_comparison(RECIPES / f"{recipe}.toml").arms)
+    configs = [parsed(*line.split()[1:]) for line in runs]
+    for arm in read_comparison(RECIPES / f"{recipe}.toml").arms:
+        of_arm = [config for config in configs if Path(config.name).match(arm.runs)]
+        assert sorted(config.seed for config in of_arm) == [0, 1, 2]
+        assert len({repr({**config.settings, "name": "", "seed": 0}) for config in of_arm}) == 1
+    if teacher:
+        assert all(config.teacher in (None, *teacher) for config in configs)
+
+
+def test_the_arm_without_a_teacher_is_the_same_in_both_recipes(noted: object) -> None:
+    first, second = (
+        [line for line in noted(f"{recipe}.sh", "data", "teacher")[1] if "-none-" in line]
+        for recipe in ("miniature", "vitkd-miniature")
+    )
+    assert len(first) == 3
+    assert second == [f"{line} --resume" for line in first]
+
+
+@pytest.mark.parametrize("killed", ["KILLED", "KILLED_EARLY"])
+def test_a_recipe_that_was_stopped_goes_on_where_it_was(noted: object, killed: str) -> None:
+    status, asked = noted("vitkd-miniature.sh", "data", **{killed: "miniature-nkd-s1"})
+    assert status != 0
+    assert not any(line.startswith("compare") for line in asked)
+    status, again = noted("vitkd-miniature.sh", "data")
+    assert status == 0
+    first = {line.split()[2] for line in asked if line.startswith("train")}
+    for line in again[:-1]:
+        began = line.split()[2] in first and not (killed == "KILLED_EARLY" and "nkd-s1" in line)
+        assert line.endswith("--resume") == began, line
+
+
+def test_a_run_that_is_still_trained_is_not_started_again(noted: object, tmp_path: Path) -> None:
+    """As when a recipe was killed and its training was not."""
+    (tmp_path / "runs").mkdir()
+    with (tmp_path / "runs" / ".miniature-none-s0.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, asked = noted("miniature.sh", "data", "teacher")
+    assert status != 0
+    assert asked == []
