@@ -145,7 +145,14 @@ def test_the_extra_for_gpus_is_serving_and_export_with_the_other_onnxruntime() -
     extras = tomllib.loads((REPOSITORY_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     def names(extra: str) -> set[str]:
-        return {re.match(r"[A-Za-z0-9_-]+(\[\w+\])?", requirement)[0] for requirement in extras[extra]}
+        """The packages of an extra, and of the extras that it names."""
+        found = set()
+        for requirement in extras[extra]:
+            if own := re.match(r"deit-server\[(.+)\]", requirement):
+                found |= set().union(*(names(part) for part in own[1].split(",")))
+            else:
+                found.add(re.match(r"[A-Za-z0-9_-]+", requirement)[0])
+        return found
 
     expected = (names("serving") | names("export")) - {"onnxruntime"} | {"onnxruntime-gpu", "tensorrt"}
     assert names("gpu") == expected
