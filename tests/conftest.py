@@ -2,6 +2,8 @@
 
 import io
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,12 @@ def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), folder / f"{split}.parquet")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_ended_children() -> Iterator[None]:
+    """torch's DataLoader leaves its handler of SIGCHLD to the process. With it, and once OpenVINO has run in the same
+    process, the next child that ends, such as the `ldconfig` of an import, brings a segmentation fault.
+    """
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
