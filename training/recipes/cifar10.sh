@@ -25,4 +25,6 @@ deit train --data "$data" --name cifar10-student --seed 0 \
     --epochs 8 --warmup-epochs 1 --batch-size 128 --learning-rate 3e-4 --weight-decay 0.05 --clip-grad-norm 1 \
     --min-crop-area 0.5 --random-erasing 0 --mixing-probability 0 --label-smoothing 0.1
 
-deit export --checkpoint runs/cifar10-student/checkpoint --name deit_cifar10 --images "$data" --repository model_repository
+# For ONNX Runtime, which `make serve` installs.
+deit export --checkpoint runs/cifar10-student/checkpoint --name deit_cifar10 --images "$data" \
+    --precision fp32 --engine onnxruntime --repository model_repository
