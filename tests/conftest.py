@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+
+from deit.log import OUR_LOGGERS
 
 REPOSITORY_ROOT = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
@@ -68,9 +71,20 @@ def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_handler_of_ended_children() -> Iterator[None]:
-    """torch's DataLoader leaves its handler of SIGCHLD to the process. With it, and once OpenVINO has run in the same
-    process, the next child that ends, such as the `ldconfig` of an import, brings a segmentation fault.
+def _process_as_it_was() -> Iterator[None]:
+    """Undo what a command that ran in the tests' process left in it.
+
+    Its logging, which writes to a stream that pytest has closed. And torch's handler of SIGCHLD, which a DataLoader
+    leaves: with it, and once OpenVINO has run in the process, the next child that ends, such as the `ldconfig` of an
+    import, brings a segmentation fault.
     """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    root.setLevel(level)
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
