@@ -11,7 +11,7 @@ from benchmark.peers_command import peers
 from benchmark.report_command import report
 from benchmark.throughput_command import throughput
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
