@@ -14,7 +14,7 @@ from benchmark.report_command import report
 from benchmark.throughput_command import throughput
 from benchmark.train_command import train
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
