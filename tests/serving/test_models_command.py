@@ -156,6 +156,7 @@ def test_doctor_names_what_is_wrong_and_only_that(repository: Path, fault: objec
 
 def test_doctor_compares_a_plan_with_the_tensorrt_that_will_load_it(repository: Path) -> None:
     change(repository, 'backend: "onnxruntime"', 'backend: "tensorrt"')
+    change(repository, 'default_model_filename: "model.onnx"', 'default_model_filename: "model.plan"')
     (version,) = (graph.parent for graph in repository.glob("tiny/*/model.onnx"))
     (version / "model.plan").write_bytes(b"plan")
     (found,) = examine(repository)
