@@ -11,6 +11,7 @@ from benchmark.engines_command import engines
 from benchmark.gateway_command import http
 from benchmark.peers_command import peers
 from benchmark.report_command import report
+from benchmark.strategies_command import strategies
 from benchmark.throughput_command import throughput
 from benchmark.train_command import train
 
@@ -30,5 +31,6 @@ app.command("http")(http)
 app.command("engines")(engines)
 app.command("decoding")(decoding)
 app.command("train")(train)
+app.command("strategies")(strategies)
 app.command("peers")(peers)
 app.command("report")(report)

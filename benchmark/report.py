@@ -29,6 +29,7 @@ NAMES: dict[Kind, str] = {
     "engine": "engines (`deit benchmark engines`)",
     "train": "training (`deit benchmark train`)",
     "machine_limit": "the machine's limit (`deit benchmark throughput --pytorch`)",
+    "strategy": "strategies of distillation (`deit benchmark strategies`)",
 }
 
 PICTURES = {
@@ -167,6 +168,8 @@ def _content(name: str, report: Report | None, images: str) -> str:
         "accuracy",
         "engines",
         "train",
+        "strategies",
+        "disagreement",
         "limit",
         "environment",
         "screenshot",

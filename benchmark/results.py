@@ -29,6 +29,8 @@ Kind = Literal[
     "peer",  # other servers, interleaved with ours
     "accuracy",
     "train",  # the training step and the loader
+    "strategy",  # an arm of a comparison of distillation strategies
+    "disagreement",  # of two deciders of such a comparison
 ]
 
 # Figures that a record of a kind always has, so that the report can rely on them.
@@ -41,6 +43,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "peer": ("images_per_s", "p50_ms", "p99_ms"),
     "accuracy": ("top1", "top5"),
     "train": ("images_per_s",),
+    "strategy": ("top1",),
+    "disagreement": ("disagreement",),
 }
 
 Condition = str | int | float | bool | None

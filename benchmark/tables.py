@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmark.paper import published
-from benchmark.results import Figure, Record
+from benchmark.paper import DISAGREEMENT, STRATEGIES, TEACHERS, TRANSFER, PublishedTable, published
+from benchmark.results import Condition, Figure, Record
 
 Cell = Callable[[Record], str]
 
@@ -112,6 +112,28 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
             "differs: share of the images decided differently from the first row's; largest difference: of a "
             "probability.",
         ),
+        "paper_teachers": _published(TEACHERS),
+        "paper_strategies": _published(STRATEGIES),
+        "strategies": _table(
+            _of(records, "strategy"),
+            "Strategies of distillation, measured here",
+            {
+                "comparison": _condition("comparison"),
+                "arm, read-out": lambda record: record.model,
+                "top-1": _percent("top1"),
+                "lowest": lambda record: _percent_of(record.figures["top1"].lowest),
+                "highest": lambda record: _percent_of(record.figures["top1"].highest),
+                "seeds": _condition("seeds"),
+                "training images": _condition("training_images"),
+                "epochs": _condition("epochs"),
+                "judged on": _condition("data"),
+            },
+            "Means over seeds. Another task than the paper's, not to be set beside its figures; what the seeds allow "
+            "to be said stands in docs/results.",
+        ),
+        "paper_disagreement": _published(DISAGREEMENT),
+        "disagreement": _disagreement(_of(records, "disagreement")),
+        "paper_transfer": _published(TRANSFER),
         "engines": _plain(_of(records, "engine"), "Engines, without a server"),
         "train": _plain(_of(records, "train"), "Training step and loader"),
         "limit": _table(
@@ -163,6 +185,35 @@ def _paper(records: Sequence[Record]) -> Table:
         tuple(rows),
         "PyTorch as it is, float32, mean of 30 runs with the slowest and the fastest; random weights where none were "
         "given, which changes no time. The paper's accuracies are those of its own weights on ImageNet.",
+    )
+
+
+def _published(table: PublishedTable) -> Table:
+    return Table(table.title, table.headings, table.rows, table.source)
+
+
+def _disagreement(records: Sequence[Record]) -> Table:
+    """A row for each decider, in the order of its first comparison; the columns are the same deciders by number."""
+    shares = {(record.conditions["comparison"], record.model, record.conditions["other"]): record for record in records}
+    deciders = list(
+        dict.fromkeys((comparison, str(each)) for comparison, left, right in shares for each in (right, left))
+    )
+
+    def share(ours: tuple[Condition, str], theirs: tuple[Condition, str]) -> str:
+        comparison = ours[0]
+        if ours == theirs or comparison != theirs[0]:
+            return "0.000" if ours == theirs else ""
+        record = shares.get((comparison, ours[1], theirs[1])) or shares.get((comparison, theirs[1], ours[1]))
+        return "" if record is None else f"{record.figures['disagreement'].value:.3f}"
+
+    return Table(
+        "Disagreement between deciders, measured here",
+        ("comparison", "decider", *(str(number) for number in range(1, len(deciders) + 1))),
+        tuple(
+            (str(decider[0]), f"{number} {decider[1]}", *(share(decider, other) for other in deciders))
+            for number, decider in enumerate(deciders, start=1)
+        ),
+        "Share of the test images that two decide differently, mean over seeds.",
     )
 
 
@@ -220,6 +271,10 @@ def _share(name: str) -> Cell:
 
 def _percent(name: str) -> Cell:
     return lambda record: "" if (value := record.value(name)) is None else f"{100 * value:.2f} %"
+
+
+def _percent_of(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
 
 
 def _load(record: Record) -> str:

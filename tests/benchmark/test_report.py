@@ -20,7 +20,14 @@ def records(machine: str, rate: float) -> list[Record]:
     environment = dataclasses.replace(this_environment(), machine=machine)
 
     def record(kind: str, conditions: dict[str, object], **figures: float) -> Record:
-        units = {"_ms": "ms", "_share": "share", "top1": "share", "top5": "share", "_mib": "MiB"}
+        units = {
+            "_ms": "ms",
+            "_share": "share",
+            "top1": "share",
+            "top5": "share",
+            "disagreement": "share",
+            "_mib": "MiB",
+        }
         return Record(
             kind=kind,
             model="deit_tiny",
@@ -66,9 +73,17 @@ def records(machine: str, rate: float) -> list[Record]:
             for place, server in enumerate(("deit serve", "litserve"))
         ),
         record("accuracy", {"way": "http", "data": "test.parquet", "count": 10000}, top1=0.7451, top5=0.9189),
+        *(
+            record("disagreement", {"comparison": "small", "other": other}, disagreement=0.125 / place)
+            for place, other in enumerate(("teacher", "none, class"), start=1)
+        ),
+        record("strategy", {"comparison": "small", "seeds": 3}, top1=0.6123),
     ]
     failed = dataclasses.replace(
-        found[-2], conditions={"server": "ray", "concurrency": 32}, figures={}, failure="did not start"
+        next(each for each in found if each.kind == "peer"),
+        conditions={"server": "ray", "concurrency": 32},
+        figures={},
+        failure="did not start",
     )
     return [*found, failed]
 
@@ -110,13 +125,19 @@ def test_the_pages_tables_agree_with_the_records(results):
     report = read_report(results)
     parser = Cells()
     parser.feed(page(report))
-    assert set(parser.tables) == {"paper", "throughput", "http", "peers", "accuracy", "limit"}
+    measured = {"paper", "throughput", "http", "peers", "accuracy", "limit", "strategies", "disagreement"}
+    published = {"paper_teachers", "paper_strategies", "paper_disagreement", "paper_transfer"}
+    assert set(parser.tables) == measured | published
     for name, table in report.tables.items():
         assert parser.tables[name] == [cell for row in (table.headings, *table.rows) for cell in row]
     assert {"50.2", "63 %", "2,529.5", "74.5 %"} <= set(parser.tables["paper"])
     assert {"51.2", "42.5", "3.5"} <= set(parser.tables["throughput"])
     assert {"53.2", "60.2", "8 in flight", "35.2/s offered (70 %)"} <= set(parser.tables["http"])
     assert {"74.51 %", "91.89 %"} <= set(parser.tables["accuracy"])
+    assert "61.23 %" in parser.tables["strategies"]
+    # a row for each of three deciders; of the two that were never compared nothing is said
+    assert parser.tables["disagreement"][5:10] == ["small", "1 teacher", "0.000", "0.125", ""]
+    assert {"0.133", "0.019"} <= set(parser.tables["paper_disagreement"])
     assert "79.3" in parser.tables["limit"]  # 200 / 2.522
 
 
@@ -177,7 +198,7 @@ def test_the_page_shows_tables_and_pictures_and_nothing_sticks_out(results, widt
         shown = browser.new_page(viewport={"width": width, "height": 800})
         shown.set_content(page(read_report(results)))
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        for selector, count in (("figure svg", 4), ("table", 6)):
+        for selector, count in (("figure svg", 4), ("table", 12)):
             boxes = [each.bounding_box() for each in shown.locator(selector).all()]
             assert len(boxes) == count
             assert all(box["width"] > 150 and box["height"] > 30 for box in boxes)

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmark.environment import this_environment
+from benchmark.strategies import measure_strategies
+from benchmark.strategies_command import StrategiesConfig
 from deit.errors import DataError
 from tests.training.test_images import image_folder
 from tests.training.test_loop import config
@@ -101,6 +104,31 @@ def test_the_verdict_follows_from_the_interval_of_paired_differences() -> None:
     assert sure.verdict(0.2) == "not resolved"  # the test set may have caused it
     assert PairedDifference(differences=(-0.015, -0.020, -0.025)).verdict(0.01) == "contradicted"
     assert PairedDifference(differences=(0.00, 0.020, 0.040)).verdict(0.01) == "not resolved"
+
+
+def test_the_same_figures_are_records_for_the_benchmarks_report(
+    colours_data: Path, runs: Path, comparison: Path, tmp_path: Path
+) -> None:
+    config = StrategiesConfig(comparison=comparison, data=colours_data, runs=runs, workers=0, device="cpu")
+    records = measure_strategies(config, this_environment(), command="deit benchmark strategies")
+    top1 = {record.model: record.figures["top1"] for record in records if record.kind == "strategy"}
+    teacher = f"teacher {runs / 'none-s3' / 'checkpoint'}"
+    assert set(top1) == {
+        teacher,
+        "none, class",
+        "token, class",
+        "token, distillation",
+        "token, joint",
+        "token, joint_logit",
+    }
+    logged = [Run(runs / f"token-s{seed}").metrics[-1]["test_joint_top1"] for seed in SEEDS]
+    joint = top1["token, joint"]
+    assert (joint.value, joint.lowest, joint.highest, joint.runs) == pytest.approx(
+        (sum(logged) / 2, min(logged), max(logged), 2), abs=1e-4
+    )
+    differing = {(record.model, record.conditions["other"]) for record in records if record.kind == "disagreement"}
+    assert len(differing) == 15  # of six deciders each pair once
+    assert all(0 <= record.figures["disagreement"].value <= 1 for record in records if record.kind == "disagreement")
 
 
 @pytest.mark.parametrize("differences", [(0.5,), (-0.01, -0.01)])
