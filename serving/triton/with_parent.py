@@ -2,15 +2,22 @@
 
 Popen's `preexec_fn` would do the same, but runs Python between fork and exec of a process with threads, where it may
 deadlock. SIGKILL, because it works on a Triton in any state; its Python stubs notice within two seconds, end, and
-remove their shared memory. Linux only; the setting survives exec. Imports nothing but the standard library.
+remove their shared memory. Some do not: a stub that waits for a lock which the killed Triton held waits for ever. So a
+guard ends what is left of the process group. Linux only; the setting survives exec. Imports nothing but the standard
+library.
 """
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import time
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+STUBS_END_S = 3.0
+"""What a stub may take to notice and clean up."""
 
 
 def main(parent_pid: int, command: list[str]) -> None:
@@ -19,7 +26,27 @@ def main(parent_pid: int, command: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:  # it ended before the setting held
         sys.exit(1)
+    start_guard(os.getpid())
     os.execv(command[0], command)
+
+
+def start_guard(leader_pid: int) -> None:
+    """A process of this group that kills the group, itself included, once the leader has ended.
+
+    Not the leader's child, because the children of a Triton are the models that it runs.
+    """
+    leader = os.pidfd_open(leader_pid)
+    if (child := os.fork()) == 0:
+        if os.fork() == 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):  # whoever reads the leader's output waits for its end
+                os.dup2(null, stream)
+            select.select([leader], [], [])
+            time.sleep(STUBS_END_S)
+            os.killpg(leader_pid, signal.SIGKILL)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(leader)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,15 @@ def test_kill_9_leaves_no_triton_no_stub_and_no_shared_memory(deit_serve, model_
     eventually(lambda: not shared_memory() - before)
 
 
+def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
+    """As one that waits for a lock of the killed Triton; stopped, because such a one cannot be had at will."""
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    stub = server.pid_of("triton_python_backend")
+    os.kill(stub, signal.SIGSTOP)
+    server.process.kill()
+    eventually(lambda: not is_alive(stub))
+
+
 def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_repository):
     """Nobody is left to remove its shared memory when the stub was killed first."""
     before = shared_memory()
