@@ -1,7 +1,7 @@
 """Admission, with a clock of its own: what is let in, what is refused, and when a refusal says to come again."""
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -102,6 +102,17 @@ def test_the_limit_falls_when_answers_come_late_and_grows_again(clock):
             with finishing(ticket):
                 pass
     assert gate.image_limit > FIRST_IMAGE_LIMIT
+
+
+def test_the_limit_stands_while_the_median_nears_max_wait_s(clock):
+    """Or the slowest would be far beyond it."""
+    gate = admission(max_wait_s=0.5)
+    for _ in range(100):
+        with ExitStack() as stack:
+            for _ in range(gate.image_limit):
+                stack.enter_context(finishing(begin(gate)))
+            clock(0.4)
+    assert gate.image_limit == FIRST_IMAGE_LIMIT
 
 
 def test_the_limit_does_not_grow_unused(clock):
