@@ -20,7 +20,7 @@ from training.config import TrainConfig
 from training.cost_command import CostConfig
 from training.distillation import Objective
 from training.loop import features_of, loss_of, teach
-from training.model import Teacher, create_model
+from training.model import Teacher, choose_attention, create_model
 from training.processes import choose_device, choose_precision
 from training.provenance import machine
 
@@ -80,6 +80,7 @@ def measure_loss(config: CostConfig, loss: str) -> tuple[float, int]:
     torch.manual_seed(0)
     sizes = {"num_classes": config.num_classes, "image_size": config.image_size, "drop_path": 0.0}
     student = create_model(settings.model, model_args=settings.model_args, **sizes).to(device).train()  # type: ignore[arg-type]
+    choose_attention(student, device, precision)
     teacher = None
     if needs_teacher:
         view = Preprocessing(

@@ -28,7 +28,7 @@ from training.events import event_file
 from training.features import Features, ViTKD
 from training.images import SomeImages, open_images
 from training.initial import load_initial
-from training.model import Normalize, Teacher, create_model, load_teacher
+from training.model import Normalize, Teacher, choose_attention, create_model, load_teacher
 from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.profile import StepProfile
@@ -130,6 +130,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
     ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     precision = choose_precision(config.precision, device)
+    choose_attention(model, device, precision)
     autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 

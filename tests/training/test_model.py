@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import Attention
 
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from tests.training.conftest import TINY, tiny_student
 from training.checkpoint import save_checkpoint
-from training.model import Normalize, Teacher, create_model, head_logits, load_teacher
+from training.model import Normalize, Teacher, choose_attention, create_model, head_logits, load_teacher
 
 IMAGENET = Preprocessing(
     image_size=16, crop_pct=1.0, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -106,3 +107,17 @@ def test_a_teacher_works_at_another_resolution_when_asked(tmp_path: Path) -> Non
         teacher = load_teacher(str(tmp_path / name), label_names=("a", "b", "c"), student=IMAGENET, image_size=32)
         assert teacher(torch.randn(2, 3, 32, 32)).shape == (2, 3)
         assert teacher(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_attention_in_bf16_on_a_cpu_is_computed_apart_and_gives_the_same(precision: torch.dtype, fused: bool) -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=5, image_size=32, drop_path=0, model_args={"depth": 2}
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images)
+        choose_attention(model, torch.device("cpu"), precision)
+        assert {module.fused_attn for module in model.modules() if isinstance(module, Attention)} == {fused}
+        torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=0)  # sums in another order
