@@ -4,16 +4,21 @@ Everything is measured in turns in one run, because on a shared machine two runs
 """
 
 import os
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx
+from rich.progress import track
 
+from benchmark.engines_command import EnginesConfig
 from benchmark.machine_limit import DEIT_TINY_FC1, LARGE, machine_limit
+from benchmark.options import console
 from benchmark.perf_analyzer import measure
+from benchmark.results import Environment, Figure, Record
+from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.model import ONNX_FILE, PROBABILITIES
 from deit.repository import model_folder, read_config, served_version
@@ -23,28 +28,7 @@ from serving.triton.config import provenance_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One model. Rates are images/s, the median over the rounds.
-
-    Attributes:
-        alone: the engine in this process, with as many instances and threads as in Triton.
-        served, worst, best: in Triton, by perf_analyzer; None when no round was stable.
-        limit: images/s, if the products ran at the machine's rate for the precision and nothing else took time.
-    """
-
-    model: str
-    precision: str
-    engine: str
-    batch_size: int
-    alone: float
-    served: float | None
-    worst: float | None
-    best: float | None
-    limit: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
+class Loaded:
     """A model in the repository, ready to be run here."""
 
     name: str
@@ -55,72 +39,83 @@ class Served:
     instances: list[Run]
 
 
-def compare_engines(
-    repository: Path,
-    names: list[str],
-    *,
-    url: str,
-    perf_analyzer: Path,
-    batch_sizes: list[int],
-    concurrency: int,
-    requests: int,
-    rounds: int,
-    output: Path,
-    on_step: Callable[[], None] = lambda: None,
-) -> list[Row]:
-    """Measure the models, which the Triton at `url` serves from `repository`.
+def measure_engines(config: EnginesConfig, environment: Environment, *, command: str) -> list[Record]:
+    """A record for each model and batch size.
 
     Raises:
         BenchmarkError: a model is not one that an engine on processors runs, or perf_analyzer fails.
     """
-    models = [open_model(repository, name) for name in names]
-    precisions = {"fp16": "fp32"}  # processors compute fp16 graphs in float32
-    wanted = tuple(dict.fromkeys(precisions.get(model.precision, model.precision) for model in models))
+    models = [open_model(config.model_repository, name) for name in config.model]
     # One product a core, as two instances of one thread have: 2 x 1 thread is the ceiling of a machine with two cores.
     limits: dict[str, float] = {}
-    for rate in machine_limit(1, precisions=wanted, shapes=(LARGE, DEIT_TINY_FC1)):
+    for rate in machine_limit(
+        1, precisions=tuple(dict.fromkeys(map(precision_of_products, models))), shapes=(LARGE, DEIT_TINY_FC1)
+    ):
         limits[rate.precision] = max(limits.get(rate.precision, 0.0), rate.gops_median)
-    on_step()
 
     served: dict[tuple[str, int], list[float]] = {}
     alone: dict[tuple[str, int], list[float]] = {}
-    for turn in range(rounds):
-        for batch_size in batch_sizes:
-            for model in models:
-                cell = measure(
-                    perf_analyzer,
-                    url=url,
-                    model=model.name,
-                    batch_size=batch_size,
-                    concurrency=concurrency,
-                    requests=requests,
-                    csv_file=output / f"{model.name}_b{batch_size}_round{turn}.csv",
-                )
-                if cell.images_per_s is not None:
-                    served.setdefault((model.name, batch_size), []).append(cell.images_per_s)
-                pixels = np.random.default_rng(0).integers(
-                    0, 256, (batch_size, model.size, model.size, 3), dtype=np.uint8
-                )
-                alone.setdefault((model.name, batch_size), []).extend(images_per_s([model.instances], pixels))
-                on_step()
+    with our_server(config.model_repository, default_model=models[0].name) as server:
+        for turn, batch_size, model in track(
+            list(product(range(config.rounds), config.batch_size, models)),
+            description="measuring",
+            console=console,
+            transient=True,
+        ):
+            cell = measure(
+                config.perf_analyzer,
+                url=server.triton_url,
+                model=model.name,
+                batch_size=batch_size,
+                concurrency=config.concurrency,
+                requests=config.requests,
+                csv_file=config.csv / f"{model.name}_b{batch_size}_r{turn}.csv",
+            )
+            if cell.images_per_s is not None:
+                served.setdefault((model.name, batch_size), []).append(cell.images_per_s)
+            pixels = np.random.default_rng(0).integers(0, 256, (batch_size, model.size, model.size, 3), dtype=np.uint8)
+            alone.setdefault((model.name, batch_size), []).extend(images_per_s([model.instances], pixels))
+
+    def figures(model: Loaded, batch_size: int) -> dict[str, Figure]:
+        if (model.name, batch_size) not in served:
+            return {}
+        rate = Figure.of(served[model.name, batch_size], "images/s")
+        engine = Figure.of(alone[model.name, batch_size], "images/s")
+        limit = limits[precision_of_products(model)] * len(os.sched_getaffinity(0)) * 1e9 / model.operations
+        return {
+            "images_per_s": rate,
+            "alone_images_per_s": engine,
+            "alone_share": Figure(value=rate.value / engine.value, unit="share"),
+            "limit_images_per_s": Figure(value=limit, unit="images/s"),
+            "limit_share": Figure(value=rate.value / limit, unit="share"),
+        }
+
     return [
-        Row(
+        Record(
+            kind="engine",
             model=model.name,
             precision=model.precision,
-            engine=model.engine.title,
-            batch_size=batch_size,
-            alone=statistics.median(alone[model.name, batch_size]),
-            served=statistics.median(rates) if (rates := served.get((model.name, batch_size))) else None,
-            worst=min(rates) if rates else None,
-            best=max(rates) if rates else None,
-            limit=_limit(model, limits[precisions.get(model.precision, model.precision)]),
+            command=command,
+            environment=environment,
+            conditions={
+                "engine": model.engine.title,
+                "batch_size": batch_size,
+                "concurrency": config.concurrency,
+            },
+            figures=(found := figures(model, batch_size)),
+            failure=None if found else "unstable: no three windows of perf_analyzer agreed within 15 %",
         )
-        for batch_size in batch_sizes
+        for batch_size in config.batch_size
         for model in models
     ]
 
 
-def open_model(repository: Path, name: str) -> Served:
+def precision_of_products(model: Loaded) -> str:
+    """Processors compute fp16 graphs in float32."""
+    return "fp32" if model.precision == "fp16" else model.precision
+
+
+def open_model(repository: Path, name: str) -> Loaded:
     """The served version of a model, loaded once for each of its instances."""
     folder = model_folder(repository, name)
     config = read_config(folder / "config.pbtxt")
@@ -137,7 +132,7 @@ def open_model(repository: Path, name: str) -> Served:
         threads=int(parameters.get("INFERENCE_NUM_THREADS") or parameters.get("intra_op_thread_count") or 0),
         instances=instances,
     )
-    return Served(
+    return Loaded(
         name=name,
         precision=provenance.precision if provenance else "fp32",
         engine=engine,
@@ -169,7 +164,3 @@ def _operations(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> I
             yield 2 * int(np.prod(shapes[node.output[0]])) * shapes[node.input[0]][-1]
         elif node.op_type == "Conv":
             yield 2 * int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
-
-
-def _limit(model: Served, gops_of_a_core: float) -> float:
-    return gops_of_a_core * len(os.sched_getaffinity(0)) * 1e9 / model.operations

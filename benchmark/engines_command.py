@@ -1,53 +1,65 @@
 """`deit benchmark engines`."""
 
-import json
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
+
+from benchmark.options import RESULTS, PerfAnalyzer, Results, Rounds, console, this_command
+from deit.options import command_of
 
 
-def engines(
-    model: Annotated[list[str], typer.Option(help="Name of a model that Triton serves. Repeatable.")],
-    repository: Annotated[Path, typer.Option(help="The repository that Triton serves.")] = Path("model_repository"),
-    url: Annotated[str, typer.Option(help="Triton's gRPC address.")] = "127.0.0.1:8001",
-    batch_size: Annotated[list[int], typer.Option(help="Images a request. Repeatable.")] = [8, 32],  # noqa: B006
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 4,
-    requests: Annotated[int, typer.Option(min=50, help="Requests in each measured window.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured, in turns.")] = 3,
-    perf_analyzer: Annotated[
-        Path, typer.Option(help="Environment that `make perf-analyzer` made.", envvar="DEIT_PERF_ANALYZER")
-    ] = Path(".perf-analyzer"),
-    output: Annotated[Path, typer.Option(help="Folder for the CSV files and the result.")] = Path("runs/engines"),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EnginesConfig:
+    """Which models of a repository to compare, and how."""
+
+    model: Annotated[list[str], Option(help="Name of a model. Repeatable.")]
+    model_repository: Annotated[Path, Option(help="Folder of the models, for which `deit serve` is started.")] = Path(
+        "model_repository"
+    )
+    batch_size: Annotated[list[int], Option(help="Images a request. Repeatable.")] = field(
+        default_factory=lambda: [8, 32]
+    )
+    concurrency: Annotated[int, Option(min=1, help="Requests in flight.")] = 4
+    requests: Annotated[int, Option(min=50, help="Requests in each measured window.")] = 50
+    rounds: Rounds = 3
+    perf_analyzer: PerfAnalyzer = Path(".perf-analyzer")
+    csv: Annotated[Path, Option(help="Folder for perf_analyzer's CSV files.")] = Path("runs/engines")
+    results: Results = RESULTS
+
+
+@command_of(EnginesConfig)
+def engines(config: EnginesConfig) -> None:
     """Images per second of models in Triton, of their engines alone, and the machine's limit, in one run."""
-    from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
-    from benchmark.engines import compare_engines
+    from benchmark.engines import measure_engines
+    from benchmark.environment import this_environment
+    from benchmark.results import append, results_file
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("measuring", total=1 + rounds * len(batch_size) * len(model))
-        rows = compare_engines(
-            repository,
-            model,
-            url=url,
-            perf_analyzer=perf_analyzer,
-            batch_sizes=batch_size,
-            concurrency=concurrency,
-            requests=requests,
-            rounds=rounds,
-            output=output,
-            on_step=lambda: progress.advance(task),
+    environment = this_environment()
+    records = measure_engines(config, environment, command=this_command())
+    file = results_file(config.results, environment)
+    append(file, records)
+    table = Table(title=environment.machine, caption=f"images/s, median of {config.rounds} rounds")
+    for heading in ("model", "engine", "batch", "in Triton", "low", "high", "alone", "of alone", "limit", "of limit"):
+        table.add_column(heading, justify="left" if heading in ("model", "engine") else "right")
+    for record in records:
+        start = (record.model, str(record.conditions["engine"]), str(record.conditions["batch_size"]))
+        if record.failure is not None:
+            table.add_row(*start, record.failure)
+            continue
+        rate = record.figures["images_per_s"]
+        rates = (rate.value, rate.lowest, rate.highest, record.value("alone_images_per_s"))
+        limit, share = record.value("limit_images_per_s"), record.value("limit_share")
+        table.add_row(
+            *start,
+            *(f"{each:.1f}" for each in rates),
+            f"{record.value('alone_share'):.0%}",
+            f"{limit:.1f}",
+            f"{share:.0%}",
         )
-    table = Table(caption=f"images/s, median of {rounds} rounds; the limit is that of the products alone")
-    for heading in ("model", "precision", "engine", "batch", "in Triton", "low", "high", "alone", "limit", "of it"):
-        table.add_column(heading, justify="left" if heading in ("model", "precision", "engine") else "right")
-    for row in rows:
-        figures = [f"{value:.1f}" if value else "unstable" for value in (row.served, row.worst, row.best, row.alone)]
-        share = f"{row.served / row.limit:.0%}" if row.served else ""
-        table.add_row(row.model, row.precision, row.engine, str(row.batch_size), *figures, f"{row.limit:.1f}", share)
-    Console().print(table)
-    (output / "engines.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    console.print(table)
+    typer.echo(f"written to {file}")

@@ -134,7 +134,23 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
         "paper_disagreement": _published(DISAGREEMENT),
         "disagreement": _disagreement(_of(records, "disagreement")),
         "paper_transfer": _published(TRANSFER),
-        "engines": _plain(_of(records, "engine"), "Engines, without a server"),
+        "engines": _table(
+            _of(records, "engine"),
+            "Precisions and engines: in Triton, alone, and the machine's limit",
+            {
+                "model": lambda record: record.model,
+                "precision": lambda record: record.precision,
+                "engine": _condition("engine"),
+                "batch": _condition("batch_size"),
+                "in Triton: images/s": _figure("images_per_s"),
+                "alone: images/s": _figure("alone_images_per_s"),
+                "Triton of alone": _share("alone_share"),
+                "limit: images/s": _figure("limit_images_per_s"),
+                "of limit": _share("limit_share"),
+            },
+            "In Triton by perf_analyzer, in turns with the engine in one process with as many instances and "
+            "threads. The limit is that of the products alone, at the precision.",
+        ),
         "train": _plain(_of(records, "train"), "Training step and loader"),
         "limit": _table(
             _of(records, "machine_limit"),

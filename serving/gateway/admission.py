@@ -25,8 +25,9 @@ FIRST_IMAGE_LIMIT = 64.0
 MIN_IMAGE_LIMIT = 4.0
 MAX_IMAGE_LIMIT = 4096.0
 
-# The limit doubles in about three times max_wait_s while it is used and all is well, and falls to half at most at once.
-GROWTH_PER_IMAGE = 0.25
+# The limit doubles in about seven times max_wait_s while it is used and all is well, and falls to half at most at once.
+# It must grow slowly, because how long an image takes is known only when it is done.
+GROWTH_PER_IMAGE = 0.1
 DEEPEST_CUT = 0.5
 
 # Of max_wait_s: what takes longer lets the limit stand. It is the slowest images that shall keep within max_wait_s, not

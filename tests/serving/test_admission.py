@@ -95,7 +95,7 @@ def test_the_limit_falls_when_answers_come_late_and_grows_again(clock):
     gate = admission(max_wait_s=0.5)
     answer_after(gate, clock, seconds=2, count=20)
     assert gate.image_limit == MIN_IMAGE_LIMIT
-    for _ in range(100):
+    for _ in range(200):
         tickets = [begin(gate) for _ in range(gate.image_limit)]
         clock(0.1)
         for ticket in tickets:
