@@ -1,23 +1,14 @@
 """Throughput of one model: in Triton by perf_analyzer, in PyTorch the paper's way, beside the machine's limit."""
 
-import hashlib
-from functools import partial
 from itertools import product
-from pathlib import Path
 
 from rich.progress import track
 
-from benchmark.eager import eager_rate
-from benchmark.machine_limit import REPETITIONS, machine_limit
 from benchmark.options import addresses, console
 from benchmark.perf_analyzer import Cell, measure
-from benchmark.results import Condition, Environment, Figure, Record
+from benchmark.results import Environment, Figure, Record
 from benchmark.throughput_command import ThroughputConfig
 from benchmark.triton_statistics import Statistics, TritonModel
-from benchmark.work import gflop_per_image, pytorch_model
-from deit.checkpoint import WEIGHTS_FILE
-from deit.model import Provenance
-from training.processes import choose_device
 
 Cells = dict[tuple[int, int], list[tuple[Cell, Statistics]]]
 
@@ -28,54 +19,40 @@ def measure_throughput(config: ThroughputConfig, environment: Environment, *, co
     Raises:
         BenchmarkError: perf_analyzer, Triton or a model is not there.
     """
-    device = choose_device(config.device)
-    in_pytorch = {name: pytorch_model(name) for name in config.pytorch}
+    models = []
+    if config.pytorch:
+        # torch, which the image that only asks Triton does not have
+        from benchmark.in_pytorch import measure_in_pytorch, open_models
+
+        models = open_models(config.pytorch)
     with addresses(config) as (_, triton_url):
         triton = TritonModel(triton_url, config.model)
         provenance, preprocessing = triton.description()
         cells = measure_cells(config, triton, triton_url)
 
-    record = partial(Record, command=command, environment=environment)
-    records = []
-    # The products are those of the CPU; on a GPU no share is told.
-    limits = limits_of({"fp32", provenance.precision}, environment.cores) if in_pytorch and device.type == "cpu" else {}
-    gflop_of = {name: gflop_per_image(*model) for name, model in in_pytorch.items()}
-    in_triton = next(
-        (
-            gflop_of[name]
-            for name, (_, image_size) in in_pytorch.items()
-            if image_size == preprocessing.image_size and is_made_from(name, provenance)
-        ),
-        None,
-    )
-
-    def share(rate: Figure, gflop: float | None, precision: str) -> dict[str, Figure]:
-        if gflop is None or precision not in limits:
-            return {}
-        return {"limit_share": Figure(value=rate.value * gflop / limits[precision].value, unit="share")}
-
-    for name, (model, image_size) in in_pytorch.items():
-        for precision, limit in limits.items():
-            figures = {"gflop_per_s": limit, "gflop_per_image": Figure(value=gflop_of[name], unit="GFLOP")}
-            records.append(record(kind="machine_limit", model=name, precision=precision, figures=figures))
-        eager = eager_rate(model, image_size, device)
-        rate = Figure(
-            value=eager.images_per_s, unit="images/s", lowest=eager.lowest, highest=eager.highest, runs=eager.runs
+    records: list[Record] = []
+    limits = None
+    if models:
+        records, limits = measure_in_pytorch(
+            models,
+            config.device,
+            environment,
+            command=command,
+            in_triton=provenance,
+            image_size=preprocessing.image_size,
         )
-        conditions: dict[str, Condition] = {"batch_size": eager.batch_size, "device": device.type, "pytorch": name}
-        figures = {"images_per_s": rate, **share(rate, gflop_of[name], "fp32")}
-        records.append(record(kind="eager", model=name, precision="fp32", conditions=conditions, figures=figures))
     for (batch_size, concurrency), rounds in cells.items():
         figures, failure = figures_of(rounds)
-        if figures:
-            figures |= share(figures["images_per_s"], in_triton, provenance.precision)
-        conditions = {"batch_size": batch_size, "concurrency": concurrency, "client": "perf_analyzer"}
+        if figures and limits is not None:
+            figures |= limits.share(figures["images_per_s"], provenance.precision)
         records.append(
-            record(
+            Record(
                 kind="throughput",
                 model=config.model,
                 precision=provenance.precision,
-                conditions=conditions,
+                command=command,
+                environment=environment,
+                conditions={"batch_size": batch_size, "concurrency": concurrency, "client": "perf_analyzer"},
                 figures=figures,
                 failure=failure,
             )
@@ -102,25 +79,6 @@ def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Ce
         )
         cells[batch_size, concurrency].append((cell, triton.statistics() - before))
     return cells
-
-
-def is_made_from(name: str, provenance: Provenance) -> bool:
-    """Whether a served model was exported from this one: the same weights file, or timm's architecture."""
-    if Path(name).is_dir():
-        with (Path(name) / WEIGHTS_FILE).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == provenance.checkpoint_sha256
-    return name.partition(".")[0] == provenance.architecture.partition(".")[0]
-
-
-def limits_of(precisions: set[str], threads: int) -> dict[str, Figure]:
-    """By precision the rate of the matrix product that runs fastest, with as many threads as the machine has cores."""
-    rates = machine_limit(threads, precisions=tuple(sorted(precisions & {"fp32", "bf16", "int8"})))
-    limits: dict[str, Figure] = {}
-    for rate in sorted(rates, key=lambda rate: rate.gops_median):
-        limits[rate.precision] = Figure(
-            value=rate.gops_median, unit="GFLOP/s", highest=rate.gops_best, runs=REPETITIONS
-        )
-    return limits
 
 
 def figures_of(rounds: list[tuple[Cell, Statistics]]) -> tuple[dict[str, Figure], str | None]:

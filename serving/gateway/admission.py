@@ -31,7 +31,7 @@ GROWTH_PER_IMAGE = 0.1
 DEEPEST_CUT = 0.5
 
 # Of max_wait_s: what takes longer lets the limit stand. It is the slowest images that shall keep within max_wait_s, not
-# the median: growing up to max_wait_s itself, one of a hundred took twice as long (docs/serving.md, under overload).
+# the median: when the limit grew up to max_wait_s itself, one image of a hundred took twice as long.
 GROWTH_BELOW = 0.6
 
 # Seconds of work after which a measurement counts 1/e. Idle time does not count.

@@ -1,10 +1,14 @@
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
 
 from benchmark.eager import eager_rate
+from benchmark.in_pytorch import is_made_from
 from benchmark.perf_analyzer import Cell
-from benchmark.throughput import figures_of, is_made_from
+from benchmark.throughput import figures_of
 from benchmark.triton_statistics import Statistics
 from benchmark.work import gflop_per_image, pytorch_model
 from deit.checkpoint import WEIGHTS_FILE
@@ -74,3 +78,9 @@ def test_a_served_model_gets_its_share_of_the_limit_only_from_the_model_that_it_
     assert not is_made_from("deit_small_distilled_patch16_224", provenance)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"other weights of the same architecture")
     assert not is_made_from(str(tmp_path), provenance)
+
+
+def test_asking_triton_alone_needs_no_torch():
+    """The image of the compose service has none."""
+    code = "import sys, benchmark.throughput; sys.exit(', '.join({'torch', 'timm', 'training'} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY_ROOT, check=True)

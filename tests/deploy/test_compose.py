@@ -171,6 +171,11 @@ def test_prometheus_sees_gateway_and_triton(stack, image):
     stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus")
 
 
+def test_perf_analyzer_measures_the_stack(stack):
+    told = stack.compose("--profile", "benchmark", "run", "--rm", "--build", "benchmark", timeout_s=900)
+    assert "written to /tmp/results/" in told
+
+
 def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl, to make a certificate")

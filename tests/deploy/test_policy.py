@@ -6,7 +6,9 @@ import subprocess
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from benchmark.command import app as benchmark
 from tests.conftest import REPOSITORY_ROOT
 from tests.deploy.manifests import COMPOSE_FILES, composed, composed_plainly, has_compose
 
@@ -185,3 +187,12 @@ def test_alert_rules_are_rules():
     for rule in (rule for group in groups for rule in group["rules"]):
         assert {"alert", "expr", "for", "labels", "annotations"} == set(rule)
         assert {"summary", "description"} == set(rule["annotations"])
+
+
+def test_the_benchmark_service_gives_options_that_the_command_has(project):
+    name, *arguments = project["services"]["benchmark"]["command"]
+    command = get_command(benchmark).commands[name]
+    with command.make_context(name, arguments) as context:
+        assert context.params["triton_url"] == "triton:8001"
+        for folder in ("csv", "results"):
+            assert str(context.params[folder]).startswith("/tmp/"), "all else is read-only"
