@@ -14,6 +14,7 @@ from training.comparison import (
     Claim,
     Comparison,
     PairedDifference,
+    Run,
     Runs,
     differing_settings,
     find_runs,
@@ -72,9 +73,15 @@ def _origin(runs: Runs, decided: Decided) -> Iterator[str]:
         f"with precision {first.settings['precision']}{' and torch.compile' if first.settings['compile'] else ''} on "
         f"{_all(run.provenance.get('machine', 'a machine that was not noted') for run in every)}; "
         f"torch {versions['torch']}, timm {versions['timm']}; commit "
-        f"{_all(str(run.provenance['commit'])[:12] for run in every)}."
+        f"{_all(_commit(run) for run in every)}."
     )
     yield ""
+
+
+def _commit(run: Run) -> str:
+    """Twelve digits, and whether the sources were changed."""
+    noted = str(run.provenance["commit"])
+    return noted[:12] + ("-dirty" if noted.endswith("-dirty") else "")
 
 
 def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:

@@ -3,9 +3,6 @@
 import hashlib
 import os
 import platform
-import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -15,16 +12,18 @@ import torch
 import torchvision
 
 from deit import __version__
+from deit.machine import commit, processor
 from training.images import LabelledImages
 
 
 def provenance(splits: dict[str, LabelledImages]) -> dict[str, Any]:
     """Machine, versions, commit, and a fingerprint of each split."""
+    hash_, is_modified = commit()
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, numpy, PIL)}
     return {
         "machine": machine(),
         "versions": {"deit-server": __version__, "python": platform.python_version(), **versions},
-        "commit": commit(),
+        "commit": f"{hash_}-dirty" if is_modified else hash_,
         "data": {
             name: {"images": len(images), "classes": len(images.label_names), "fingerprint": fingerprint(images)}
             for name, images in splits.items()
@@ -36,26 +35,7 @@ def machine() -> str:
     """The GPUs, or the processor and how many of its cores the process may use."""
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    described = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{len(os.sched_getaffinity(0))} cores of {described[1] if described else platform.machine()}"
-
-
-def commit() -> str | None:
-    """Of the sources, marked when they were changed since; None where they are no git checkout."""
-    folder = Path(__file__).parents[1]
-    if not (folder / ".git").exists():
-        return None
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
+    return f"{len(os.sched_getaffinity(0))} cores of {processor()}"
 
 
 def fingerprint(images: LabelledImages) -> str:

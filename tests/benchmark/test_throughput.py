@@ -82,5 +82,7 @@ def test_a_served_model_gets_its_share_of_the_limit_only_from_the_model_that_it_
 
 def test_asking_triton_alone_needs_no_torch():
     """The image of the compose service has none."""
-    code = "import sys, benchmark.throughput; sys.exit(', '.join({'torch', 'timm', 'training'} & set(sys.modules)) or 0)"
+    code = (
+        "import sys, benchmark.throughput; sys.exit(', '.join({'torch', 'timm', 'training'} & set(sys.modules)) or 0)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY_ROOT, check=True)
