@@ -1,16 +1,16 @@
 """What this machine can multiply: the rate of large and of DeiT-shaped matrix products, by precision.
 
 An engine's images/s are worth little without it: the share of the machine's limit says whether the engine or the
-machine is slow. float32 and bfloat16 are torch's (oneDNN's) products, int8 is ONNX Runtime's MatMulInteger of uint8
-activations and int8 weights, the product that dynamic quantization runs.
+machine is slow. bfloat16 is torch's product (oneDNN's), int8 ONNX Runtime's MatMulInteger of uint8 activations and int8
+weights. float32 is measured with both, because which one is the faster depends on the processor.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmark.matmul_integer import matmul_integer
+from benchmark.onnx_product import onnx_product
 
 LARGE = (4096, 4096, 4096)
 DEIT_TINY_FC1 = (8 * 198, 192, 768)
@@ -54,26 +54,31 @@ def machine_limit(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        products = {(p, shape): _product(p, shape, threads) for p in precisions for shape in shapes}
-        rates: dict[tuple[str, tuple[int, int, int]], list[float]] = {key: [] for key in products}
+        products = {
+            (precision, engine, shape): run
+            for precision in precisions
+            for shape in shapes
+            for engine, run in _products(precision, shape, threads)
+        }
+        rates: dict[tuple[str, str, tuple[int, int, int]], list[float]] = {key: [] for key in products}
         for _ in range(WARM_UPS):
-            for _, run in products.values():
+            for run in products.values():
                 run()
         for _ in range(REPETITIONS):
-            for key, (_, run) in products.items():
-                rates[key].append(_rate(run, key[1], call_s))
+            for key, run in products.items():
+                rates[key].append(_rate(run, key[2], call_s))
     finally:
         torch.set_num_threads(before)
     return [
         ProductRate(
-            precision=key[0],
-            engine=products[key][0],
-            shape=key[1],
+            precision=precision,
+            engine=engine,
+            shape=shape,
             threads=threads,
             gops_median=statistics.median(measured),
             gops_best=max(measured),
         )
-        for key, measured in rates.items()
+        for (precision, engine, shape), measured in rates.items()
     ]
 
 
@@ -86,13 +91,16 @@ def _rate(run: Callable[[], object], shape: tuple[int, int, int], call_s: float)
     return 2 * m * k * n * calls / elapsed / 1e9
 
 
-def _product(precision: str, shape: tuple[int, int, int], threads: int) -> tuple[str, Callable[[], object]]:
+def _products(precision: str, shape: tuple[int, int, int], threads: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """By engine a call that multiplies once."""
     import torch
 
-    if precision == "int8":
-        return "onnxruntime MatMulInteger", matmul_integer(shape, threads)
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    m, k, n = shape
-    left, right = torch.randn(m, k, dtype=kind), torch.randn(k, n, dtype=kind)
-    out = torch.empty(m, n, dtype=kind)
-    return f"torch {torch.__version__}", lambda: torch.mm(left, right, out=out)
+    if precision in ("fp32", "int8"):
+        operator, run = onnx_product(precision, shape, threads)
+        yield f"onnxruntime {operator}", run
+    if precision in ("fp32", "bf16"):
+        kind = torch.float32 if precision == "fp32" else torch.bfloat16
+        m, k, n = shape
+        left, right = torch.randn(m, k, dtype=kind), torch.randn(k, n, dtype=kind)
+        out = torch.empty(m, n, dtype=kind)
+        yield f"torch {torch.__version__}", lambda: torch.mm(left, right, out=out)

@@ -57,7 +57,7 @@ def test_every_peer_has_locked_requirements_and_a_stated_tuning():
 
 
 def test_a_model_that_is_not_there_is_named():
-    with pytest.raises(RepositoryError, match="has no model 'deit_giant'; it has: deit_cifar10"):
+    with pytest.raises(RepositoryError, match="has no model 'deit_giant'; it has: deit_cifar10, deit_cifar10_int8"):
         read_model(REPOSITORY, "deit_giant")
 
 

@@ -1,5 +1,6 @@
 """What `make serve` serves: the model in model_repository/, through a real Triton and the gateway."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +30,32 @@ def client() -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def model(client: httpx.Client) -> dict[str, object]:
-    (model,) = client.get("/models").json()["models"]
-    return model
+def models(client: httpx.Client) -> dict[str, dict[str, object]]:
+    return {model["name"]: model for model in client.get("/models").json()["models"]}
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[str, dict[str, object]]) -> dict[str, object]:
+    return models["deit_cifar10"]
+
+
+def test_its_int8_variant_is_served_beside_it_and_passed_the_gate(
+    client: httpx.Client, models: dict[str, dict[str, object]]
+) -> None:
+    assert client.get("/models").json()["default"] == "deit_cifar10"
+    assert set(models) == {"deit_cifar10", "deit_cifar10_int8"}
+    full, quantized = (models[name]["provenance"] for name in ("deit_cifar10", "deit_cifar10_int8"))
+    assert (full["precision"], quantized["precision"]) == ("fp32", "int8")
+    assert quantized["checkpoint_sha256"] == full["checkpoint_sha256"]
+    (folder,) = (REPOSITORY / "deit_cifar10_int8").glob("[0-9]*")
+    report = json.loads((folder / "report.json").read_text())
+    judged = report["candidates"][report["published"]]
+    assert judged["agreement"] >= report["thresholds"]["agreement"]
+    assert judged["top1"] >= judged["reference_top1"] - report["thresholds"]["top1_loss"]
 
 
 def test_it_is_a_distilled_deit_with_provenance(model: dict[str, object]) -> None:
     provenance = model["provenance"]
-    assert model["name"] == "deit_cifar10"
     assert len(model["labels"]) == 10
     assert provenance["architecture"] == "deit_tiny_distilled_patch16_224"
     assert provenance["readout"] == "joint-probability"
@@ -65,12 +84,15 @@ def test_many_uploads_at_once_get_the_graphs_own_probabilities(client: httpx.Cli
     np.testing.assert_allclose(served, expected, atol=1e-5)
 
 
-def test_its_accuracy_is_the_one_it_claims(client: httpx.Client, model: dict[str, object], shared_data: Path) -> None:
+@pytest.mark.parametrize("name", ["deit_cifar10", "deit_cifar10_int8"])
+def test_its_accuracy_is_the_one_it_claims(
+    client: httpx.Client, model: dict[str, object], name: str, shared_data: Path
+) -> None:
     images = ParquetImages([shared_data / "cifar10" / "test.parquet"])
     count = 1000
 
     def is_right(index: int) -> bool:
-        answer = client.post("/classify", files={"image": images.encoded(index)}, params={"top_k": 1})
+        answer = client.post("/classify", files={"image": images.encoded(index)}, params={"top_k": 1, "model": name})
         return answer.json()["predictions"][0]["index"] == images.label(index)
 
     with ThreadPoolExecutor(8) as pool:
