@@ -81,7 +81,9 @@ def table(tmp_path) -> Path:
 
 @pytest.mark.soak
 def test_a_folder_is_classified_on_ray(pictures, tmp_path):
-    process = command("--images", pictures, "--output", tmp_path / "answers", "--part-images=3", "--top-k=2")
+    process = command(
+        "--images", pictures, "--output", tmp_path / "answers", "--part-images=3", "--top-k=2", "--model=deit_cifar10"
+    )
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "8 images are classified" in said
@@ -92,7 +94,7 @@ def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
     """What Ray runs, without Ray, whose start takes longer than the rest of these tests."""
     from bulk import classify
 
-    model, output = read_model(REPOSITORY, None, None), str(tmp_path / "answers")
+    model, output = read_model(REPOSITORY, "deit_cifar10", None), str(tmp_path / "answers")
     decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
     classify_actor = classify.Classify(output, model, 2, 2, 1)
     told = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
@@ -105,7 +107,7 @@ def check_answers(pictures: Path, folder: Path) -> None:
     assert set(rows) == {*(f"{number}.jpg" for number in range(7)), "torn.jpg"}
     assert rows["torn.jpg"]["problem"].startswith("undecodable-image: ")
     assert rows["torn.jpg"]["label"] is None
-    model = read_model(REPOSITORY, None, None)
+    model = read_model(REPOSITORY, "deit_cifar10", None)
     session = Session(model.graph, threads=1)
     for path in pictures.glob("day */*.jpg"):
         pixels = resize_and_crop(decode(path.read_bytes(), 10**6).image, model.preprocessing)
@@ -121,7 +123,16 @@ def check_answers(pictures: Path, folder: Path) -> None:
 def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tmp_path):
     """An actor of each kind is killed, then the whole job; the same command goes on: nothing is missing or double."""
     images, output = shared_data / "cifar10" / "test.parquet", tmp_path / "answers"
-    arguments = ["--images", images, "--output", output, "--part-images=100", "--decoders=2", "--models=2"]
+    arguments = [
+        "--images",
+        images,
+        "--output",
+        output,
+        "--model=deit_cifar10",
+        "--part-images=100",
+        "--decoders=2",
+        "--models=2",
+    ]
 
     def parts() -> set[str]:
         return {path.name for path in output.glob("part-*.parquet")}
@@ -154,7 +165,7 @@ def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tm
     assert all(path.stat().st_mtime_ns == modified for path, modified in finished.items()), "done again in vain"
     labels = pq.read_table(images, columns=["label"])["label"].to_numpy()
     top1 = float((found["index"].to_numpy() == labels).mean())
-    model = read_model(REPOSITORY, None, None)
+    model = read_model(REPOSITORY, "deit_cifar10", None)
     metrics = json.loads((REPOSITORY / model.name / model.version / "provenance.json").read_text())["metrics"]
     # the accuracy that training measured, in bf16 or fp32, with the same transform
     assert abs(top1 - metrics["joint_top1"]) < 0.005
@@ -217,7 +228,7 @@ def test_what_cannot_be_classified_is_told(tmp_path, pictures, table):
     with pytest.raises(RepositoryError, match="there is no zebra"):
         read_model(REPOSITORY, "zebra", None)
     with pytest.raises(RepositoryError, match=r"not 99"):
-        read_model(REPOSITORY, None, "99")
+        read_model(REPOSITORY, "deit_cifar10", "99")
 
 
 def test_the_digest_is_of_the_names_and_their_parts(pictures):
