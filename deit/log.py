@@ -7,8 +7,6 @@ import logging
 import sys
 from typing import Literal
 
-import structlog
-
 LogFormat = Literal["text", "json"]
 
 
@@ -17,6 +15,8 @@ OUR_LOGGERS = ("deit", "training", "export", "serving", "benchmark", "bulk", "tr
 
 def configure_logging(log_format: LogFormat) -> None:
     """Send the log records of the process to stderr in one format: ours from INFO on, libraries' from WARNING on."""
+    import structlog  # a third of the time that a help text may take
+
     before: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
