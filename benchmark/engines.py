@@ -14,9 +14,9 @@ import onnx
 from rich.progress import track
 
 from benchmark.engines_command import EnginesConfig
-from benchmark.machine_limit import DEIT_TINY_FC1, LARGE, machine_limit
+from benchmark.machine_limit import fastest, machine_limit
 from benchmark.options import console
-from benchmark.perf_analyzer import measure
+from benchmark.perf_analyzer import NEVER_STABLE, measure
 from benchmark.results import Environment, Figure, Record
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
@@ -47,11 +47,7 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
     """
     models = [open_model(config.model_repository, name) for name in config.model]
     # One product a core, as two instances of one thread have: 2 x 1 thread is the ceiling of a machine with two cores.
-    limits: dict[str, float] = {}
-    for rate in machine_limit(
-        1, precisions=tuple(dict.fromkeys(map(precision_of_products, models))), shapes=(LARGE, DEIT_TINY_FC1)
-    ):
-        limits[rate.precision] = max(limits.get(rate.precision, 0.0), rate.gops_median)
+    limits = fastest(machine_limit(1, precisions=tuple(dict.fromkeys(map(precision_of_products, models)))))
 
     served: dict[tuple[str, int], list[float]] = {}
     alone: dict[tuple[str, int], list[float]] = {}
@@ -81,7 +77,7 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
             return {}
         rate = Figure.of(served[model.name, batch_size], "images/s")
         engine = Figure.of(alone[model.name, batch_size], "images/s")
-        limit = limits[precision_of_products(model)] * len(os.sched_getaffinity(0)) * 1e9 / model.operations
+        limit = limits[precision_of_products(model)].gops_median * len(os.sched_getaffinity(0)) * 1e9 / model.operations
         return {
             "images_per_s": rate,
             "alone_images_per_s": engine,
@@ -103,7 +99,7 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
                 "concurrency": config.concurrency,
             },
             figures=(found := figures(model, batch_size)),
-            failure=None if found else "unstable: no three windows of perf_analyzer agreed within 15 %",
+            failure=None if found else NEVER_STABLE,
         )
         for batch_size in config.batch_size
         for model in models

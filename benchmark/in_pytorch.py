@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmark.eager import eager_rate
-from benchmark.machine_limit import REPETITIONS, machine_limit
+from benchmark.machine_limit import REPETITIONS, fastest, machine_limit
 from benchmark.results import Environment, Figure, Record
 from benchmark.work import gflop_per_image, pytorch_model
 from deit.checkpoint import WEIGHTS_FILE
@@ -111,9 +111,7 @@ def is_made_from(name: str, provenance: Provenance) -> bool:
 def limits_of(precisions: set[str], threads: int) -> dict[str, Figure]:
     """By precision the rate of the matrix product that runs fastest, with as many threads as the machine has cores."""
     rates = machine_limit(threads, precisions=tuple(sorted(precisions & {"fp32", "bf16", "int8"})))
-    limits: dict[str, Figure] = {}
-    for rate in sorted(rates, key=lambda rate: rate.gops_median):
-        limits[rate.precision] = Figure(
-            value=rate.gops_median, unit="GFLOP/s", highest=rate.gops_best, runs=REPETITIONS
-        )
-    return limits
+    return {
+        precision: Figure(value=rate.gops_median, unit="GFLOP/s", highest=rate.gops_best, runs=REPETITIONS)
+        for precision, rate in fastest(rates).items()
+    }

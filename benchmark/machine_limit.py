@@ -82,6 +82,11 @@ def machine_limit(
     ]
 
 
+def fastest(rates: list[ProductRate]) -> dict[str, ProductRate]:
+    """By precision the product with the highest median."""
+    return {rate.precision: rate for rate in sorted(rates, key=lambda rate: rate.gops_median)}
+
+
 def _rate(run: Callable[[], object], shape: tuple[int, int, int], call_s: float) -> float:
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < call_s or not calls:

@@ -6,6 +6,8 @@ says something about the order of models, and nothing about another machine.
 
 from dataclasses import dataclass
 
+from benchmark.table import Table
+
 MACHINE = "V100 16 GB, fp32, PyTorch, largest batch (paper)"
 
 
@@ -20,16 +22,6 @@ class Published:
     top1: float
     real: float | None
     v2: float | None
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """A table of accuracies as it stands in the paper. `source` says where, and what its figures are."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    source: str
 
 
 TABLE_5 = (
@@ -60,7 +52,7 @@ TABLE_5 = (
     Published("DeiT-B⚗↑384", "deit_base_distilled_patch16_384", 384, 85.8, 84.5, 89.0, 74.8),
 )
 
-TEACHERS = PublishedTable(
+TEACHERS = Table(
     "The paper's teachers",
     ("teacher of DeiT-B", "teacher: top-1", "student: top-1", "student at 384: top-1"),
     (
@@ -74,7 +66,7 @@ TEACHERS = PublishedTable(
     "for 16GF.",
 )
 
-STRATEGIES = PublishedTable(
+STRATEGIES = Table(
     "The paper's strategies of distillation",
     ("method", "DeiT-Ti", "DeiT-S", "DeiT-B", "DeiT-B at 384"),
     (
@@ -88,7 +80,7 @@ STRATEGIES = PublishedTable(
     "ImageNet top-1, %, 300 epochs, teacher RegNetY-16GF; table 3. Runs of DeiT-B differ by 0.2 (its table 8).",
 )
 
-DISAGREEMENT = PublishedTable(
+DISAGREEMENT = Table(
     "The paper's disagreement between deciders",
     ("", "ground truth", "convnet", "DeiT", "class head", "distillation head", "both"),
     (
@@ -102,7 +94,7 @@ DISAGREEMENT = PublishedTable(
     "Share of ImageNet's validation images that two decide differently; table 4.",
 )
 
-TRANSFER = PublishedTable(
+TRANSFER = Table(
     "The paper's transfer",
     ("model", "ImageNet", "CIFAR-10", "CIFAR-100", "Flowers", "Cars", "iNat-18", "iNat-19"),
     (

@@ -13,6 +13,7 @@ from pathlib import Path
 from deit.errors import BenchmarkError
 
 UNSTABLE = 2  # exit status when the last three windows did not agree
+NEVER_STABLE = "unstable: no three windows of perf_analyzer agreed within 15 %"
 
 
 @dataclass(frozen=True, kw_only=True)

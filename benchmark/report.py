@@ -13,7 +13,8 @@ from pathlib import Path
 
 from benchmark.pictures import pictures
 from benchmark.results import Kind, Record, read
-from benchmark.tables import Table, failures, newest, tables
+from benchmark.table import Table
+from benchmark.tables import failures, newest, tables
 from deit.errors import BenchmarkError
 
 BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

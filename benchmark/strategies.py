@@ -3,13 +3,12 @@
 The figures that `deit compare` writes into its report, as records, so that they stand beside the paper's tables.
 """
 
-from collections.abc import Iterator
 from statistics import mean
 
 from benchmark.results import Condition, Environment, Figure, Record
 from benchmark.strategies_command import StrategiesConfig
 from training.comparison import find_runs, read_comparison
-from training.decisions import Decided, Decisions, decide
+from training.decisions import decide
 from training.processes import choose_device
 
 
@@ -22,12 +21,11 @@ def measure_strategies(config: StrategiesConfig, environment: Environment, *, co
     comparison = read_comparison(config.comparison)
     runs = find_runs(comparison, config.runs)
     decided = decide(runs, config.data, workers=config.workers, device=choose_device(config.device))
-    seeds = len(next(iter(runs.values())))
     first = next(iter(next(iter(runs.values())).values()))
     shared: dict[str, Condition] = {
         "comparison": config.comparison.stem,
         "data": f"{first.provenance['data']['test']['images']} test images of {config.data.name}",
-        "seeds": seeds,
+        "seeds": decided.seeds,
         "epochs": first.settings["epochs"],
         "training_images": first.provenance["data"]["train"]["images"],
     }
@@ -47,7 +45,8 @@ def measure_strategies(config: StrategiesConfig, environment: Environment, *, co
             },
         )
 
-    deciders = dict(_deciders(decided, seeds))
+    deciders = {f"teacher {spec}": [decisions] * decided.seeds for spec, decisions in decided.teachers.items()}
+    deciders |= {side.replace(":", ", "): decisions for side, decisions in decided.sides().items()}
     return [
         *(
             record("strategy", name, {}, "top1", [float((each == decided.labels).mean()) for each in by_seed])
@@ -65,12 +64,3 @@ def measure_strategies(config: StrategiesConfig, environment: Environment, *, co
             for right in list(deciders)[:place]
         ),
     ]
-
-
-def _deciders(decided: Decided, seeds: int) -> Iterator[tuple[str, list[Decisions]]]:
-    """The decisions of each seed, by teacher and by arm with its read-out."""
-    for spec, decisions in decided.teachers.items():
-        yield f"teacher {spec}", [decisions] * seeds
-    for arm, by_seed in decided.students.items():
-        for readout in next(iter(by_seed.values())):
-            yield f"{arm}, {readout}", [of_seed[readout] for of_seed in by_seed.values()]

@@ -1,22 +1,13 @@
 """The report's tables: rows of text made from records, the same for Markdown, HTML and the README."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
-from benchmark.paper import DISAGREEMENT, STRATEGIES, TEACHERS, TRANSFER, PublishedTable, published
+from benchmark.paper import DISAGREEMENT, STRATEGIES, TEACHERS, TRANSFER, published
 from benchmark.results import Condition, Figure, Record
+from benchmark.table import Table
 
 Cell = Callable[[Record], str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headings and rows; `note` says what a reader must know to read it rightly."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
 
 
 def newest(records: Sequence[Record], machine: str) -> list[Record]:
@@ -112,8 +103,8 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
             "differs: share of the images decided differently from the first row's; largest difference: of a "
             "probability.",
         ),
-        "paper_teachers": _published(TEACHERS),
-        "paper_strategies": _published(STRATEGIES),
+        "paper_teachers": TEACHERS,
+        "paper_strategies": STRATEGIES,
         "strategies": _table(
             _of(records, "strategy"),
             "Strategies of distillation, measured here",
@@ -121,8 +112,8 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
                 "comparison": _condition("comparison"),
                 "arm, read-out": lambda record: record.model,
                 "top-1": _percent("top1"),
-                "lowest": lambda record: _percent_of(record.figures["top1"].lowest),
-                "highest": lambda record: _percent_of(record.figures["top1"].highest),
+                "lowest": _percent("top1", "lowest"),
+                "highest": _percent("top1", "highest"),
                 "seeds": _condition("seeds"),
                 "training images": _condition("training_images"),
                 "epochs": _condition("epochs"),
@@ -131,9 +122,9 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
             "Means over seeds. Another task than the paper's, not to be set beside its figures; what the seeds allow "
             "to be said stands in docs/results.",
         ),
-        "paper_disagreement": _published(DISAGREEMENT),
+        "paper_disagreement": DISAGREEMENT,
         "disagreement": _disagreement(_of(records, "disagreement")),
-        "paper_transfer": _published(TRANSFER),
+        "paper_transfer": TRANSFER,
         "engines": _table(
             _of(records, "engine"),
             "Precisions and engines: in Triton, alone, and the machine's limit",
@@ -202,10 +193,6 @@ def _paper(records: Sequence[Record]) -> Table:
         "PyTorch as it is, float32, mean of 30 runs with the slowest and the fastest; random weights where none were "
         "given, which changes no time. The paper's accuracies are those of its own weights on ImageNet.",
     )
-
-
-def _published(table: PublishedTable) -> Table:
-    return Table(table.title, table.headings, table.rows, table.source)
 
 
 def _disagreement(records: Sequence[Record]) -> Table:
@@ -285,12 +272,12 @@ def _share(name: str) -> Cell:
     return lambda record: "" if (value := record.value(name)) is None else f"{100 * value:.0f} %"
 
 
-def _percent(name: str) -> Cell:
-    return lambda record: "" if (value := record.value(name)) is None else f"{100 * value:.2f} %"
+def _percent(name: str, which: Literal["value", "lowest", "highest"] = "value") -> Cell:
+    def cell(record: Record) -> str:
+        value = getattr(record.figures.get(name), which, None)
+        return "" if value is None else f"{100 * value:.2f} %"
 
-
-def _percent_of(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f} %"
+    return cell
 
 
 def _load(record: Record) -> str:

@@ -5,7 +5,7 @@ from itertools import product
 from rich.progress import track
 
 from benchmark.options import addresses, console
-from benchmark.perf_analyzer import Cell, measure
+from benchmark.perf_analyzer import NEVER_STABLE, Cell, measure
 from benchmark.results import Environment, Figure, Record
 from benchmark.throughput_command import ThroughputConfig
 from benchmark.triton_statistics import Statistics, TritonModel
@@ -85,7 +85,7 @@ def figures_of(rounds: list[tuple[Cell, Statistics]]) -> tuple[dict[str, Figure]
     """The figures of the stable rounds of one cell; when there are none, why."""
     stable = [(cell, statistics) for cell, statistics in rounds if cell.stable]
     if not stable:
-        return {}, "unstable: no three windows of perf_analyzer agreed within 15 %"
+        return {}, NEVER_STABLE
     figures = {
         name: Figure.of([value for cell, _ in stable if (value := getattr(cell, name)) is not None], unit)
         for name, unit in (("images_per_s", "images/s"), ("p50_ms", "ms"), ("p95_ms", "ms"), ("p99_ms", "ms"))

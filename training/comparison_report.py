@@ -166,13 +166,10 @@ def _cost(runs: Runs) -> Iterator[str]:
 
 def _disagreement(runs: Runs, decided: Decided) -> Iterator[str]:
     """Shares of the images on which two deciders differ: the mean over seeds."""
-    sides = [
-        f"{arm}:{readout}" for arm, by_seed in decided.students.items() for readout in next(iter(by_seed.values()))
-    ]
-    seeds = len(next(iter(runs.values())))
+    seeds = decided.seeds
     deciders: dict[str, list[Decisions]] = {"label": [decided.labels] * seeds}
     deciders |= {f"teacher {spec}": [decisions] * seeds for spec, decisions in decided.teachers.items()}
-    deciders |= {_title(side): _decisions(side, decided) for side in sides}
+    deciders |= {_title(side): decisions for side, decisions in decided.sides().items()}
     yield from ("## Share of the images decided differently, mean of the seeds", "")
     yield from _header(["", *(str(number) for number in range(1, len(deciders) + 1))], left=1)
     largest = 0.0

@@ -42,6 +42,18 @@ class Decided:
     students: dict[str, dict[int, dict[str, Decisions]]]
     cosines: dict[str, dict[int, TokenCosines]]
 
+    @property
+    def seeds(self) -> int:
+        return len(next(iter(self.students.values())))
+
+    def sides(self) -> dict[str, list[Decisions]]:
+        """The decisions of each seed, by arm:read-out."""
+        return {
+            f"{arm}:{readout}": [of_seed[readout] for of_seed in by_seed.values()]
+            for arm, by_seed in self.students.items()
+            for readout in next(iter(by_seed.values()))
+        }
+
 
 @torch.inference_mode()
 def decide(runs: Runs, data: Path, *, workers: int, device: torch.device) -> Decided:

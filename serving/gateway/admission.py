@@ -146,10 +146,8 @@ class Admission:
     def _adapt(self, took_s: float) -> None:
         """Move the limit by how long an image took from its turn to its answer."""
         if took_s <= self._limits.max_wait_s:
-            is_well_within = took_s <= GROWTH_BELOW * self._limits.max_wait_s
-            if (
-                is_well_within and self._images >= 0.8 * self._image_limit
-            ):  # else nothing shows that more would be well too
+            is_used = self._images >= 0.8 * self._image_limit  # else nothing shows that more would be well too
+            if is_used and took_s <= GROWTH_BELOW * self._limits.max_wait_s:
                 self._image_limit = min(MAX_IMAGE_LIMIT, self._image_limit + GROWTH_PER_IMAGE)
         elif time.monotonic() - self._last_cut_s > took_s:  # those in flight came under the old limit
             self._last_cut_s = time.monotonic()
