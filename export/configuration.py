@@ -20,6 +20,11 @@ from deit.model import (
 )
 from deit.preprocessing import Preprocessing
 
+# Images that Triton joins into one batch where processors compute. They run 8 at once as fast as more, and the larger a
+# batch, the later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more
+# images is still one batch.
+BATCH_ON_PROCESSORS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduling:
@@ -64,6 +69,8 @@ def model_config(
         config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=[num_classes], label_filename=labels)
 
     config.dynamic_batching.max_queue_delay_microseconds = scheduling.queue_delay_us
+    if backend != "tensorrt" and scheduling.max_batch_size > BATCH_ON_PROCESSORS:
+        config.dynamic_batching.preferred_batch_size.append(BATCH_ON_PROCESSORS)
     policy = config.dynamic_batching.default_queue_policy
     policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
     # A request's own timeout counts only when it is allowed and below this default.

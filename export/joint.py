@@ -26,7 +26,7 @@ class JointClassifier(nn.Module):
         if self.readout != "class" and not is_distilled(model):
             raise RepositoryError(f"--readout {readout} needs a distillation head, and this model has none")
         self.model = model
-        self.normalises = True  # unless the normalisation is folded into the model, which then takes pixels 0..255
+        self.normalises = True  # unless that is folded into the model, which then takes pixels 0..255 as they come
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         # (x / 255 - mean) / std as one multiplication and one addition
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
@@ -42,9 +42,9 @@ class JointClassifier(nn.Module):
         return (PROBABILITIES,)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        pixels = images.float().permute(0, 3, 1, 2)  # the cast first: TensorRT does nothing else with uint8
+        pixels = images.float()  # the cast first: TensorRT does nothing else with uint8
         if self.normalises:
-            pixels = pixels * self.scale + self.shift
+            pixels = pixels.permute(0, 3, 1, 2) * self.scale + self.shift
         class_logits, distillation_logits = head_logits(self.model, pixels)
         class_probabilities = class_logits.softmax(dim=-1)
         if distillation_logits is None:

@@ -64,7 +64,7 @@ def quantize(onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, me
 
 def weighted_products(onnx_file: Path, *, after_gelu: bool = True) -> list[str]:
     """Names of the products by weights. Attention multiplies activations by activations, which loses more than it
-    saves, and the heads and the patch embedding are 2 % of the work.
+    saves, and the heads are less than a hundredth of the work.
     """
     graph = onnx.load(onnx_file, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}

@@ -1,20 +1,21 @@
 """The form of the model that is exported: the same function with less work, in the precision that is asked for.
 
-- Normalisation is folded into the patch embedding's weights: it is a convolution without padding, so this is exact.
+- Normalisation is folded into the patch embedding's weights: it is a convolution without padding, so this is exact. And
+  its patches do not overlap, so it is a product of patches by weights, which engines run faster and which int8 covers.
 - The last block computes only the tokens that the heads read; it still attends to all. Exact, and 7 % of a DeiT's work.
 - Queries, keys and values are separate products and the attention's factor is part of the queries' weights, so that no
   tensor is sliced or scaled.
 - In half precision the products and GELU run in it, and what a ViT cannot bear in it stays in float32: LayerNorm,
-  softmax, the patch embedding (2 % of the work; ONNX has no bfloat16 convolution before opset 22), the residual
-  stream and the heads (https://github.com/NVIDIA/TensorRT/issues/2709). The casts are part of the
-  graph, because TensorRT 11 computes in the types that it reads and has no other setting.
+  softmax, the patch embedding (2 % of the work), the residual stream and the heads
+  (https://github.com/NVIDIA/TensorRT/issues/2709). The casts are part of the graph, because TensorRT 11 computes in the
+  types that it reads and has no other setting.
 """
 
 from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -30,15 +31,27 @@ def served_form(classifier: JointClassifier, dtype: torch.dtype = torch.float32)
     model = served.model
     if not isinstance(model, VisionTransformer):
         return served
-    projection = model.patch_embed.proj
-    if isinstance(projection, nn.Conv2d) and projection.padding == (0, 0):
-        model.patch_embed.proj = FoldedPatches(projection, served.scale, served.shift)
+    if _is_plain_embedding(model.patch_embed):
+        model.patch_embed = ServedPatches(model.patch_embed.proj, served.scale, served.shift)
         served.normalises = False
     blocks = [ServedBlock(block, dtype) if _is_plain(block) else block for block in model.blocks]
     if model.global_pool == "token" and isinstance(blocks[-1], ServedBlock):
         blocks[-1].kept_tokens = model.num_prefix_tokens
     model.blocks = nn.Sequential(*blocks)
     return served
+
+
+def _is_plain_embedding(embedding: nn.Module) -> bool:
+    """Whether the patches are those of DeiT: side by side, square, in rows."""
+    projection = getattr(embedding, "proj", None)
+    return (
+        type(embedding) is PatchEmbed
+        and isinstance(projection, nn.Conv2d)
+        and (projection.padding, projection.dilation, projection.groups) == ((0, 0), (1, 1), 1)
+        and projection.stride == projection.kernel_size == embedding.patch_size
+        and bool(embedding.flatten)
+        and isinstance(embedding.norm, nn.Identity)
+    )
 
 
 def _is_plain(block: nn.Module) -> bool:
@@ -55,8 +68,11 @@ def _is_plain(block: nn.Module) -> bool:
     )
 
 
-class FoldedPatches(nn.Module):
-    """The patch embedding of pixels 0..255: convolution(pixels * scale + shift) as one convolution."""
+class ServedPatches(nn.Module):
+    """The patch embedding of pixels 0..255, float32 (N, H, W, 3), as one product: (N, patches, width).
+
+    convolution(pixels * scale + shift) with a stride of its kernel's size.
+    """
 
     def __init__(self, projection: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -64,12 +80,17 @@ class FoldedPatches(nn.Module):
         bias = (weight * shift.double()).sum(dim=(1, 2, 3))
         if projection.bias is not None:
             bias += projection.bias.detach()
-        self.weight = nn.Parameter((weight * scale.double()).float(), requires_grad=False)
+        rows = (weight * scale.double()).permute(0, 2, 3, 1).flatten(1)
+        self.weight = nn.Parameter(rows.float(), requires_grad=False)
         self.bias = nn.Parameter(bias.float(), requires_grad=False)
-        self.stride = projection.stride
+        self.height, self.width = projection.kernel_size
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return F.conv2d(pixels, self.weight, self.bias, stride=self.stride)
+        rows, columns = pixels.shape[1] // self.height, pixels.shape[2] // self.width
+        # In each row of patches, lines of pixels cut into pieces: a piece is contiguous, so one transposition is all
+        pieces = pixels.reshape(-1, self.height, columns, self.width * pixels.shape[3])
+        patches = pieces.transpose(1, 2).reshape(-1, rows * columns, self.weight.shape[1])
+        return F.linear(patches, self.weight, self.bias)
 
 
 class Product(nn.Module):
