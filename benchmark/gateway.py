@@ -16,6 +16,7 @@ from benchmark.load import Load, closed_loop, open_loop, requests_of
 from benchmark.options import addresses, console
 from benchmark.perf_analyzer import measure
 from benchmark.processes import ServerProcesses, Use
+from benchmark.queueing import ideal_tail
 from benchmark.results import Condition, Environment, Figure, Record
 from benchmark.server import CLASSIFY
 from benchmark.triton_statistics import DURATIONS, Statistics, TritonModel
@@ -89,6 +90,8 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
             figures["engine_share"] = Figure(
                 value=figures["images_per_s"].value / figures["engine_images_per_s"].value, unit="share"
             )
+        if figures and isinstance(share := conditions.get("load"), float):
+            figures["ideal_p99_over_p50"] = Figure(value=ideal_tail(environment.cores, share), unit="ratio")
         return Record(
             kind="http",
             model=config.model,
@@ -154,6 +157,7 @@ def window_figures(window: Measured) -> list[tuple[str, str, float]]:
     answered = [answer for answer in load.answers if answer.is_ok]
     figures = [("images_per_s", "images/s", load.rate_per_s)]
     figures += [(f"p{percentile}_ms", "ms", load.latency_ms(percentile)) for percentile in (50, 95, 99)]
+    figures.append(("p99_over_p50", "ratio", load.latency_ms(99) / load.latency_ms(50)))
     figures += [
         ("refused_share", "share", 1 - len(answered) / len(load.answers)),
         ("client_cores", "cores", load.client_cpu_s / load.duration_s),

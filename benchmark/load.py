@@ -28,6 +28,7 @@ TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image
 # Below the number of connections that the gateway admits.
 MAX_CONNECTIONS = 400
 
+REFUSALS = (429, 503)
 MAX_REFUSALS = 20
 
 
@@ -138,7 +139,11 @@ def media_type_of(image: bytes) -> str:
 async def closed_loop(
     url: str, requests: Sequence[bytes], *, concurrency: int, duration_s: float, warm_up_s: float = 0
 ) -> Load:
-    """Keep `concurrency` requests in flight, in turns through `requests`, for a warm-up and then a measured window."""
+    """Keep `concurrency` requests in flight, in turns through `requests`, for a warm-up and then a measured window.
+
+    Whoever is refused (429, 503) comes again when the server says, as a client should: asked again at once, a server
+    spends its time on refusals.
+    """
     clock = Clock()
     turn = 0
     answers: list[Answer] = []
@@ -148,7 +153,11 @@ async def closed_loop(
             nonlocal turn
             while clock.now_s() < warm_up_s + duration_s:
                 image, turn = turn % len(requests), turn + 1
-                answers.append(await connections.ask(requests[image], image=image, due_s=clock.now_s(), clock=clock))
+                answer = await connections.ask(requests[image], image=image, due_s=clock.now_s(), clock=clock)
+                answers.append(answer)
+                if answer.status in REFUSALS:
+                    left_s = max(0.0, warm_up_s + duration_s - clock.now_s())
+                    await asyncio.sleep(min(retry_after_s(answer), left_s))
 
         workers = [asyncio.create_task(worker()) for _ in range(concurrency)]
         await asyncio.sleep(warm_up_s)
@@ -190,12 +199,16 @@ async def each_answered(url: str, requests: Sequence[bytes], *, concurrency: int
     while left and refusals < MAX_REFUSALS:
         load = await each_once(url, [requests[place] for place in left], concurrency=concurrency)
         answers |= dict(zip(left, load.answers, strict=True))
-        refused = [place for place in left if answers[place].status in (429, 503)]
+        refused = [place for place in left if answers[place].status in REFUSALS]
         refusals = refusals + 1 if len(refused) == len(left) else 0
         left = refused
         if left:
-            await asyncio.sleep(max(float(answers[place].headers.get("retry-after", 1)) for place in left))
+            await asyncio.sleep(max(retry_after_s(answers[place]) for place in left))
     return [replace(answers[place], image=place) for place in range(len(requests))]
+
+
+def retry_after_s(refusal: Answer) -> float:
+    return float(refusal.headers.get("retry-after", 1))
 
 
 async def open_loop(

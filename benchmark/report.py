@@ -165,6 +165,7 @@ def _content(name: str, report: Report | None, images: str) -> str:
         "paper",
         "throughput",
         "http",
+        "cost",
         "peers",
         "accuracy",
         "engines",

@@ -8,12 +8,16 @@ from deit.labels import LABELS_FILE, read_labels
 from deit.model import CONFIG_FILE, ONNX_FILE, PREPROCESSING_PARAMETER, PROVENANCE_PARAMETER, Provenance
 from deit.repository import model_folder, read_config, served_version
 
-ONNX_BACKEND = "onnxruntime"
+# ONNX Runtime has no bfloat16 products for processors.
+RUN_BY_ONNXRUNTIME = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryModel:
-    """The version of a model that is served. `onnx_file` is None when ONNX Runtime does not run it."""
+    """The version of a model that is served, by whatever engine its export chose.
+
+    `onnx_file` is None when ONNX Runtime cannot run it on a processor.
+    """
 
     name: str
     onnx_file: Path | None
@@ -34,7 +38,7 @@ def read_model(repository: Path, name: str) -> RepositoryModel:
     onnx_file = folder / str(version) / ONNX_FILE
     return RepositoryModel(
         name=name,
-        onnx_file=onnx_file if config.backend == ONNX_BACKEND and onnx_file.is_file() else None,
+        onnx_file=onnx_file if precision in RUN_BY_ONNXRUNTIME and onnx_file.is_file() else None,
         preprocessing=config.parameters[PREPROCESSING_PARAMETER].string_value,
         precision=precision,
         label_names=label_names,

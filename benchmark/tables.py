@@ -58,15 +58,35 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
                 "p50 ms": _figure("p50_ms"),
                 "p95 ms": _figure("p95_ms"),
                 "p99 ms": _figure("p99_ms"),
+                "p99/p50": _figure("p99_over_p50"),
+                "ideal queue": _figure("ideal_p99_over_p50"),
                 "refused": _share("refused_share"),
-                "CPU ms/image": _figure("server_cpu_ms_per_image"),
                 "client cores": _figure("client_cores", digits=2),
                 "MiB": _figure("memory_mib", digits=0),
                 "of Triton alone": _share("engine_share"),
             },
             "Real photographs. Closed loop: so many requests always in flight. Open loop: random arrivals at a share "
-            "of the best closed-loop rate, latency from when a request was due. CPU: all processes of the server; the "
-            "client runs on the same machine.",
+            "of the best closed-loop rate, latency from when a request was due. Ideal queue: p99/p50 of a server with "
+            "as many cores at that load, to which every request is the same work and nothing else costs time (M/D/c). "
+            "The client runs on the same machine.",
+        ),
+        "cost": _table(
+            _of(records, "http"),
+            "Processor time of an image, by HTTP",
+            {
+                "model": lambda record: record.model,
+                "precision": lambda record: record.precision,
+                "load": _load,
+                "all ms": _figure("server_cpu_ms_per_image", digits=2),
+                "gateway ms": _figure("cpu_deit_ms_per_image", digits=2),
+                "decoders ms": _figure("cpu_python_ms_per_image", digits=2),
+                "Triton ms": _figure("cpu_tritonserver_ms_per_image", digits=2),
+                "engine ms": _figure("cpu_triton_python_backend_stub_ms_per_image", digits=2),
+                "mean batch": _figure("mean_batch"),
+            },
+            "By process: the gateway is one, decoders and instances of the engine are several. The cores divided by "
+            "what decoding and the engine take is the rate at which a server would answer whose every other part were "
+            "free.",
         ),
         "peers": _table(
             _of(records, "peer"),

@@ -104,6 +104,25 @@ def test_a_closed_loop_keeps_its_concurrency_and_asks_a_slow_server_less(images)
     assert load.statuses == {200: len(load.answers)}
 
 
+def test_who_is_refused_in_a_closed_loop_comes_again_when_the_server_says(images):
+    asked = 0
+
+    async def refuses_first(head: bytes, body: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            return OK
+        return b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
+
+    load = measured(
+        refuses_first, lambda url: closed_loop(url, requests_of(url, images), concurrency=1, duration_s=1.3)
+    )
+    refusal, *others = load.answers
+    assert refusal.status == 429
+    assert others
+    assert min(answer.sent_s for answer in others) - refusal.done_s >= 1
+
+
 def test_a_latency_of_the_open_loop_counts_from_when_the_request_was_due(images):
     """One connection and 20 ms an answer: 100 requests due in half a second wait for each other, up to 1.5 s."""
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 WARM_UP_S, WINDOW_S = 10, 30
 
-# Enough for the batches of both instances; more are refused at the door, and a client in a closed loop is back at once.
+# Enough for the batches of both instances; more may be refused at the door, and who is refused leaves a gap.
 SATURATING_CONCURRENCY = 12
 
 
