@@ -224,7 +224,7 @@ def serve(
         DecodingMode,
         typer.Option(
             envvar="DEIT_DECODE",
-            help="exact decodes every pixel. fast decodes large JPEGs at a fraction of their size.",
+            help="exact decodes every pixel. fast decodes large JPEGs at a fraction, and resizes only the crop.",
             rich_help_panel=GATEWAY,
         ),
     ] = DEFAULTS.decoding.mode,

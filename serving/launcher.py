@@ -5,6 +5,7 @@ everything at once.
 """
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import math
@@ -79,7 +80,9 @@ def serve(settings: ServeSettings) -> None:
             wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
             models = discover_models(url, triton.control_headers if triton is not None else None)
             stop.raise_if_received()
-            gateway_server(settings, url, models, access, stop, triton, supervisor, listener).run([listener])
+            server = gateway_server(settings, url, models, access, stop, triton, supervisor, listener)
+            gc.freeze()  # what is loaded by now stays; looking through it again and again would delay requests
+            server.run([listener])
             if supervisor is not None and supervisor.failure is not None:
                 raise supervisor.failure
     except KeyboardInterrupt:

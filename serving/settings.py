@@ -72,7 +72,8 @@ class Decoding:
 
     Attributes:
         processes: that decode, each one image at a time.
-        mode: exact decodes every pixel; fast lets libjpeg decode large JPEGs at a fraction of their size.
+        mode: exact decodes every pixel; fast lets libjpeg decode large JPEGs at a fraction of their size, and
+            resizes only what the crop keeps.
     """
 
     processes: int = field(default_factory=processes_by_cores)

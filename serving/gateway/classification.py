@@ -83,7 +83,8 @@ class Classifier:
 
 def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[Prediction]:
     """The `count` most probable classes, best first; of equals the lower index."""
-    order = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
+    order = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count].tolist()
     return [Prediction(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
 
 

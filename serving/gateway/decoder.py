@@ -6,6 +6,7 @@ that Pillow does in Python, and one crash ends them all.
 """
 
 import asyncio
+import functools
 import json
 import logging
 import mmap
@@ -218,7 +219,7 @@ class DecoderProcess:
     async def model_input(self, content: bytes, preprocessing: Preprocessing, mode: str) -> ModelInput:
         """Not to be cancelled. Without `is_usable` afterwards the process is gone, or is to be killed."""
         self._region[: len(content)] = content
-        question = {"size": len(content), "preprocessing": preprocessing.to_json(), "decode": mode}
+        question = {"size": len(content), "preprocessing": described(preprocessing), "decode": mode}
         self.is_usable, self.is_busy = False, True
         try:
             async with asyncio.timeout(HANG_S):
@@ -260,3 +261,8 @@ class DecoderProcess:
         if -status in CRASHES:
             return UndecodableImage("the image is damaged in a way that ends the library which decodes it")
         return DecoderLost(f"the process that decoded the image ended with status {status}; the image may be innocent")
+
+
+@functools.lru_cache
+def described(preprocessing: Preprocessing) -> str:
+    return preprocessing.to_json()

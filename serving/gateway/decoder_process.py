@@ -64,10 +64,11 @@ def answer(question: dict[str, Any], region: mmap.mmap, max_pixels: int) -> dict
     started_s = time.monotonic()
     try:
         preprocessing = read_preprocessing(question["preprocessing"])
-        shorter_px = preprocessing.resize_px if question["decode"] == "fast" else None
+        is_fast = question["decode"] == "fast"
+        shorter_px = preprocessing.resize_px if is_fast else None
         picture = decode(region[: question["size"]], max_pixels, shorter_px=shorter_px)
         decoded_s = time.monotonic()
-        pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size)
+        pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size, only_window=is_fast)
         if pixels.nbytes > len(region):
             raise Internal(f"{pixels.nbytes} bytes of pixels do not fit into the {len(region)} that are shared")
         region[: pixels.nbytes] = pixels.tobytes()

@@ -23,7 +23,7 @@ MIN_PARTS_LIMIT = 4096
 PARTS_PER_KIB = 1
 
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, TEMPORARY = 0xD8, 0xD9, 0xDA, 0x01
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,10 @@ def _possible_markers(content: bytes, start: int) -> npt.NDArray[np.int64]:
     By numpy, because a regular expression takes a second for ten megabytes of FF.
     """
     block = np.frombuffer(content[start : start + BLOCK_BYTES + 1], np.uint8)
-    first, second = block[:-1], block[1:]
-    return start + np.flatnonzero((first == 0xFF) & (second != 0) & (second != 0xFF) & (second & 0xF8 != 0xD0))
+    at = np.flatnonzero((block[:-1] == 0xFF) & (block[1:] != 0xFF))
+    second = block[at + 1]
+    found: npt.NDArray[np.int64] = start + at[(second != 0) & (second & 0xF8 != 0xD0)]
+    return found
 
 
 def _png_chunks(content: bytes) -> int:

@@ -73,7 +73,11 @@ class GatewayState:
         )
 
 
-def gateway_state(request: Request) -> GatewayState:
-    """The dependency by which a route gets it."""
+def state_of(request: Request) -> GatewayState:
     state: GatewayState = request.app.state.gateway
     return state
+
+
+async def gateway_state(request: Request) -> GatewayState:
+    """The dependency by which a route gets it. Asynchronous, because FastAPI calls any other in a thread."""
+    return state_of(request)

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ logger = logging.getLogger(__name__)
 triton_logger = logging.getLogger("triton")
 
 KEPT_LINES = 500
+
+# Triton has dozens of threads, and the kernel lists children by thread: asked at every look, this took a tenth of the
+# event loop's time. Stubs come when a model is loaded, and one that died stays listed.
+COUNT_CHILDREN_EVERY_S = 1.0
 
 # `2026-01-31T12:00:00Z E 42 file.cc:7] "text"` of Triton, `E0131 12:00:00.123456 42 file.cc:7] text` of its Python stub
 LOG_LINE = re.compile(r"(?:\S+Z (?P<triton>[IWEF]) \d+|(?P<stub>[IWEF])\d{4} \S+ \d+) \S+\] +(?P<text>.*)")
@@ -60,6 +66,8 @@ class TritonProcess:
         self._errors: list[str] = []
         self._is_stopping = False
         self._suspects: set[int] = set()
+        self._children: list[int] = []
+        self._counted_s = -math.inf
         wrapper = Path(__file__).with_name("with_parent.py")
         self._process = subprocess.Popen(
             [sys.executable, "-IS", str(wrapper), str(os.getpid()), *command],
@@ -94,7 +102,9 @@ class TritonProcess:
         will be gone by the next time.
         """
         suspects, self._suspects = self._suspects, set()
-        for pid in [self.pid, *children_of(self.pid)]:
+        if time.monotonic() - self._counted_s > COUNT_CHILDREN_EVERY_S:
+            self._children, self._counted_s = children_of(self.pid), time.monotonic()
+        for pid in [self.pid, *self._children]:
             state, exit_code = state_of(pid)
             if state in "Tt":
                 return Ailment(f"the process {pid} of Triton is stopped", may_pass=True)

@@ -42,7 +42,10 @@ def both(content):
     for shorter_px in (None, IMAGENET.resize_px):
         started = time.thread_time()
         picture = decode(content, MAX_PIXELS, shorter_px=shorter_px)
-        results.append(resize_and_crop(picture.image, IMAGENET, full_size=picture.full_size))
+        pixels = resize_and_crop(
+            picture.image, IMAGENET, full_size=picture.full_size, only_window=shorter_px is not None
+        )
+        results.append(pixels)
         seconds.append(time.thread_time() - started)
     return *results, *seconds
 
@@ -67,9 +70,18 @@ def test_the_crop_is_that_of_the_whole_picture_however_it_is_turned(orientation)
 
 
 @pytest.mark.parametrize(("image_format", "side"), [("JPEG", 511), ("PNG", 2000), ("WEBP", 2000)])
-def test_what_is_no_large_jpeg_is_exact(image_format, side):
+def test_what_is_no_large_jpeg_is_decoded_whole(image_format, side):
     exact, fast, _, _ = both(encoded(photograph(100, 100).resize((side, side)), image_format))
-    np.testing.assert_array_equal(fast, exact)
+    differences = np.abs(exact.astype(int) - fast)
+    assert differences.max() <= 1  # of rounding; a reduction differs by dozens
+    assert differences.mean() < 0.01
+
+
+def test_photographs_that_are_decoded_whole_hardly_change(photographs):
+    exact, fast, _, _ = zip(*(both(each) for each in photographs), strict=True)
+    differences = np.abs(np.stack(exact).astype(int) - np.stack(fast))
+    assert differences.mean() <= 0.05  # seen: 0.02
+    assert np.quantile(differences, 0.999) <= 2
 
 
 @pytest.mark.soak
