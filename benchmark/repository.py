@@ -1,5 +1,8 @@
 """Models of a repository on disk, as measurements need them."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +46,11 @@ def read_model(repository: Path, name: str) -> RepositoryModel:
         precision=precision,
         label_names=label_names,
     )
+
+
+@contextmanager
+def only(repository: Path, name: str) -> Iterator[Path]:
+    """A repository with that one model, so that the memory of a server is not that of others."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).symlink_to(model_folder(repository, name).resolve())
+        yield Path(folder)

@@ -17,7 +17,7 @@ from benchmark.options import console
 from benchmark.peers.tuning import Shape, peer_server, shapes
 from benchmark.peers_command import OURS, PeersConfig
 from benchmark.processes import ServerProcesses, Use
-from benchmark.repository import RepositoryModel, read_model
+from benchmark.repository import RepositoryModel, only, read_model
 from benchmark.results import Environment, Figure, Record
 from benchmark.server import CLASSIFY, our_server
 from deit.errors import BenchmarkError
@@ -45,7 +45,7 @@ class Entrant:
     def running(self, config: PeersConfig, image: bytes) -> Iterator[tuple[str, int]]:
         """The URL to which images are posted, and the first process of the server."""
         if self.shape is None:
-            with our_server(config.model_repository, default_model=self.model.name) as server:
+            with only(config.model_repository, self.model.name) as repository, our_server(repository) as server:
                 yield f"{server.url}{CLASSIFY}?model={self.model.name}", server.pid
             return
         assert self.model.onnx_file is not None
