@@ -85,7 +85,9 @@ def test_a_plan_is_built_once_for_a_machine(machine):
     assert f"--maxShapes=images:32x{size}x{size}x3" in command
     assert (machine.model / "1/model.plan").read_text().startswith("plan of")
     assert not (machine.model / "1/model.onnx").exists()
-    assert 'backend: "tensorrt"' in (machine.model / "config.pbtxt").read_text()
+    config = (machine.model / "config.pbtxt").read_text()
+    assert 'backend: "tensorrt"' in config
+    assert "preferred_batch_size" not in config, "8 at once is for processors"
     assert (machine.model / "labels.txt").exists()
     assert machine() == [], "it fits and is kept"
     assert json.loads((machine.model / "plan.json").read_text())["tensorrt"] == "11.1.0"
@@ -109,7 +111,9 @@ def test_without_a_plan_the_model_stays_onnx(machine, circumstances, capsys):
     machine(**{"gpu": "NVIDIA L4, 8.9", **circumstances})
     assert (machine.model / "1/model.onnx").exists()
     assert not list(machine.model.glob("**/*.plan"))
-    assert 'backend: "onnxruntime"' in (machine.model / "config.pbtxt").read_text()
+    config = (machine.model / "config.pbtxt").read_text()
+    assert 'backend: "onnxruntime"' in config
+    assert "preferred_batch_size" not in config
     assert "ONNX Runtime on CUDA" in capsys.readouterr().out
     assert [path.name for path in (machine.root / "plans").iterdir()] == ["repository"]
 
