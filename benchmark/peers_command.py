@@ -24,7 +24,7 @@ class PeersConfig:
         str | None,
         Option(
             help="Also compare the best that an accuracy gate admits: this variant of the model in ours, and in the "
-            "peers too where it is an ONNX file."
+            "peers too where ONNX Runtime can run it."
         ),
     ] = None
     model_repository: Annotated[Path, Option(help="Folder of the models.")] = Path("model_repository")
