@@ -90,7 +90,7 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
             figures["engine_share"] = Figure(
                 value=figures["images_per_s"].value / figures["engine_images_per_s"].value, unit="share"
             )
-        if figures and isinstance(share := conditions.get("load"), float):
+        if figures and isinstance(share := conditions.get("load"), float) and share < 1:
             figures["ideal_p99_over_p50"] = Figure(value=ideal_tail(environment.cores, share), unit="ratio")
         return Record(
             kind="http",
