@@ -50,6 +50,7 @@ def _is_plain_embedding(embedding: nn.Module) -> bool:
         and (projection.padding, projection.dilation, projection.groups) == ((0, 0), (1, 1), 1)
         and projection.stride == projection.kernel_size == embedding.patch_size
         and bool(embedding.flatten)
+        and not embedding.dynamic_img_pad
         and isinstance(embedding.norm, nn.Identity)
     )
 
@@ -81,16 +82,16 @@ class ServedPatches(nn.Module):
         if projection.bias is not None:
             bias += projection.bias.detach()
         rows = (weight * scale.double()).permute(0, 2, 3, 1).flatten(1)
-        self.weight = nn.Parameter(rows.float(), requires_grad=False)
-        self.bias = nn.Parameter(bias.float(), requires_grad=False)
+        self.product = Product(rows, bias, torch.float32)
         self.height, self.width = projection.kernel_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         rows, columns = pixels.shape[1] // self.height, pixels.shape[2] // self.width
         # In each row of patches, lines of pixels cut into pieces: a piece is contiguous, so one transposition is all
         pieces = pixels.reshape(-1, self.height, columns, self.width * pixels.shape[3])
-        patches = pieces.transpose(1, 2).reshape(-1, rows * columns, self.weight.shape[1])
-        return F.linear(patches, self.weight, self.bias)
+        patches = pieces.transpose(1, 2).reshape(-1, rows * columns, self.product.weight.shape[1])
+        result: Tensor = self.product(patches)
+        return result
 
 
 class Product(nn.Module):
