@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmark.pictures import pictures
 from benchmark.results import Kind, Record, read
 from benchmark.table import Table
-from benchmark.tables import failures, newest, tables
+from benchmark.tables import every_table, failures, newest, tables
 from deit.errors import BenchmarkError
 
 BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -161,25 +161,9 @@ def image_folder(document: Path, images: Path) -> str:
 
 
 def _content(name: str, report: Report | None, images: str) -> str:
-    known = {
-        "paper",
-        "throughput",
-        "http",
-        "cost",
-        "peers",
-        "accuracy",
-        "engines",
-        "train",
-        "strategies",
-        "disagreement",
-        "limit",
-        "environment",
-        "screenshot",
-    }
-    if name not in known | {f"picture_{each}" for each in PICTURES}:
-        raise BenchmarkError(
-            f"a document asks for the block {name!r}; known are: {', '.join(sorted(known))}, picture_…"
-        )
+    known = {*every_table(()), *(f"picture_{each}" for each in PICTURES), "environment", "screenshot"}
+    if name not in known:
+        raise BenchmarkError(f"a document asks for the block {name!r}; known are: {', '.join(sorted(known))}")
     if report is None:
         return NOT_MEASURED
     if name == "screenshot":  # `make screenshots` takes it

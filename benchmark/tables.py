@@ -26,8 +26,13 @@ def _key(record: Record) -> dict[str, str]:
 
 
 def tables(records: Sequence[Record]) -> dict[str, Table]:
-    """All tables that the records fill, by name. Records of one machine."""
-    found = {
+    """The tables that the records fill, by name. Records of one machine."""
+    return {name: table for name, table in every_table(records).items() if table.rows}
+
+
+def every_table(records: Sequence[Record]) -> dict[str, Table]:
+    """All that there are, also those without rows."""
+    return {
         "paper": _paper(records),
         "throughput": _table(
             _of(records, "throughput"),
@@ -176,7 +181,6 @@ def tables(records: Sequence[Record]) -> dict[str, Table]:
             "A model whose every operation ran as fast as the fastest matrix product.",
         ),
     }
-    return {name: table for name, table in found.items() if table.rows}
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -44,8 +44,7 @@ def main(models: Path, plans: Path, cache: Path, trtexec: str = TRTEXEC, librari
             print(f"{model.name}: no plan, it runs as it was exported, ONNX with ONNX Runtime on CUDA", flush=True)
             shutil.rmtree(new / model.name, ignore_errors=True)
             shutil.copytree(model, new / model.name)
-            config = new / model.name / "config.pbtxt"
-            config.write_text(for_gpus(config.read_text()))
+        let_large_batches_join(new / model.name / "config.pbtxt")
     new.chmod(0o755)
     if repository.exists():
         repository.rename(new.with_name(f"{new.name}.old"))
@@ -94,7 +93,7 @@ def build(model: Path, target: Path, cache: Path, trtexec: str) -> bool:
     name = matched(r'^input \{\s*name: "(\w+)"', config)[0]
     dims = "x".join(re.findall(r"dims: (\d+)", matched(r"^input \{(.*?)^\}", config)[0]))
     shutil.copytree(model, target, ignore=shutil.ignore_patterns("model.onnx"))
-    config = for_gpus(config).replace('backend: "onnxruntime"', 'backend: "tensorrt"')
+    config = config.replace('backend: "onnxruntime"', 'backend: "tensorrt"')
     (target / "config.pbtxt").write_text(re.sub(r'(default_model_filename: )".*"', r'\1"model.plan"', config))
     for onnx in sorted(model.glob("*/model.onnx")):
         command = [
@@ -113,9 +112,9 @@ def build(model: Path, target: Path, cache: Path, trtexec: str) -> bool:
     return True
 
 
-def for_gpus(config: str) -> str:
-    """Without the batch size that `deit export` prefers on processors: GPUs compute large batches faster."""
-    return re.sub(r"^ *preferred_batch_size: \d+\n", "", config, flags=re.MULTILINE)
+def let_large_batches_join(config: Path) -> None:
+    """Take out the batch size that `deit export` prefers on processors: GPUs compute large batches faster."""
+    config.write_text(re.sub(r"^ *preferred_batch_size: \d+\n", "", config.read_text(), flags=re.MULTILINE))
 
 
 def matched(pattern: str, text: str) -> tuple[str, ...]:

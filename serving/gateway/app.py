@@ -37,7 +37,7 @@ from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, Re
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness
 from serving.gateway.routes import STATIC, router
-from serving.gateway.state import GatewayState, state_of
+from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.triton_client import TritonClient
 from serving.reload import Reloader
 from serving.settings import Limits
@@ -138,7 +138,7 @@ def create_app(
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Problem)
     if isinstance(error, Overloaded) and error.retry_after_s is None:  # Triton's queue is full
-        error.retry_after_s = state_of(request).admission.retry_after_s()
+        error.retry_after_s = (await gateway_state(request)).admission.retry_after_s()
     return error.response()
 
 

@@ -73,11 +73,7 @@ class GatewayState:
         )
 
 
-def state_of(request: Request) -> GatewayState:
-    state: GatewayState = request.app.state.gateway
-    return state
-
-
 async def gateway_state(request: Request) -> GatewayState:
     """The dependency by which a route gets it. Asynchronous, because FastAPI calls any other in a thread."""
-    return state_of(request)
+    state: GatewayState = request.app.state.gateway
+    return state

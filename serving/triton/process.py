@@ -24,7 +24,7 @@ triton_logger = logging.getLogger("triton")
 
 KEPT_LINES = 500
 
-# Triton has dozens of threads, and the kernel lists children by thread: asked at every look, this took a tenth of the
+# Triton has hundreds of threads, and the kernel lists children by thread: asked at every look, this took a tenth of the
 # event loop's time. Stubs come when a model is loaded, and one that died stays listed.
 COUNT_CHILDREN_EVERY_S = 1.0
 
