@@ -3,13 +3,10 @@
 For admission, and because a WebP of 38 bytes makes its library reserve two frames of any size when it is opened.
 """
 
-from serving.gateway.decoding_cost import JPEG_SIGNATURE, PNG_SIGNATURE, START_OF_SCAN
+from serving.gateway.decoding_cost import FRAME_HEADERS, JPEG_SIGNATURE, PNG_SIGNATURE, START_OF_SCAN
 
 # Cameras put EXIF, ICC and previews before the frame header; each segment holds at most 64 KiB.
 MOST_SEGMENTS = 256
-
-# SOF0 to SOF15, without DHT (C4), JPG (C8) and DAC (CC), which lie in the same range
-FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 # Stuffing, TEM, restarts, SOI and EOI
 WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})

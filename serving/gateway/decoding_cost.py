@@ -23,6 +23,15 @@ MIN_PARTS_LIMIT = 4096
 PARTS_PER_KIB = 1
 
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, TEMPORARY = 0xD8, 0xD9, 0xDA, 0x01
+
+# SOF0 to SOF15, without DHT (C4), JPG (C8) and DAC (CC), which lie in the same range; the first two are baseline and
+# extended sequential.
+FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = (0xC0, 0xC1)
+
+# After FF: stuffing, a restart, fill
+NO_MARKERS = frozenset({0x00, *range(0xD0, 0xD8), 0xFF})
+
 BLOCK_BYTES = 2**18
 
 
@@ -64,16 +73,53 @@ def decoding_cost(content: bytes) -> DecodingCost:
 
 
 def _jpeg_cost(content: bytes) -> DecodingCost:
-    """Walk the markers as libjpeg does: skip a segment by its length, look for the next marker from there."""
+    """Walk the markers as libjpeg does: skip a segment by its length, look for the next marker from there.
+
+    Most files end this at their first scan: a sequential one that holds all components has no second (libjpeg's
+    `has_multiple_scans`, jdinput.c; it calls whatever follows damage). The others are read to their end.
+    """
     most_parts = parts_limit(len(content))
-    scans = parts = 0
-    position = len(JPEG_SIGNATURE)
-    for start in range(0, len(content), BLOCK_BYTES):
+    position, parts = len(JPEG_SIGNATURE), 0
+    frames: list[tuple[int, int]] = []
+    while parts <= most_parts:
+        at = _next_marker(content, position, position + most_parts)
+        parts += at - position  # padding
+        if at + 1 >= len(content):
+            break
+        parts += 1
+        marker = content[at + 1]
+        position = at + 2
+        if marker == START_OF_SCAN:
+            components = content[position + 2 : position + 3]  # after the length
+            if len(frames) == 1 and frames[0] in [(kind, *components) for kind in SEQUENTIAL]:
+                return DecodingCost(scans=1, parts=parts)
+            return _cost_from_scan(content, at, parts - 1)
+        if marker == END_OF_IMAGE:
+            break
+        if marker in FRAME_HEADERS:  # length (2 bytes), precision (1), height (2), width (2), components
+            frames.append((marker, *content[position + 7 : position + 8]))
+        if marker not in (START_OF_IMAGE, TEMPORARY):
+            position += max(2, int.from_bytes(content[position : position + 2], "big"))
+    return DecodingCost(scans=0, parts=parts)
+
+
+def _next_marker(content: bytes, position: int, end: int) -> int:
+    """Where the next marker is; when there is none before `end`, where the search ended."""
+    at = content.find(b"\xff", position, end)
+    while at >= 0 and content[at + 1 : at + 2] and content[at + 1] in NO_MARKERS:
+        at = content.find(b"\xff", at + 1, end)
+    return at if at >= 0 else min(end, len(content))
+
+
+def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
+    """With what stands from the first scan on; what lies between its markers are pixels."""
+    most_parts = parts_limit(len(content))
+    scans = 0
+    for start in range(position, len(content), BLOCK_BYTES):
         markers = _possible_markers(content, start)
         while (index := int(np.searchsorted(markers, position))) < len(markers):
             at = int(markers[index])
-            padding = at - position if scans == 0 else 0  # after the header, what lies between is pixels
-            parts += 1 + padding
+            parts += 1
             marker = content[at + 1]
             position = at + 2
             if marker == START_OF_SCAN:
@@ -82,8 +128,6 @@ def _jpeg_cost(content: bytes) -> DecodingCost:
                 return DecodingCost(scans, parts)
             if marker not in (START_OF_IMAGE, TEMPORARY):
                 position += max(2, int.from_bytes(content[position : position + 2], "big"))
-    if scans == 0:
-        parts += max(0, len(content) - position)
     return DecodingCost(scans, parts)
 
 

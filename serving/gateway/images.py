@@ -65,7 +65,8 @@ def decode(content: bytes, max_pixels: int, *, shorter_px: int | None = None) ->
     Raises:
         UnsupportedType, UndecodableImage, ImageTooLarge, ImageTooComplex: by the rules above.
     """
-    check_size(declared_size(content) or (0, 0), max_pixels)  # before Pillow makes room for a frame of that size
+    if not content.startswith(JPEG_SIGNATURE):  # for those Pillow makes room for a frame when it opens them
+        check_size(declared_size(content) or (0, 0), max_pixels)
     cost = decoding_cost(content)
     if objection := cost.objection(len(content), pixels=0):  # before Pillow reads the segments one by one
         raise ImageTooComplex(objection)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from serving.gateway.decoding_cost import MAX_SCANS, MIN_PARTS_LIMIT, DecodingCost, decoding_cost
-from serving.gateway.errors import ImageTooComplex, Problem
+from serving.gateway.errors import ImageTooComplex, Problem, UndecodableImage
 from serving.gateway.images import decode
 from tests.conftest import encoded, photograph
 from tests.serving.bombs import scan_bomb
@@ -32,6 +32,18 @@ def test_markers_inside_segments_and_after_the_end_are_not_counted():
 def test_repeated_scans_are_counted():
     assert decoding_cost(scan_bomb(2000, scans=60)).scans == 60
     assert decoding_cost(scan_bomb(2000, scans=405)).scans > MAX_SCANS
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_scans_after_the_only_one_of_a_sequential_jpeg_are_damage_and_cost_nothing(mode):
+    content = encoded(Image.new(mode, (2000, 2000), "gray"))
+    at = content.rindex(b"\xff\xda")
+    repeated = content[:at] + content[at:-2] * 400 + content[-2:]
+    assert decoding_cost(repeated).scans == 1
+    started = time.thread_time()
+    with pytest.raises(UndecodableImage):
+        decode(repeated, 25_000_000)
+    assert time.thread_time() - started < 0.5, "400 passes take seconds"
 
 
 @pytest.mark.parametrize(
