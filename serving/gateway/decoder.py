@@ -6,7 +6,7 @@ that Pillow does in Python, and one crash ends them all.
 """
 
 import asyncio
-import functools
+import contextlib
 import json
 import logging
 import mmap
@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
 from serving.gateway.declared_size import LARGE_PIXELS, declared_pixels
-from serving.gateway.decoder_process import MESSAGE_BYTES
+from serving.gateway.decoder_process import MESSAGE_BYTES, question
 from serving.gateway.errors import PROBLEMS, DecoderLost, ImageTooComplex, UndecodableImage
 from serving.settings import Decoding, Limits
 
@@ -128,14 +129,17 @@ class Decoder:
             self._end_turn(is_large)
             raise
         waited_s = time.monotonic() - asked_s
-        work = asyncio.ensure_future(process.model_input(content, preprocessing, self._decoding.mode))
-        work.add_done_callback(lambda done: self._take_back(process, done, is_large))
-        decoded = await asyncio.shield(work)
+        decoding = process.begin(content, preprocessing, self._decoding.mode)
+        decoding.add_done_callback(lambda done: self._take_back(process, done, is_large))
+        try:
+            decoded = await asyncio.shield(decoding)
+        finally:
+            del decoding  # which holds its failure, and that this frame with the upload: a circle
         return ModelInput(decoded.pixels, {"wait": waited_s, **decoded.stages_s})
 
-    def _take_back(self, process: "DecoderProcess", work: asyncio.Future[ModelInput], is_large: bool) -> None:
+    def _take_back(self, process: "DecoderProcess", decoding: asyncio.Future[ModelInput], is_large: bool) -> None:
         self._end_turn(is_large)
-        failure = None if work.cancelled() else work.exception()  # asked, also where nobody waits for it any more
+        failure = decoding.exception()  # asked, also where nobody waits for it any more
         if process.is_usable:
             self._idle.put_nowait(process)
         elif not self._is_closed:
@@ -174,10 +178,14 @@ class Decoder:
 
 
 class DecoderProcess:
-    """One process of decoder_process.py, and the memory it shares with this one."""
+    """One process of decoder_process.py, and the memory it shares with this one. Made in a running event loop."""
 
     def __init__(self, limits: Limits) -> None:
-        self.is_usable, self.is_busy = True, False
+        self.is_usable = True
+        self._loop = asyncio.get_running_loop()
+        self._is_ready: asyncio.Future[None] = self._loop.create_future()
+        self._work: Work | None = None
+        self._farewell: asyncio.Task[None] | None = None
         self._cpu_limit_s = max(LEAST_CPU_LIMIT_S, CPU_S_PER_MEGAPIXEL * limits.max_image_pixels / 1e6)
         region_bytes = max(SMALLEST_REGION_BYTES, limits.max_body_bytes)
         region = os.memfd_create("deit-decoder")
@@ -202,6 +210,7 @@ class DecoderProcess:
         finally:
             theirs.close()
             os.close(region)
+        self._loop.add_reader(self._socket, self._hear)
 
     @property
     def pid(self) -> int:
@@ -209,60 +218,87 @@ class DecoderProcess:
 
     @property
     def has_ended(self) -> bool:
-        return self._process.poll() is not None
+        return self._farewell is not None or self._process.poll() is not None
 
     async def wait_until_ready(self) -> None:
         """Raises OSError when it ends instead."""
-        if await self._receive() is None:
-            raise OSError(f"a decoder ended with status {self.kill()} before it was ready")
+        await self._is_ready
 
-    async def model_input(self, content: bytes, preprocessing: Preprocessing, mode: str) -> ModelInput:
-        """Not to be cancelled. Without `is_usable` afterwards the process is gone, or is to be killed."""
+    def begin(self, content: bytes, preprocessing: Preprocessing, mode: str) -> asyncio.Future[ModelInput]:
+        """Decode an upload. Never cancel the future; without `is_usable` after it the process must be killed."""
+        self.is_usable = False
+        self._work = Work(
+            self._loop.create_future(), preprocessing.image_size, self._loop.call_later(HANG_S, self._give_up)
+        )
         self._region[: len(content)] = content
-        question = {"size": len(content), "preprocessing": described(preprocessing), "decode": mode}
-        self.is_usable, self.is_busy = False, True
-        try:
-            async with asyncio.timeout(HANG_S):
-                await asyncio.get_running_loop().sock_sendall(self._socket, json.dumps(question).encode())
-                reply = await self._receive()
-        except TimeoutError as error:
-            raise DecoderLost(f"the image was not decoded within {HANG_S:g} s") from error
-        except OSError:  # it ended before it was asked
-            reply = None
-        if reply is None:
-            raise await self._loss()
-        self.is_usable, self.is_busy = True, False
-        if "problem" in reply:
-            raise PROBLEMS[str(reply["problem"])](str(reply["detail"]))
-        size = preprocessing.image_size
-        pixels = np.frombuffer(self._region[: size * size * 3], np.uint8).reshape(size, size, 3)
-        return ModelInput(pixels, reply)
+        with contextlib.suppress(OSError):  # it has ended, which is heard too
+            self._socket.send(question(len(content), mode, preprocessing))
+        return self._work.decoding
 
     def kill(self) -> int:
         """End it in any state; its exit status, negative for a signal."""
         self.is_usable = False
+        self._loop.remove_reader(self._socket)
         self._socket.close()
         self._process.kill()
         return self._process.wait()
 
-    async def _receive(self) -> dict[str, float] | None:
-        """The next message, or None when the process has ended."""
+    def _hear(self) -> None:
+        """Take the next message, or the end of the process."""
         try:
-            message = await asyncio.get_running_loop().sock_recv(self._socket, MESSAGE_BYTES)
+            message = self._socket.recv(MESSAGE_BYTES)
+        except BlockingIOError:
+            return
         except ConnectionError:
-            return None
-        return json.loads(message) if message else None
+            message = b""
+        if not message:
+            self._loop.remove_reader(self._socket)
+            self._farewell = self._loop.create_task(self._end())
+        elif not self._is_ready.done():
+            self._is_ready.set_result(None)
+        elif self._work is not None:  # else it was given up
+            self._answer(self._finish(), json.loads(message))
 
-    async def _loss(self) -> DecoderLost | ImageTooComplex | UndecodableImage:
-        """What to say of the image that was at hand, by how the process ended."""
+    def _answer(self, work: "Work", reply: dict[str, Any]) -> None:
+        self.is_usable = True
+        if "problem" in reply:
+            work.decoding.set_exception(PROBLEMS[reply["problem"]](reply["detail"]))
+            return
+        size = work.image_size
+        # Copied at once, because the next image may take this one's place before anybody waits for these pixels.
+        pixels = np.frombuffer(self._region[: size * size * 3], np.uint8).reshape(size, size, 3)
+        work.decoding.set_result(ModelInput(pixels, reply))
+
+    async def _end(self) -> None:
+        """Say of the image that was at hand, or of the start, how the process ended."""
         status = await asyncio.to_thread(self._process.wait)
+        if self._work is not None:
+            self._finish().decoding.set_exception(self._loss(status))
+        elif not self._is_ready.done():
+            self._is_ready.set_exception(OSError(f"a decoder ended with status {status} before it was ready"))
+
+    def _loss(self, status: int) -> DecoderLost | ImageTooComplex | UndecodableImage:
+        """What to say of the image that was at hand, by how the process ended."""
         if status == -signal.SIGPROF:
             return ImageTooComplex(f"the image takes more than {self._cpu_limit_s:g} s to decode")
         if -status in CRASHES:
             return UndecodableImage("the image is damaged in a way that ends the library which decodes it")
         return DecoderLost(f"the process that decoded the image ended with status {status}; the image may be innocent")
 
+    def _give_up(self) -> None:
+        self._finish().decoding.set_exception(DecoderLost(f"the image was not decoded within {HANG_S:g} s"))
 
-@functools.lru_cache
-def described(preprocessing: Preprocessing) -> str:
-    return preprocessing.to_json()
+    def _finish(self) -> "Work":
+        """What was at hand, and from now on is no more."""
+        assert self._work is not None
+        work, self._work = self._work, None
+        work.hang.cancel()
+        return work
+
+
+class Work(NamedTuple):
+    """An image at hand. `hang` gives it up after HANG_S."""
+
+    decoding: asyncio.Future[ModelInput]
+    image_size: int
+    hang: asyncio.TimerHandle

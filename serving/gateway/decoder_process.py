@@ -1,7 +1,8 @@
 """A process that decodes one image after the other, for the gateway: `python -m serving.gateway.decoder_process ...`
 
 What a picture can do to the C code that reads it ends here: in a crash, in a limit on memory, in a limit on processor
-time. Uploads and pixels lie in memory that both processes share; questions and answers are JSON messages on a socket.
+time. Uploads and pixels lie in memory that both processes share. On a socket go messages: the size of an upload, how to
+decode it and the preprocessing, and back in JSON how long that took, or the problem.
 The end of the socket is the end of the process, so none outlives its gateway.
 """
 
@@ -40,7 +41,7 @@ def main() -> None:
         while message := connection.recv(MESSAGE_BYTES):
             # By processor time, because other work on the machine is not the image's fault. SIGPROF ends the process.
             signal.setitimer(signal.ITIMER_PROF, given.cpu_limit_s)
-            reply = answer(json.loads(message), region, given.max_pixels)
+            reply = answer(message, region, given.max_pixels)
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.send(json.dumps(reply).encode())
 
@@ -59,19 +60,25 @@ def limit_resources(memory_bytes: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def answer(question: dict[str, Any], region: mmap.mmap, max_pixels: int) -> dict[str, Any]:
+def question(size: int, mode: str, preprocessing: Preprocessing) -> bytes:
+    """What to do with the upload of `size` bytes that lies in the region."""
+    return f"{size} {mode} {written(preprocessing)}".encode()
+
+
+def answer(asked: bytes, region: mmap.mmap, max_pixels: int) -> dict[str, Any]:
     """Decode the upload at the start of the region, and put the pixels in its place."""
     started_s = time.monotonic()
     try:
-        preprocessing = read_preprocessing(question["preprocessing"])
-        is_fast = question["decode"] == "fast"
+        size, mode, preprocessing_json = asked.split(b" ", 2)
+        preprocessing = read_preprocessing(preprocessing_json)
+        is_fast = mode == b"fast"
         shorter_px = preprocessing.resize_px if is_fast else None
-        picture = decode(region[: question["size"]], max_pixels, shorter_px=shorter_px)
+        picture = decode(region[: int(size)], max_pixels, shorter_px=shorter_px)
         decoded_s = time.monotonic()
         pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size, only_window=is_fast)
         if pixels.nbytes > len(region):
             raise Internal(f"{pixels.nbytes} bytes of pixels do not fit into the {len(region)} that are shared")
-        region[: pixels.nbytes] = pixels.tobytes()
+        region[: pixels.nbytes] = pixels.data.cast("B")
     except Problem as problem:
         return {"problem": problem.name, "detail": problem.detail}
     except MemoryError:
@@ -83,8 +90,13 @@ def answer(question: dict[str, Any], region: mmap.mmap, max_pixels: int) -> dict
 
 
 @functools.lru_cache
-def read_preprocessing(text: str) -> Preprocessing:
-    return Preprocessing.from_json(text)
+def written(preprocessing: Preprocessing) -> str:
+    return preprocessing.to_json()
+
+
+@functools.lru_cache
+def read_preprocessing(text: bytes) -> Preprocessing:
+    return Preprocessing.from_json(text.decode())
 
 
 if __name__ == "__main__":

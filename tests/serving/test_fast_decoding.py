@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deit.preprocessing import Preprocessing
-from serving.gateway.decoder_process import answer
+from serving.gateway.decoder_process import answer, question
 from serving.gateway.images import decode
 from tests.conftest import encoded, photograph
 
@@ -44,9 +44,9 @@ def both(content):
     for mode in ("exact", "fast"):
         region = bytearray(max(len(content), PIXELS_BYTES))
         region[: len(content)] = content
-        question = {"size": len(content), "preprocessing": IMAGENET.to_json(), "decode": mode}
+        asked = question(len(content), mode, IMAGENET)
         started = time.thread_time()
-        reply = answer(question, region, MAX_PIXELS)
+        reply = answer(asked, region, MAX_PIXELS)
         seconds.append(time.thread_time() - started)
         assert "problem" not in reply
         results.append(np.frombuffer(region[:PIXELS_BYTES], np.uint8).reshape(224, 224, 3))

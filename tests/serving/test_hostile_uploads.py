@@ -170,6 +170,21 @@ def test_two_hundred_bombs_at_once_hurt_nobody(server, bombs):
     assert server.decoders() == decoders
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_refused_images_are_gone_from_memory(server, images):
+    """Not when Python next looks for circles, which is seldom: when they are answered."""
+    content = encoded(photograph(1000, 1000), quality=95)[:-100_000]
+    files = [("image", ("damaged.jpg", content))] * images
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for _ in range(10):
+            client.post("/classify", files=files)
+        before = memory_bytes(server.process.pid, "VmRSS")
+        for _ in range(80):
+            assert "/problems/undecodable-image" in client.post("/classify", files=files).text
+    kept = memory_bytes(server.process.pid, "VmRSS") - before
+    assert kept < 80 * images * len(content) / 4, "of what was sent"
+
+
 def test_a_decoder_that_is_killed_costs_one_image(server):
     """And is not missed: there are others, and another takes its place."""
     content = encoded(photograph(500, 375).resize((4900, 4900)))
