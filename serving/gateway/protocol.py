@@ -52,6 +52,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._refusal: Problem | None = None
         self._is_refused = False
+        self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -128,11 +129,23 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def close_after_answer(self, cycle: RequestResponseCycle) -> None:
         """The answer is written and shall be the last. With a body still under way the client may not have read it."""
+        self._send()
         if cycle.more_body and self.transport.can_write_eof():
             self._is_refused = True  # drop what comes
             self.transport.write_eof()
         else:
             self.transport.close()
+
+    def send_soon(self, data: bytes) -> None:
+        """Head and body, which uvicorn writes one by one, leave in one piece: each piece wakes the client."""
+        if not self._unsent:
+            self.loop.call_soon(self._send)
+        self._unsent.append(data)
+
+    def _send(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        if data and not self.transport.is_closing():  # the client may have left meanwhile
+            self.transport.write(data)
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -157,6 +170,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer outside the application, which sees no request, and close."""
+        self._send()
         self._is_refused = True
         cycle = self.cycle
         is_answering = cycle is not None and not cycle.response_complete
@@ -201,7 +215,7 @@ class CycleTransport:
     def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
-        self.write = protocol.transport.write
+        self.write = protocol.send_soon
         self.is_closing = protocol.transport.is_closing
 
     def close(self) -> None:

@@ -89,6 +89,14 @@ def receive(connected):
     return part
 
 
+def test_an_answer_arrives_in_one_piece(server):
+    """Each piece would wake the client once more. Sent as two, one of twenty would be read apart."""
+    with connection(server.url) as connected:
+        for _ in range(20):
+            connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert receive(connected).endswith(b'{"status":"alive"}')
+
+
 def test_a_silent_connection_is_closed(server):
     assert exchange(server.url, b"") == b""
 
