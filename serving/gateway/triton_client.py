@@ -5,6 +5,7 @@ was refused makes an overload worse.
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections import defaultdict
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import InferRequestedOutput
-from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from grpc.aio import AioRpcError, insecure_channel
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, PROBABILITIES
+from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded, Problem
-from serving.gateway.models import infer_input
 from serving.triton.connection import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
@@ -43,16 +43,21 @@ class Answer:
 
 
 class TritonClient:
-    """One gRPC channel; belongs to one event loop and is made in it."""
+    """One gRPC channel; belongs to one event loop and is made in it.
+
+    It speaks to tritonclient's generated stub: tritonclient's own client takes 0.08 ms more for each image, a tenth of
+    what the gateway spends on one, in objects for tensors and a copy of the pixels.
+    """
 
     def __init__(self, url: str) -> None:
-        self._client = InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+        self._channel = insecure_channel(url, options=CHANNEL_OPTIONS)
+        self._stub = GRPCInferenceServiceStub(self._channel)
         self._last_success_s: dict[str, float] = {}
         self._usual_answer_s: dict[str, float] = {}
-        self._calls: defaultdict[str, set[asyncio.Task[Any]]] = defaultdict(set)
+        self._calls: defaultdict[str, set[Any]] = defaultdict(set)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._channel.close()
 
     def since_success_s(self, model: str) -> float:
         """Seconds since the model last answered; infinite when it never did."""
@@ -90,36 +95,27 @@ class TritonClient:
         """
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
-        outputs = [PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ())]
+        request = ModelInferRequest()
+        request.CopyFrom(request_for(model, version, pixels.shape, with_heads))
+        request.id = request_id
+        request.parameters["timeout"].int64_param = int(timeout_s * 1e6)  # microseconds, for Triton's queue
+        request.raw_input_contents.append(pixels.tobytes())
         asked_s = time.monotonic()
-        call = asyncio.ensure_future(
-            self._client.infer(
-                model,
-                [infer_input(pixels[np.newaxis])],
-                model_version=version,
-                outputs=[InferRequestedOutput(name) for name in outputs],
-                request_id=request_id,
-                timeout=int(timeout_s * 1e6),  # microseconds, for Triton's queue
-                client_timeout=timeout_s,  # seconds, for gRPC
-                headers=headers,
-            )
-        )
+        call = self._stub.ModelInfer(request, timeout=timeout_s, metadata=tuple((headers or {}).items()))
         self._calls[model].add(call)
-        call.add_done_callback(self._calls[model].discard)
         try:
-            result = await call
+            response = await call
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # the request was, and with it the call
                 raise
             raise NotReady("the model stopped answering") from error
-        except InferenceServerException as error:
-            problem = problem_of(error)
-            if isinstance(problem, Internal):
-                logger.error("inference by %s failed: %s %s", model, error.status(), error.message())
-            raise problem from error
-        probabilities, *heads = (result.as_numpy(name)[0] for name in outputs)
-        if not all(np.isfinite(row).all() for row in (probabilities, *heads)):
+        except AioRpcError as error:
+            raise problem_of(error, model) from error
+        finally:
+            self._calls[model].discard(call)
+        outputs = probabilities_of(response)
+        if not all(np.isfinite(row).all() for row in outputs.values()):
             logger.error("the model %s gave probabilities that are not numbers; export it again", model)
             raise Internal("the model gave no usable answer")
         now_s = time.monotonic()
@@ -127,19 +123,38 @@ class TritonClient:
         before_s = self._usual_answer_s.get(model, now_s - asked_s)
         self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
         return Answer(
-            version=result.get_response().model_version,
-            probabilities=probabilities,
-            heads=(heads[0], heads[1]) if heads else None,
+            version=response.model_version,
+            probabilities=outputs[PROBABILITIES],
+            heads=(outputs[CLASS_PROBABILITIES], outputs[DISTILLATION_PROBABILITIES]) if with_heads else None,
         )
 
 
-def problem_of(error: InferenceServerException) -> Problem:
+@functools.lru_cache
+def request_for(model: str, version: str, shape: tuple[int, int, int], with_heads: bool) -> ModelInferRequest:
+    """What the requests for images of this shape have in common; to be copied, not changed."""
+    request = ModelInferRequest(model_name=model, model_version=version)
+    request.inputs.add(name=IMAGES, datatype="UINT8", shape=(1, *shape))
+    for name in (PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ())):
+        request.outputs.add(name=name)
+    return request
+
+
+def probabilities_of(response: ModelInferResponse) -> dict[str, Probabilities]:
+    """The outputs by name, each of its one image."""
+    return {
+        output.name: np.frombuffer(content, np.float32)
+        for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+def problem_of(error: AioRpcError, model: str) -> Problem:
     """Triton's error by gRPC code and text (server: `src/grpc/grpc_utils.cc`, core: `src/scheduler_utils.cc`)."""
-    status, message = str(error.status()).removeprefix("StatusCode."), error.message() or ""
+    status, message = error.code().name, error.details() or ""
     if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
         return DeadlineExceeded("the model did not answer in time")
     if "Exceeds maximum queue size" in message:
         return Overloaded("the queue of the model is full")
     if status in ("UNAVAILABLE", "NOT_FOUND", "CANCELLED") or "is not healthy" in message:
         return NotReady("the model cannot be reached")
+    logger.error("inference by %s failed: %s %s", model, status, message)
     return Internal("the model failed")

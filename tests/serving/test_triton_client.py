@@ -9,7 +9,6 @@ from tritonclient.grpc.service_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from tritonclient.utils import InferenceServerException
 
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded
 from serving.gateway.triton_client import TritonClient, problem_of
@@ -31,8 +30,8 @@ from serving.gateway.triton_client import TritonClient, problem_of
     ],
 )
 def test_a_triton_error_becomes_one_of_ours(status, message, problem):
-    error = InferenceServerException(message, status=f"StatusCode.{status}")
-    ours = problem_of(error)
+    nothing = grpc.aio.Metadata()
+    ours = problem_of(grpc.aio.AioRpcError(grpc.StatusCode[status], nothing, nothing, details=message), "tiny")
     assert type(ours) is problem
     assert message not in ours.detail, "Triton's words are for the log, not for the caller"
 
