@@ -138,7 +138,7 @@ def create_app(
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Problem)
     if isinstance(error, Overloaded) and error.retry_after_s is None:  # Triton's queue is full
-        error.retry_after_s = (await gateway_state(request)).admission.retry_after_s()
+        error.retry_after_s = gateway_state(request).admission.retry_after_s()
     return error.response()
 
 

@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect
 from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
 from serving.gateway.classification import Question
 from serving.gateway.deadline import HEADER, Deadline, request_deadline
-from serving.gateway.declared_size import declared_pixels
 from serving.gateway.errors import (
     PROBLEMS,
     BodyTimeout,
@@ -39,6 +38,7 @@ from serving.gateway.errors import (
 from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.middleware import CLASSIFY
+from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.record import RequestRecord, record_of
 from serving.gateway.schemas import Answer, Classification, Health, Model, Models, Result, Results, StreamedResult
 from serving.gateway.state import GatewayState, gateway_state
@@ -60,13 +60,13 @@ DOCS_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-Gateway = Annotated[GatewayState, Depends(gateway_state)]
 Outcome = TypeVar("Outcome")
 
 router = APIRouter()
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-UPLOAD_BODY = {
+REQUEST = {
+    "parameters": documented_parameters(),
     "requestBody": {
         "required": True,
         "description": "Images in JPEG, PNG or WebP: one as the body itself, or one or several as files of a form.",
@@ -82,14 +82,14 @@ UPLOAD_BODY = {
             },
             **dict.fromkeys(RAW_TYPES, BINARY),
         },
-    }
+    },
 }
 
 
 @router.post(
     CLASSIFY,
     summary="Classify images",
-    openapi_extra=UPLOAD_BODY,
+    openapi_extra=REQUEST,
     response_model=Classification | Results,
     responses={
         200: {
@@ -129,28 +129,7 @@ UPLOAD_BODY = {
         ),
     },
 )
-async def classify(
-    request: Request,
-    gateway: Gateway,
-    model: Annotated[str | None, Query(description="Name of a model; without it, the default one")] = None,
-    version: Annotated[str | None, Query(description="Version of the model; without it, the newest")] = None,
-    top_k: Annotated[
-        int | None, Query(ge=1, description="How many predictions, at most the number of classes; 5 without it")
-    ] = None,
-    min_probability: Annotated[
-        float | None,
-        Query(ge=0, le=1, description="Leave out less probable classes, and abstain when none is left"),
-    ] = None,
-    heads: Annotated[
-        bool, Query(description="Of a distilled model: what each head says by itself, and how far they agree")
-    ] = False,
-    pixels: Annotated[
-        bool, Query(description="What the model read of each image: resized and cropped, as a data URL in PNG")
-    ] = False,
-    timeout_ms: Annotated[
-        str | None, Header(alias=HEADER, description="When to give up; at most what the server allows")
-    ] = None,
-) -> Response:
+async def classify(request: Request) -> Response:
     """The most probable classes of each image, best first.
 
     With several images each has a result of its own; one that is refused has `problem` and leaves the others alone.
@@ -159,16 +138,12 @@ async def classify(
     The header Server-Timing tells how long the body, waiting for a decoder, decoding, preprocessing and the model (its
     queue included) took, in milliseconds, each summed over the images.
     """
+    gateway = gateway_state(request)
     record = record_of(request.scope)
-    deadline = request_deadline(timeout_ms, longest_s=gateway.limits.request_timeout_s, started_s=record.started_s)
-    question = gateway.question(
-        model,
-        version=version,
-        top_k=top_k,
-        min_probability=min_probability,
-        with_heads=heads,
-        with_pixels=pixels,
+    deadline = request_deadline(
+        request.headers.get(HEADER), longest_s=gateway.limits.request_timeout_s, started_s=record.started_s
     )
+    question = gateway.question(parameters_of(request))
     gateway.readiness.raise_if_lost(question.model.name)
     record.model = question.model.name
     try:
@@ -253,7 +228,7 @@ class Work:
 def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
     """For admission: what the header declares; nothing when that is too much, because then it is not decoded."""
     most = gateway.limits.max_image_pixels
-    declared = declared_pixels(upload.content)
+    declared = upload.declared_pixels
     if declared is None:
         return most
     return declared if declared <= most else 0
@@ -277,15 +252,24 @@ async def while_client_waits(request: Request, work: Coroutine[Any, Any, Outcome
     Raises:
         ClientDisconnect
     """
-    working = asyncio.create_task(work)
+    working = asyncio.current_task()
+    assert working is not None
+    is_over = False
+
+    def give_up(leaving: asyncio.Task[None]) -> None:
+        if not is_over and not leaving.cancelled():
+            working.cancel()
+
     leaving = asyncio.create_task(left(request))
+    leaving.add_done_callback(give_up)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done() and working.uncancel() == 0:  # as asyncio.timeout tells its own cancelling from another's
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
+        is_over = True
         leaving.cancel()
 
 
@@ -296,17 +280,18 @@ async def left(request: Request) -> None:
 
 
 @router.get("/models", summary="List the models")
-async def models(gateway: Gateway) -> Models:
+async def models(request: Request) -> Models:
     """The models that are served, with what they expect and where they came from."""
+    gateway = gateway_state(request)
     return Models(
         default=gateway.default_model, models=[Model.model_validate(model) for model in gateway.models.values()]
     )
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=documented(UnknownModel))
-async def describe_model(name: str, gateway: Gateway) -> Model:
+async def describe_model(name: str, request: Request) -> Model:
     """What one model expects, what it knows and where it came from."""
-    return Model.model_validate(gateway.model(name))
+    return Model.model_validate(gateway_state(request).model(name))
 
 
 @router.get("/healthz", summary="Is the process alive?")
@@ -316,8 +301,9 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
-async def readyz(gateway: Gateway) -> Health:
+async def readyz(request: Request) -> Health:
     """200 when every model gave an answer of late, else 503. Send no requests while this fails."""
+    gateway = gateway_state(request)
     if gateway.admission.is_stopping:
         raise Draining("the server is shutting down")
     findings = gateway.readiness.findings()
@@ -327,9 +313,9 @@ async def readyz(gateway: Gateway) -> Health:
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics(request: Request, gateway: Gateway) -> Response:
+async def metrics(request: Request) -> Response:
     """For Prometheus; absent where a port of its own has them."""
-    if not gateway.shows_metrics:
+    if not gateway_state(request).shows_metrics:
         raise NotFound("the metrics have a port of their own")
     page: Metrics = request.app.state.metrics
     return Response(page.page(), headers={"Content-Type": CONTENT_TYPE})

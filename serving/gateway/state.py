@@ -9,6 +9,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.classification import Classifier, Question
 from serving.gateway.errors import InvalidParameter, UnknownModel
 from serving.gateway.models import ServedModel
+from serving.gateway.parameters import Parameters
 from serving.gateway.readiness import Readiness
 from serving.settings import Limits
 
@@ -38,42 +39,33 @@ class GatewayState:
             raise UnknownModel(f"there is no model {name[:100]!r}; served: {', '.join(self.models)}")
         return self.models[name]
 
-    def question(
-        self,
-        model: str | None,
-        *,
-        version: str | None,
-        top_k: int | None,
-        min_probability: float | None,
-        with_heads: bool,
-        with_pixels: bool,
-    ) -> Question:
+    def question(self, asked: Parameters) -> Question:
         """What a request asks, checked against the model.
 
         Raises:
             UnknownModel, InvalidParameter
         """
-        served = self.model(model)
-        if version is not None and version not in served.versions:
+        served = self.model(asked.model)
+        if asked.version is not None and asked.version not in served.versions:
             raise UnknownModel(
-                f"the model {served.name} has no version {version[:100]!r}; loaded: {', '.join(served.versions)}"
+                f"the model {served.name} has no version {asked.version[:100]!r}; loaded: {', '.join(served.versions)}"
             )
         classes = len(served.labels)
-        if top_k is not None and top_k > classes:
-            raise InvalidParameter(f"top_k is {top_k}, and the model {served.name} has {classes} classes")
-        if with_heads and not served.has_heads:
+        if asked.top_k is not None and asked.top_k > classes:
+            raise InvalidParameter(f"top_k is {asked.top_k}, and the model {served.name} has {classes} classes")
+        if asked.heads and not served.has_heads:
             raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
         return Question(
             model=served,
-            version=version or (served.version if self.pins_versions else ""),
-            top_k=top_k or min(DEFAULT_TOP_K, classes),
-            min_probability=min_probability,
-            with_heads=with_heads,
-            with_pixels=with_pixels,
+            version=asked.version or (served.version if self.pins_versions else ""),
+            top_k=asked.top_k or min(DEFAULT_TOP_K, classes),
+            min_probability=asked.min_probability,
+            with_heads=asked.heads,
+            with_pixels=asked.pixels,
         )
 
 
-async def gateway_state(request: Request) -> GatewayState:
-    """The dependency by which a route gets it. Asynchronous, because FastAPI calls any other in a thread."""
+def gateway_state(request: Request) -> GatewayState:
+    """What a route works with. Not a dependency of FastAPI: resolving one takes longer than all that is done here."""
     state: GatewayState = request.app.state.gateway
     return state

@@ -1,5 +1,6 @@
 """The bytes of the uploaded images, out of a raw body or a multipart form, in memory and within limits."""
 
+import functools
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from serving.gateway.declared_size import declared_pixels
 from serving.gateway.errors import MalformedRequest, UnsupportedType
 
 FIELD = "image"
@@ -26,6 +28,11 @@ class Upload:
 
     filename: str
     content: bytes
+
+    @functools.cached_property
+    def declared_pixels(self) -> int | None:
+        """Width x height by its header, or None when only a decoder can tell."""
+        return declared_pixels(self.content)
 
 
 class MemoryParser(MultiPartParser):
