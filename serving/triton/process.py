@@ -24,8 +24,8 @@ triton_logger = logging.getLogger("triton")
 
 KEPT_LINES = 500
 
-# Triton has hundreds of threads, and the kernel lists children by thread: asked at every look, this took a tenth of the
-# event loop's time. Stubs come when a model is loaded, and one that died stays listed.
+# Triton has hundreds of threads, and the kernel lists children by thread: a count takes 1.3 ms of the event loop's
+# time. Stubs come when a model is loaded, and one that died stays listed.
 COUNT_CHILDREN_EVERY_S = 1.0
 
 # `2026-01-31T12:00:00Z E 42 file.cc:7] "text"` of Triton, `E0131 12:00:00.123456 42 file.cc:7] text` of its Python stub
@@ -175,17 +175,26 @@ def children_of(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):  # it ends meanwhile
         for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
+            found += map(int, read_at_once(task / "children").split())
     return found
 
 
 def state_of(pid: int) -> tuple[str, int]:
     """The letter of its state and, of a zombie, its exit code (proc_pid_stat(5), fields 3 and 52)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read_at_once(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     except OSError:
         return "X", 0
     return fields[0], int(fields[49])
+
+
+def read_at_once(path: Path) -> str:
+    """A small file of /proc, in a third of the time that a file object takes; it is read ten times a second."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 2**16).decode(errors="replace")
+    finally:
+        os.close(descriptor)
 
 
 def unquoted(text: str) -> str:
