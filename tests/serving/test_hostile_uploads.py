@@ -42,12 +42,13 @@ class Canary:
 
     def __init__(self, url):
         self._url = url
-        self._stop = threading.Event()
+        self._began, self._stop = threading.Event(), threading.Event()
         self.answers = []
         self._thread = threading.Thread(target=self._ask)
 
     def __enter__(self):
         self._thread.start()
+        assert self._began.wait(60)
         return self
 
     def __exit__(self, *_):
@@ -61,6 +62,7 @@ class Canary:
                 answer = client.post("/classify", content=content)
                 best = answer.json()["predictions"][0]["index"] if answer.status_code == 200 else None
                 self.answers.append((answer.status_code, best))
+                self._began.set()
                 self._stop.wait(CANARY_EVERY_S)
 
 
