@@ -34,6 +34,14 @@ class PeersConfig:
     )
     seconds: Annotated[float, Option(min=1, help="Of each measured window, after a warm-up of two.")] = 10
     rounds: Rounds = 3
+    pairs: Annotated[
+        int,
+        Option(
+            min=0,
+            help="Also run ours and each peer side by side, so many windows of each in turns, and tell the ratio: it "
+            "shows smaller differences on a machine whose speed changes.",
+        ),
+    ] = 0
     tune: Annotated[
         bool,
         Option(
@@ -67,7 +75,7 @@ def peers(config: PeersConfig) -> None:
     table = Table(title=f"{config.model} on {environment.machine}")
     for heading in ("server", "model", "in flight", "images/s", "lowest", "highest", "p50 ms", "p99 ms", "MiB"):
         table.add_column(heading, justify="right")
-    for record in records:
+    for record in (each for each in records if each.kind == "peer"):
         rate = record.figures.get("images_per_s")
         shown = () if rate is None else (rate.value, rate.lowest, rate.highest)
         rest = [record.value(name) for name in ("p50_ms", "p99_ms", "memory_mib")]
@@ -77,4 +85,8 @@ def peers(config: PeersConfig) -> None:
             record.failure,
         )
     console.print(table)
+    for record in (each for each in records if each.kind == "pair"):
+        ratio = record.figures["ratio"]
+        spread = f"{ratio.value:.2f} ({ratio.lowest:.2f} to {ratio.highest:.2f})"
+        console.print(f"ours, of what {record.conditions['server']} does with {record.model}: {spread}")
     typer.echo(f"written to {file}")

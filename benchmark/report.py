@@ -26,6 +26,7 @@ NAMES: dict[Kind, str] = {
     "throughput": "Triton (`deit benchmark throughput`)",
     "http": "the gateway (`deit benchmark http`)",
     "peer": "other servers (`deit benchmark peers`)",
+    "pair": "other servers side by side with ours (`deit benchmark peers --pairs`)",
     "accuracy": "accuracy (`deit benchmark accuracy`)",
     "engine": "engines (`deit benchmark engines`)",
     "train": "training (`deit benchmark train`)",

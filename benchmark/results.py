@@ -27,6 +27,7 @@ Kind = Literal[
     "throughput",  # Triton, by perf_analyzer
     "http",  # the gateway, by the load client
     "peer",  # other servers, interleaved with ours
+    "pair",  # ours and one other server, both up, window by window
     "accuracy",
     "train",  # the training step and the loader
     "strategy",  # an arm of a comparison of distillation strategies
@@ -41,6 +42,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "throughput": ("images_per_s", "p50_ms", "p95_ms", "p99_ms"),
     "http": ("images_per_s", "p50_ms", "p95_ms", "p99_ms"),
     "peer": ("images_per_s", "p50_ms", "p99_ms"),
+    "pair": ("images_per_s", "peer_images_per_s", "ratio"),
     "accuracy": ("top1", "top5"),
     "train": ("images_per_s",),
     "strategy": ("top1",),

@@ -111,6 +111,23 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
             "Same graph, photographs and client; each server alone on the machine; each at the better of its settings "
             "(benchmark/peers/tuning.py). Every server was seen to answer as ours does.",
         ),
+        "pairs": _table(
+            _of(records, "pair"),
+            "Ours and one other server, side by side",
+            {
+                "server": lambda record: f"{record.conditions['server']} {record.conditions['version']}",
+                "model": lambda record: f"{record.model} ({record.precision})",
+                "in flight": _condition("concurrency"),
+                "ours, of its rate": _figure("ratio", digits=2),
+                "windows of each": lambda record: str(record.figures["ratio"].runs),
+                "images/s": _figure("peer_images_per_s"),
+                "ours": _figure("images_per_s"),
+                "CPU ms an image": _figure("peer_cpu_ms_per_image", digits=2),
+                "ours, CPU ms": _figure("cpu_ms_per_image", digits=2),
+            },
+            "Both servers up, windows in turns: of two that follow each other the machine is nearly the same, so the "
+            "ratio (median of all, with the lowest and the highest) shows less than the rounds of the table above can.",
+        ),
         "accuracy": _table(
             _of(records, "accuracy"),
             "Accuracy by way of asking",
@@ -278,6 +295,10 @@ def _condition(name: str) -> Cell:
     return lambda record: "" if (value := record.conditions.get(name)) is None else str(value)
 
 
+# Of these a table tells the lowest and the highest too.
+SPREAD = ("images_per_s", "peer_images_per_s", "ratio")
+
+
 def _figure(name: str, *, digits: int = 1, scientific: bool = False) -> Cell:
     def cell(record: Record) -> str:
         figure = record.figures.get(name)
@@ -285,7 +306,7 @@ def _figure(name: str, *, digits: int = 1, scientific: bool = False) -> Cell:
             return ""
         shape = ".1e" if scientific else f",.{digits}f"
         text = f"{figure.value:{shape}}"
-        if figure.runs > 1 and figure.lowest is not None and figure.highest is not None and name == "images_per_s":
+        if figure.runs > 1 and figure.lowest is not None and figure.highest is not None and name in SPREAD:
             text += f" ({figure.lowest:{shape}} to {figure.highest:{shape}})"
         return text
 

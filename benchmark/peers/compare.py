@@ -1,28 +1,25 @@
 """Our server and its peers in turns: the same model, images and client, each server alone on the machine."""
 
 import asyncio
-import contextlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import Progress
 
 from benchmark.images import read_photographs
-from benchmark.load import Load, closed_loop, each_answered, requests_of
+from benchmark.load import each_answered, requests_of
 from benchmark.options import console
-from benchmark.peers.tuning import Shape, peer_server, shapes
+from benchmark.peers.entrant import Entrant, Window, measure
+from benchmark.peers.side_by_side import side_by_side
+from benchmark.peers.tuning import Shape, shapes
 from benchmark.peers_command import OURS, PeersConfig
-from benchmark.processes import ServerProcesses, Use
-from benchmark.repository import RepositoryModel, only, read_model
-from benchmark.results import Environment, Figure, Record
-from benchmark.server import CLASSIFY, our_server
+from benchmark.repository import RepositoryModel, read_model
+from benchmark.results import Environment, Figure, Kind, Record
 from deit.errors import BenchmarkError
 
-WARM_UP_S = 2.0
 IMAGES = 256
 TUNING_S = 5.0
 
@@ -31,42 +28,6 @@ CHECKED_IMAGES = 16
 LARGEST_DIFFERENCE = 1e-4
 # A quantised graph scales a batch by its largest activation, so that the images beside one change its answer.
 LARGEST_QUANTISED_DIFFERENCE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """A server with the model that it serves; `shape` is None for ours, which runs with its defaults."""
-
-    server: str
-    model: RepositoryModel
-    shape: Shape | None
-
-    @contextlib.contextmanager
-    def running(self, config: PeersConfig, image: bytes) -> Iterator[tuple[str, int]]:
-        """The URL to which images are posted, and the first process of the server."""
-        if self.shape is None:
-            with only(config.model_repository, self.model.name) as repository, our_server(repository) as server:
-                yield f"{server.url}{CLASSIFY}?model={self.model.name}", server.pid
-            return
-        assert self.model.onnx_file is not None
-        with peer_server(
-            self.server,
-            self.shape,
-            onnx_file=self.model.onnx_file,
-            preprocessing=self.model.preprocessing,
-            environments=config.environments,
-            image=image,
-        ) as address:
-            yield address
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """What one window of load on one server told."""
-
-    load: Load
-    server_cpu_s: float
-    memory_mib: float
 
 
 def compare_servers(config: PeersConfig, environment: Environment, *, command: str) -> list[Record]:
@@ -104,9 +65,17 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
                         windows[entrant, concurrency].append(window)
                 progress.advance(task)
 
-    def record(server: str, model: RepositoryModel, shape: Shape | None, concurrency: int, **found: object) -> Record:
+    pairs = {
+        entrant: side_by_side(Entrant(server=OURS, model=entrant.model, shape=None), entrant, config, images)
+        for entrant in entrants
+        if config.pairs and entrant.shape is not None
+    }
+
+    def record(
+        kind: Kind, server: str, model: RepositoryModel, shape: Shape | None, concurrency: int, /, **found: object
+    ) -> Record:
         return Record(
-            kind="peer",
+            kind=kind,
             model=model.name,
             precision=model.precision,
             command=command,
@@ -123,14 +92,21 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
         )
 
     return [
-        record(entrant.server, entrant.model, entrant.shape, concurrency, **figures_of(found))
-        for (entrant, concurrency), found in windows.items()
-    ] + [
-        record(peer, model, None, concurrency, failure=failures[peer, model.name])
-        for model in models
-        for peer in config.peer
-        for concurrency in config.concurrency
-        if (peer, model.name) in failures
+        *(
+            record("peer", entrant.server, entrant.model, entrant.shape, concurrency, **figures_of(found))
+            for (entrant, concurrency), found in windows.items()
+        ),
+        *(
+            record("pair", entrant.server, entrant.model, entrant.shape, max(config.concurrency), figures=found)
+            for entrant, found in pairs.items()
+        ),
+        *(
+            record("peer", peer, model, None, concurrency, failure=failures[peer, model.name])
+            for model in models
+            for peer in config.peer
+            for concurrency in config.concurrency
+            if (peer, model.name) in failures
+        ),
     ]
 
 
@@ -185,23 +161,6 @@ def refuse_other_answers(
             # a class at the end of the five may give way to one of equal probability
             if abs(theirs.get(index, min(theirs.values())) - probability) > largest:
                 raise BenchmarkError(f"{server} answers image {place} with {theirs}, ours is {ours}")
-
-
-def measure(url: str, images: Sequence[bytes], *, pid: int, concurrency: int, seconds: float) -> Window:
-    processes = ServerProcesses.of(pid)
-
-    async def run() -> tuple[Load, Use, Use]:
-        requests = requests_of(url, images, as_form=False)
-        loop = closed_loop(url, requests, concurrency=concurrency, duration_s=seconds, warm_up_s=WARM_UP_S)
-        task = asyncio.create_task(loop)
-        await asyncio.sleep(WARM_UP_S)
-        before = processes.use()
-        await asyncio.sleep(seconds)
-        after = processes.use()
-        return await task, before, after
-
-    load, before, after = asyncio.run(run())
-    return Window(load=load, server_cpu_s=after.total_cpu_s - before.total_cpu_s, memory_mib=after.memory_mib)
 
 
 def figures_of(windows: Sequence[Window]) -> dict[str, object]:

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from benchmark.images import read_photographs
+from benchmark.load import Answer, Load
 from benchmark.peers.classifier import Classifier, PeerSettings
 from benchmark.peers.compare import Entrant, answers_of, ours_for, refuse_other_answers
+from benchmark.peers.entrant import Window
 from benchmark.peers.environments import REQUIREMENTS
+from benchmark.peers.side_by_side import figures_of_pairs
 from benchmark.peers.tuning import shapes
 from benchmark.peers_command import PEERS, PeersConfig
 from benchmark.repository import read_model
@@ -45,6 +48,20 @@ def test_what_the_peers_do_with_an_image_is_what_ours_does(photographs_folder):
     ]
     config = PeersConfig(images=photographs_folder, model="deit_cifar10", model_repository=REPOSITORY)
     refuse_other_answers("peer", found, ours_for(model, config, images))
+
+
+def window(answered, cpu_s):
+    answers = tuple(Answer(image=0, due_s=0.0, sent_s=0.0, done_s=1.0, status=200, body=b"") for _ in range(answered))
+    return Window(load=Load(answers=answers, duration_s=2.0, client_cpu_s=0.1), server_cpu_s=cpu_s, memory_mib=100.0)
+
+
+def test_pairs_tell_apart_what_a_changing_machine_hides():
+    """The machine is half as fast in the second pair; ours is always 10 % ahead."""
+    found = figures_of_pairs([(window(220, 4.0), window(200, 4.0)), (window(110, 4.0), window(100, 4.0))])
+    assert found["ratio"].value == pytest.approx(1.1)
+    assert found["ratio"].lowest == pytest.approx(found["ratio"].highest)
+    assert found["peer_images_per_s"].lowest == 50
+    assert found["cpu_ms_per_image"].highest == pytest.approx(1000 * 4 / 110)
 
 
 def test_every_peer_has_locked_requirements_and_a_stated_tuning():

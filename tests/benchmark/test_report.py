@@ -72,6 +72,13 @@ def records(machine: str, rate: float) -> list[Record]:
             )
             for place, server in enumerate(("deit serve", "litserve"))
         ),
+        record(
+            "pair",
+            {"server": "litserve", "version": "1.0", "settings": "defaults", "concurrency": 32},
+            images_per_s=rate,
+            peer_images_per_s=rate + 1,
+            ratio=0.98,
+        ),
         record("accuracy", {"way": "http", "data": "test.parquet", "count": 10000}, top1=0.7451, top5=0.9189),
         *(
             record("disagreement", {"comparison": "small", "other": other}, disagreement=0.125 / place)
@@ -125,7 +132,18 @@ def test_the_pages_tables_agree_with_the_records(results):
     report = read_report(results)
     parser = Cells()
     parser.feed(page(report))
-    measured = {"paper", "throughput", "http", "cost", "peers", "accuracy", "limit", "strategies", "disagreement"}
+    measured = {
+        "paper",
+        "throughput",
+        "http",
+        "cost",
+        "peers",
+        "pairs",
+        "accuracy",
+        "limit",
+        "strategies",
+        "disagreement",
+    }
     published = {"paper_teachers", "paper_strategies", "paper_disagreement", "paper_transfer"}
     assert set(parser.tables) == measured | published
     for name, table in report.tables.items():
@@ -198,7 +216,7 @@ def test_the_page_shows_tables_and_pictures_and_nothing_sticks_out(results, widt
         shown = browser.new_page(viewport={"width": width, "height": 800})
         shown.set_content(page(read_report(results)))
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        for selector, count in (("figure svg", 4), ("table", 13)):
+        for selector, count in (("figure svg", 4), ("table", 14)):
             boxes = [each.bounding_box() for each in shown.locator(selector).all()]
             assert len(boxes) == count
             assert all(box["width"] > 150 and box["height"] > 30 for box in boxes)
