@@ -126,7 +126,7 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
                 "ours, CPU ms": _figure("cpu_ms_per_image", digits=2),
             },
             "Both servers up, windows in turns: of two that follow each other the machine is nearly the same, so the "
-            "ratio (median of all, with the lowest and the highest) shows less than the rounds of the table above can.",
+            "ratio (median of all, with the lowest and the highest) tells smaller differences than the table above.",
         ),
         "accuracy": _table(
             _of(records, "accuracy"),
