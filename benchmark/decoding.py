@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deit.pictures import PictureLimits, configure_pillow, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
 from serving.gateway.decoder import Decoder
-from serving.gateway.images import configure_pillow, decode
 from serving.settings import Decoding, DecodingMode, Limits
 
 IMAGENET = Preprocessing(
@@ -47,11 +47,11 @@ async def in_processes(images: Sequence[bytes], *, processes: int, mode: Decodin
 
 async def in_threads(images: Sequence[bytes], *, threads: int, **load: float) -> DecodingRun:
     configure_pillow()
-    most_pixels = Limits().max_image_pixels
+    limits = PictureLimits(max_pixels=Limits().max_image_pixels)
     loop = asyncio.get_running_loop()
 
     def work(content: bytes) -> object:
-        return resize_and_crop(decode(content, most_pixels).image, IMAGENET)
+        return resize_and_crop(read_picture(content, limits).image, IMAGENET)
 
     with ThreadPoolExecutor(threads) as pool:
         return await _measure(lambda content: loop.run_in_executor(pool, work, content), images, **load)

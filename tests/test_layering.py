@@ -21,7 +21,7 @@ ALLOWED = {
     "export": {"deit", "training.model", "training.checkpoint", "training.images"},
     "serving": {"deit"},
     "benchmark": {"deit", "training", "export", "serving"},
-    "bulk": {"deit", "serving.gateway.images", "serving.gateway.errors"},
+    "bulk": {"deit"},
 }
 # Stages that stay free of heavy libraries, and the one file that is Triton's plug-in rather than ours.
 LIGHT = {"deit", "serving"}

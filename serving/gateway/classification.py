@@ -15,6 +15,7 @@ from serving.gateway.pixels import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import Answer, Heads, Prediction
 from serving.gateway.triton_client import Probabilities, TritonClient
+from serving.gateway.uploads import Upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +37,19 @@ class Classifier:
         self._client = client
         self._decoder = decoder
 
-    async def answer(self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord) -> Answer:
+    async def answer(self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord) -> Answer:
         """The answer for one image.
 
         Raises:
             Problem: the image is refused, or the model gives no answer in time.
         """
-        if not content:
+        if not upload.content:
             raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG or WebP")
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                prepared = await self._decoder.model_input(content, question.model.preprocessing)
+                prepared = await self._decoder.model_input(
+                    upload.content, question.model.preprocessing, header=upload.header
+                )
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"
