@@ -58,6 +58,9 @@ def gpu_session(graph: Path | bytes, options: onnxruntime.SessionOptions, provid
     except Exception as error:  # onnxruntime's exceptions share no base class
         if "CUDA failure" in str(error):
             raise GpuUnavailableError(f"the GPU cannot be used: {error}; see what nvidia-smi says") from error
+        for name, _ in providers:
+            if _load_error(name):
+                raise GpuUnavailableError(missing(name)) from error
         raise
     for name, _ in providers:
         if name not in session.get_providers():
@@ -74,12 +77,23 @@ def missing(provider: str) -> str:
             f"{', '.join(onnxruntime.get_available_providers())}): install 'deit-server[gpu]' in an environment of its "
             "own, which has onnxruntime-gpu in its place"
         )
+    error = _load_error(provider)
+    if error:
+        return f"{provider} does not load: {error}: {_next_step(error)}"
+    return f"{provider} loads but finds no GPU that it can use: see what nvidia-smi says"
+
+
+def _load_error(provider: str) -> str:
+    """What the loader says of a provider's library, "" if it loads. To be asked only after onnxruntime has tried: its
+    libraries must be loaded by itself first.
+    """
+    folder = Path(onnxruntime.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / LIBRARIES[provider]))
     except OSError as error:
-        return f"{provider} does not load: {error}: {_next_step(str(error))}"
-    return f"{provider} loads but finds no GPU that it can use: see what nvidia-smi says"
+        return str(error)
+    return ""
 
 
 def _next_step(error: str) -> str:
