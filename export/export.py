@@ -27,7 +27,7 @@ from export.config import GPU_ENGINES, ExportConfig
 from export.configuration import model_config, scheduling_of
 from export.engines import Engine, candidates
 from export.gate import Reference, judge, reference
-from export.graph import export_graph
+from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
 from export.quantization import METHODS, quantize
 from export.report import Candidate
@@ -104,7 +104,9 @@ def _judged(
     """Every graph of the precision on every engine, with the gate's findings, and speeds where there is a choice."""
     found = []
     scheduling = scheduling_of(config)
-    for method, onnx_file in _graphs(precision, classifier, expected, calibration, scratch):
+    unloadable = []
+    graphs = _graphs(precision, classifier, expected, calibration, scratch, for_gpu=config.engine in GPU_ENGINES)
+    for method, onnx_file in graphs:
         for engine in engines:
             if method == "dynamic" and engine.title != "onnxruntime":
                 continue  # MatMulInteger; the others read Q/DQ
@@ -114,10 +116,17 @@ def _judged(
                 instances=scheduling.instances,
                 max_batch_size=scheduling.max_batch_size,
             )
-            run = engine.load(onnx_file, classifier.output_names)
+            try:
+                run = engine.load(onnx_file, classifier.output_names)
+            except RepositoryError as error:  # another form of the graph may do
+                logger.warning("%s %s: %s", precision, method, error)
+                unloadable.append(error)
+                continue
             logger.info("judging %s %s on %s", precision, method, engine.title)
             judgement = judge(run, expected, precision, engine.title, largest_batch=scheduling.max_batch_size)
             found.append((onnx_file, Candidate(method=method, engine=engine, judgement=judgement)))
+    if not found:
+        raise unloadable[0]
     rivals = [place for place, (_, candidate) in enumerate(found) if candidate.passes]
     if len(rivals) < 2:
         return found
@@ -138,12 +147,20 @@ def _graphs(
     expected: Reference,
     calibration: Sample | None,
     scratch: Path,
+    *,
+    for_gpu: bool,
 ) -> Iterator[tuple[str, Path]]:
     """The graphs that a precision may be, by the method that made them."""
-    plain = scratch / f"{DTYPES[precision]}.onnx".removeprefix("torch.")
+    side, dtype = expected.images.shape[1], DTYPES[precision]
+    if for_gpu and precision != "int8":
+        fused = scratch / f"{precision}-fused.onnx"
+        logger.info("exporting the graph in %s, attention fused", dtype)
+        export_graph(served_form(classifier, dtype, for_gpu=True), side, fused, opset=OPSET_FOR_GPU)
+        yield "fused", fused
+    plain = scratch / f"{dtype}.onnx".removeprefix("torch.")
     if not plain.exists():
-        logger.info("exporting the graph in %s", DTYPES[precision])
-        export_graph(served_form(classifier, DTYPES[precision]), expected.images.shape[1], plain)
+        logger.info("exporting the graph in %s", dtype)
+        export_graph(served_form(classifier, dtype), side, plain)
     if precision != "int8":
         yield "", plain
         return

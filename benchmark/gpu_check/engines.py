@@ -13,6 +13,7 @@ from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.timing import rate
+from deit.cuda_provider import cuda_provider, gpu_session
 from deit.model import IMAGES
 
 BATCHES = (1, 8, 32, 128)
@@ -35,9 +36,7 @@ def open_session(file: Path, device: torch.device) -> Any:
     """With the CUDA provider, float32 as float32; on the CPU in a rehearsal."""
     if device.type == "cpu":
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    from deit.cuda_provider import cuda_session
-
-    return cuda_session(file)
+    return gpu_session(file, onnxruntime.SessionOptions(), [cuda_provider()])
 
 
 def measured(session: Any, precision: str, batch_size: int, host: Host, device: torch.device) -> Finding:
