@@ -29,7 +29,7 @@ from export.engines import Engine, candidates
 from export.gate import Reference, judge, reference
 from export.graph import export_graph
 from export.joint import JointClassifier
-from export.quantization import METHODS, quantize
+from export.quantization import GPU_METHODS, METHODS, quantize
 from export.report import Candidate
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -104,7 +104,7 @@ def _judged(
     """Every graph of the precision on every engine, with the gate's findings, and speeds where there is a choice."""
     found = []
     scheduling = scheduling_of(config)
-    for method, onnx_file in _graphs(precision, classifier, expected, calibration, scratch):
+    for method, onnx_file in _graphs(precision, classifier, expected, calibration, config, scratch):
         for engine in engines:
             if method == "dynamic" and engine.title != "onnxruntime":
                 continue  # MatMulInteger; the others read Q/DQ
@@ -137,6 +137,7 @@ def _graphs(
     classifier: JointClassifier,
     expected: Reference,
     calibration: Sample | None,
+    config: ExportConfig,
     scratch: Path,
 ) -> Iterator[tuple[str, Path]]:
     """The graphs that a precision may be, by the method that made them."""
@@ -148,10 +149,11 @@ def _graphs(
         yield "", plain
         return
     assert calibration is not None
-    for method in METHODS:
+    on_gpu = config.engine in GPU_ENGINES
+    for method in GPU_METHODS if on_gpu else METHODS:
         target = scratch / f"int8-{method}.onnx"
         logger.info("quantizing, %s, on %d images", method, len(calibration.images))
-        quantize(plain, target, calibration.images, method=method)
+        quantize(plain, target, calibration.images, method=method, symmetric=on_gpu)
         yield method, target
 
 
