@@ -46,6 +46,7 @@ def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, method=method, symmetric=True)
     graph = onnx.load(tmp_path / "int8.onnx").graph
+    assert [node.op_type for node in graph.node if "images" in node.input] == ["Cast"]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     quantized = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     zero_points = [constants[node.input[2]] for node in quantized]
