@@ -29,7 +29,7 @@ from export.engines import Engine, candidates
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.quantization import METHODS, quantize
+from export.quantization import GPU_METHODS, METHODS, quantize
 from export.report import Candidate
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -105,8 +105,7 @@ def _judged(
     found = []
     scheduling = scheduling_of(config)
     unloadable = []
-    graphs = _graphs(precision, classifier, expected, calibration, scratch, for_gpu=config.engine in GPU_ENGINES)
-    for method, onnx_file in graphs:
+    for method, onnx_file in _graphs(precision, classifier, expected, calibration, config, scratch):
         for engine in engines:
             if method == "dynamic" and engine.title != "onnxruntime":
                 continue  # MatMulInteger; the others read Q/DQ
@@ -146,13 +145,12 @@ def _graphs(
     classifier: JointClassifier,
     expected: Reference,
     calibration: Sample | None,
+    config: ExportConfig,
     scratch: Path,
-    *,
-    for_gpu: bool,
 ) -> Iterator[tuple[str, Path]]:
     """The graphs that a precision may be, by the method that made them."""
     side, dtype = expected.images.shape[1], DTYPES[precision]
-    if for_gpu and precision != "int8":
+    if config.engine in GPU_ENGINES and precision != "int8":
         fused = scratch / f"{precision}-fused.onnx"
         logger.info("exporting the graph in %s, attention fused", dtype)
         export_graph(served_form(classifier, dtype, for_gpu=True), side, fused, opset=OPSET_FOR_GPU)
@@ -165,10 +163,11 @@ def _graphs(
         yield "", plain
         return
     assert calibration is not None
-    for method in METHODS:
+    on_gpu = config.engine in GPU_ENGINES
+    for method in GPU_METHODS if on_gpu else METHODS:
         target = scratch / f"int8-{method}.onnx"
         logger.info("quantizing, %s, on %d images", method, len(calibration.images))
-        quantize(plain, target, calibration.images, method=method)
+        quantize(plain, target, calibration.images, method=method, symmetric=on_gpu)
         yield method, target
 
 
