@@ -43,11 +43,11 @@ def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
     tiny = host.rehearse
     benchmark = TrainBenchmarkConfig(
         images=config.images,
-        rounds=1 if tiny else 2,
+        rounds=1,
         workers=0 if tiny else max(2, len(os.sched_getaffinity(0)) - 2),
         loader_images=64 if tiny else 2048,
         batch_size=4 if tiny else 256,
-        steps=2 if tiny else 10,
+        steps=2 if tiny else 15,
         model="deit_tiny_distilled_patch16_224" if tiny else "deit_small_distilled_patch16_224",
         teacher="resnet18" if tiny else "regnety_160",
         precision=precision,  # type: ignore[arg-type]
