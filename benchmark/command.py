@@ -6,14 +6,13 @@ import sys
 import typer
 
 from benchmark.accuracy_command import accuracy
-from benchmark.decoding_command import decoding
-from benchmark.engines_command import engines
 from benchmark.gateway_command import http
 from benchmark.peers_command import peers
 from benchmark.report_command import report
-from benchmark.strategies_command import strategies
 from benchmark.throughput_command import throughput
-from benchmark.train_command import train
+from studies.engines_command import engines
+from studies.strategies_command import strategies
+from studies.train_command import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -29,7 +28,6 @@ app.command("accuracy")(accuracy)
 app.command("throughput")(throughput)
 app.command("http")(http)
 app.command("engines")(engines)
-app.command("decoding")(decoding)
 app.command("train")(train)
 app.command("strategies")(strategies)
 app.command("peers")(peers)

@@ -19,22 +19,22 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from deit.errors import ServingError
-from serving.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
-from serving.control import claim_control_socket
+from serving.embedded.connection import wait_until_ready
+from serving.embedded.control import claim_control_socket
+from serving.embedded.embedded import EmbeddedTriton, embedded_triton
+from serving.embedded.options import LOOPBACK
+from serving.embedded.reload import Reloader
+from serving.embedded.signals import StopSignal
+from serving.embedded.supervisor import Supervisor
 from serving.gateway.admission import Admission
+from serving.gateway.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
 from serving.gateway.app import Access, create_app
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
 from serving.gateway.protocol import GuardedProtocol
-from serving.reload import Reloader
+from serving.gateway.tracing import Tracing, traces_url
 from serving.settings import ServeSettings
-from serving.signals import StopSignal
-from serving.supervisor import Supervisor
-from serving.tracing import Tracing, traces_url
-from serving.triton.connection import wait_until_ready
-from serving.triton.embedded import EmbeddedTriton, embedded_triton
-from serving.triton.options import LOOPBACK
 
 logger = logging.getLogger(__name__)
 

@@ -55,6 +55,6 @@ def triton(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     configure_logging(settings.log_format)
-    from serving.standalone import run_triton  # after parsing, so that --help and errors are quick
+    from serving.embedded.standalone import run_triton  # after parsing, so that --help and errors are quick
 
     run_triton(settings)

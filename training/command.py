@@ -25,7 +25,7 @@ def train(config: TrainConfig) -> None:
     configure_logging("text")
     # imports after parsing, so that --help and wrong usage need no torch
     if config.explain:
-        from training.explain import explain_epoch
+        from studies.explain import explain_epoch
 
         if os.environ.get("RANK", "0") == "0":  # torchrun's first process tells for all
             typer.echo(explain_epoch(config, processes=int(os.environ.get("WORLD_SIZE", "1"))))

@@ -9,7 +9,7 @@ from torch import nn
 
 from deit.errors import CheckpointError, TrainingError
 from deit.preprocessing import Preprocessing
-from training.cosines import TokenCosines, plot_cosines, token_cosines
+from studies.cosines import TokenCosines, plot_cosines, token_cosines
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
 from training.evaluate_command import EvaluateConfig

@@ -14,8 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from deit import __version__
-from serving.api_keys import ApiKeys
+from serving.embedded.reload import Reloader
+from serving.embedded.supervisor import Supervisor
 from serving.gateway.admission import Admission
+from serving.gateway.api_keys import ApiKeys
 from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
 from serving.gateway.classification import Classifier
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
@@ -38,11 +40,9 @@ from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
+from serving.gateway.tracing import Tracing
 from serving.gateway.triton_client import TritonClient
-from serving.reload import Reloader
 from serving.settings import Limits
-from serving.supervisor import Supervisor
-from serving.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,9 +123,9 @@ def test_only_gateways_reach_triton(objects):
 
 
 def test_grace_is_longer_than_what_stopping_takes(objects):
+    from serving.embedded.options import EXIT_TIMEOUT_S
     from serving.launcher import LATE_REQUESTS_S
     from serving.settings import Limits
-    from serving.triton.options import EXIT_TIMEOUT_S
 
     drains = {"deit-gateway": LATE_REQUESTS_S + Limits().request_timeout_s + 1, "deit-triton": EXIT_TIMEOUT_S + 5}
     for name, drain_s in drains.items():

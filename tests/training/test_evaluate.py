@@ -10,10 +10,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from deit.errors import DataError, TrainingError
+from studies.cosines import token_cosines
 from tests.conftest import COLOURS, encoded, photograph
 from tests.training.conftest import TINY, tiny_student
 from training.checkpoint import save_checkpoint
-from training.cosines import token_cosines
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import evaluate, joint_probabilities
 from training.evaluate_command import EvaluateConfig, app

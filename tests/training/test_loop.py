@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deit.errors import DataError, TrainingError
+from studies.explain import explain_epoch
 from tests.training.conftest import TINY_ARGS
 from tests.training.test_images import image_folder
 from training import distillation
 from training.config import TrainConfig
 from training.events import event_file
-from training.explain import explain_epoch
 from training.loop import share_out, train
 from training.model import create_model
 from training.processes import Processes

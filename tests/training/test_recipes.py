@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from studies.comparison import read_comparison
 from tests.conftest import REPOSITORY_ROOT
 from tests.training.test_preset import parsed
-from training.comparison import read_comparison
 
 RECIPES = REPOSITORY_ROOT / "training" / "recipes"
 

@@ -1,0 +1,1 @@
+"""Our own experiments, which the wheel leaves out. `python -m studies.NAME --help` describes each."""

@@ -1,0 +1,256 @@
+"""The Markdown that `deit compare` writes. Every sentence about a result follows from the data."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deit.checkpoint import read_checkpoint_config
+from deit.durable import write_file
+from deit.errors import DataError
+from studies.comparison import (
+    LEAST_SEEDS,
+    Claim,
+    Comparison,
+    PairedDifference,
+    Run,
+    Runs,
+    differing_settings,
+    find_runs,
+    mcnemar,
+    read_comparison,
+    spread,
+)
+from studies.decisions import Decided, Decisions, decide
+from training.processes import choose_device
+
+
+def write_report(spec: Path, *, data: Path, runs_folder: Path, output: Path, workers: int, device_name: str) -> None:
+    """Evaluate the last checkpoint of each run and write the comparison."""
+    comparison = read_comparison(spec)
+    runs = find_runs(comparison, runs_folder)
+    decided = decide(runs, data, workers=workers, device=choose_device(device_name))
+    write_file(output, "\n".join(report(comparison, runs, decided)) + "\n")
+
+
+def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str]:
+    """The lines of the report."""
+    yield from (f"# {comparison.title}", "")
+    if comparison.about:
+        yield from (comparison.about, "")
+    yield from _origin(runs, decided)
+    if comparison.claims:
+        yield from ("## What the seeds allow to be said", "")
+        yield (
+            f"Resolved is what at least {LEAST_SEEDS} seeds agree on, with a 95 % interval of their paired differences "
+            "(Student's) on one side of zero, and with a McNemar p below 0.05 over all seeds' images."
+        )
+        yield ""
+        yield from (_sentence(claim, runs, decided) for claim in comparison.claims)
+        yield ""
+    yield from _accuracy(runs, decided)
+    yield from _paired(runs, decided)
+    if comparison.paper:
+        yield from ("## What the paper has", "", comparison.paper, "")
+    yield from _settings(runs)
+    yield from _cost(runs)
+    yield from _disagreement(runs, decided)
+    if decided.cosines:
+        yield from _cosines(decided)
+
+
+def _origin(runs: Runs, decided: Decided) -> Iterator[str]:
+    every = [run for by_seed in runs.values() for run in by_seed.values()]
+    first = every[0]
+    versions = first.provenance["versions"]
+    preprocessing = read_checkpoint_config(first.checkpoint).preprocessing
+    yield (
+        f"Written by `deit compare`; every figure is measured on {len(decided.labels):,} test images with the last "
+        f"checkpoint of each run, in float32. Seeds {', '.join(map(str, runs[next(iter(runs))]))}; shorter side to "
+        f"{preprocessing.resize_px} px, crop of {preprocessing.image_size} px (crop_pct {preprocessing.crop_pct:g}); "
+        f"{first.provenance['data']['train']['images']:,} training images, {first.settings['epochs']} epochs; trained "
+        f"with precision {first.settings['precision']}{' and torch.compile' if first.settings['compile'] else ''} on "
+        f"{_all(run.provenance.get('machine', 'a machine that was not noted') for run in every)}; "
+        f"torch {versions['torch']}, timm {versions['timm']}; commit "
+        f"{_all(_commit(run) for run in every)}."
+    )
+    yield ""
+
+
+def _commit(run: Run) -> str:
+    """Twelve digits, and whether the sources were changed."""
+    noted = str(run.provenance["commit"])
+    return noted[:12] + ("-dirty" if noted.endswith("-dirty") else "")
+
+
+def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
+    """The verdict on a claim, from nothing but the data."""
+    left, right = (_values(side, claim.measure, runs, decided) for side in (claim.left, claim.right))
+    difference = PairedDifference(differences=tuple(a - b for a, b in zip(left, right, strict=True)))
+    seeds = len(difference.differences)
+    what = "is right more often than" if claim.measure == "top1" else "decides as its teacher more often than"
+    if seeds == 1:
+        found = f"{100 * difference.mean:+.2f} points in one seed, which tells no spread"
+    else:
+        low, high = (100 * (difference.mean + sign * difference.half_width) for sign in (-1, 1))
+        found = (
+            f"{100 * difference.mean:+.2f} points in the mean of {seeds} seeds, 95 % interval {low:+.2f} to {high:+.2f}"
+        )
+    chance = None
+    if claim.measure == "top1":
+        hits = [
+            np.concatenate([decisions == decided.labels for decisions in _decisions(side, decided)])
+            for side in (claim.left, claim.right)
+        ]
+        alone = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
+        found += (
+            f"; right alone on {alone[0]:,} and {alone[1]:,} images of all seeds (McNemar p = {mcnemar(*alone):.2g})"
+        )
+    paper = f". The paper: {claim.paper}" if claim.paper else ""
+    return f"- **{difference.verdict(chance)}**: {_title(claim.left)} {what} {_title(claim.right)}. {found}{paper}"
+
+
+def _accuracy(runs: Runs, decided: Decided) -> Iterator[str]:
+    seeds = list(next(iter(runs.values())))
+    yield from ("## Top-1", "")
+    yield from _header(["arm", "read-out", *(f"seed {seed}" for seed in seeds), "mean", "deviation"], left=2)
+    for spec, decisions in decided.teachers.items():
+        yield _row(f"teacher {spec}", "", *([""] * len(seeds)), f"{100 * (decisions == decided.labels).mean():.2f}", "")
+    for arm, by_seed in decided.students.items():
+        for readout in next(iter(by_seed.values())):
+            values = _values(f"{arm}:{readout}", "top1", runs, decided)
+            average, deviation = spread(values)
+            numbers = [_number(100 * value, ".2f") for value in (*values, average, deviation)]
+            yield _row(arm, readout, *numbers)
+    yield ""
+
+
+def _paired(runs: Runs, decided: Decided) -> Iterator[str]:
+    seeds, (baseline, *others) = list(next(iter(runs.values()))), list(runs)
+    if not others:
+        return
+    yield from (f"## Points above {baseline}, seed by seed", "")
+    yield (
+        "The read-out is the joint one of two tokens, else the class token's. The interval is Student's, of paired "
+        "differences; what it includes is not resolved."
+    )
+    yield ""
+    yield from _header(["arm", *(f"seed {seed}" for seed in seeds), "mean", "deviation", "95 % interval"], left=1)
+    right = _values(baseline, "top1", runs, decided)
+    for arm in others:
+        left = _values(arm, "top1", runs, decided)
+        difference = PairedDifference(differences=tuple(a - b for a, b in zip(left, right, strict=True)))
+        numbers = [f"{100 * value:+.2f}" for value in (*difference.differences, difference.mean)]
+        yield _row(arm, *numbers, _number(100 * difference.deviation, ".2f"), f"± {100 * difference.half_width:.2f}")
+    yield ""
+
+
+def _settings(runs: Runs) -> Iterator[str]:
+    yield from ("## In what the arms differ", "", "All other settings are equal.", "")
+    yield from _header(["setting", *runs], left=1 + len(runs))
+    for name, by_arm in differing_settings(runs).items():
+        yield _row(f"`{name}`", *("" if by_arm[arm] is None else str(by_arm[arm]) for arm in runs))
+    yield ""
+
+
+def _cost(runs: Runs) -> Iterator[str]:
+    yield from ("## Time", "", "As the runs logged it, beside whatever else the machine did.", "")
+    yield from _header(["arm", "training images/s, median", "training time of a run, median"], left=1)
+    for arm, by_seed in runs.items():
+        speeds = [line["train_images_per_s"] for run in by_seed.values() for line in run.metrics]
+        times = [sum(line["train_s"] for line in run.metrics) for run in by_seed.values()]
+        yield _row(arm, f"{np.median(speeds):,.0f}", f"{np.median(times):,.0f} s")
+    yield ""
+
+
+def _disagreement(runs: Runs, decided: Decided) -> Iterator[str]:
+    """Shares of the images on which two deciders differ: the mean over seeds."""
+    seeds = decided.seeds
+    deciders: dict[str, list[Decisions]] = {"label": [decided.labels] * seeds}
+    deciders |= {f"teacher {spec}": [decisions] * seeds for spec, decisions in decided.teachers.items()}
+    deciders |= {_title(side): decisions for side, decisions in decided.sides().items()}
+    yield from ("## Share of the images decided differently, mean of the seeds", "")
+    yield from _header(["", *(str(number) for number in range(1, len(deciders) + 1))], left=1)
+    largest = 0.0
+    for number, (name, ours) in enumerate(deciders.items(), start=1):
+        cells = []
+        for theirs in deciders.values():
+            average, deviation = spread([float((a != b).mean()) for a, b in zip(ours, theirs, strict=True)])
+            largest = max(largest, deviation if seeds > 1 else 0.0)
+            cells.append(f"{average:.3f}")
+        yield _row(f"{number} {name}", *cells)
+    yield from ("", f"The standard deviation over seeds is at most {largest:.3f}.", "")
+
+
+def _cosines(decided: Decided) -> Iterator[str]:
+    arms = list(decided.cosines)
+    yield from ("## Cosine of class and distillation token", "")
+    yield from ("Mean ± standard deviation over seeds; after a block and the norm, of the means over images.", "")
+    yield from _header(["where", *arms], left=1)
+    depth = max(len(cosines.blocks) for by_seed in decided.cosines.values() for cosines in by_seed.values())
+    places = ["learned tokens", "with positions", *(f"after block {block}" for block in range(1, depth + 1))]
+    by_arm = {
+        arm: [
+            [
+                cosines.tokens,
+                cosines.tokens_with_positions,
+                *(average for average, _ in cosines.blocks),
+                cosines.final_norm[0],
+                cosines.heads[0],
+            ]
+            for cosines in by_seed.values()
+        ]
+        for arm, by_seed in decided.cosines.items()
+    }
+    for place, name in enumerate([*places, "after the final norm", "rows of the heads"]):
+        cells = (spread([values[place] for values in by_arm[arm]]) for arm in arms)
+        yield _row(name, *(f"{average:.3f} ± {_number(deviation, '.3f')}" for average, deviation in cells))
+    yield ""
+
+
+def _values(side: str, measure: str, runs: Runs, decided: Decided) -> list[float]:
+    """One number for each seed: how often the side is right, or decides as its teacher."""
+    if measure == "top1":
+        return [float((decisions == decided.labels).mean()) for decisions in _decisions(side, decided)]
+    arm = side.partition(":")[0]
+    specs = [run.settings["teacher"] for run in runs[arm].values()]
+    if None in specs:
+        raise DataError(f"a claim asks how often {side} decides as its teacher, but it has none")
+    every = zip(_decisions(side, decided), specs, strict=True)
+    return [float((decisions == decided.teachers[spec]).mean()) for decisions, spec in every]
+
+
+def _decisions(side: str, decided: Decided) -> list[Decisions]:
+    """Of each seed, for an arm or arm:read-out."""
+    arm, _, readout = side.partition(":")
+    decisions = []
+    for of_readout in decided.students[arm].values():
+        chosen = readout or ("joint" if "joint" in of_readout else "class")
+        if chosen not in of_readout:
+            raise DataError(f"a claim names {side}, but {arm} has the read-outs {', '.join(of_readout)}")
+        decisions.append(of_readout[chosen])
+    return decisions
+
+
+def _title(side: str) -> str:
+    arm, _, readout = side.partition(":")
+    return f"{arm} ({readout})" if readout else arm
+
+
+def _all(texts: Iterator[str]) -> str:
+    return " and ".join(dict.fromkeys(texts))
+
+
+def _header(names: list[str], *, left: int) -> Iterator[str]:
+    yield _row(*names)
+    yield "|" + "|".join("---" if place < left else "--:" for place in range(len(names))) + "|"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float, form: str) -> str:
+    """Empty for no number, such as the deviation of one seed."""
+    return "" if math.isnan(value) else format(value, form)
