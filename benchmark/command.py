@@ -10,9 +10,6 @@ from benchmark.gateway_command import http
 from benchmark.peers_command import peers
 from benchmark.report_command import report
 from benchmark.throughput_command import throughput
-from studies.engines_command import engines
-from studies.strategies_command import strategies
-from studies.train_command import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -27,8 +24,5 @@ def benchmark() -> None:
 app.command("accuracy")(accuracy)
 app.command("throughput")(throughput)
 app.command("http")(http)
-app.command("engines")(engines)
-app.command("train")(train)
-app.command("strategies")(strategies)
 app.command("peers")(peers)
 app.command("report")(report)

@@ -53,6 +53,6 @@ def addresses(config: Served) -> Iterator[tuple[str, str]]:
         yield server.url, server.triton_url
 
 
-def this_command() -> str:
-    """The command line, for the record."""
-    return shlex.join(["deit", *sys.argv[1:]])
+def this_command(*program: str) -> str:
+    """The command line, for the record; `program` is how it starts, `deit` unless given."""
+    return shlex.join([*(program or ("deit",)), *sys.argv[1:]])

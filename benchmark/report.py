@@ -28,10 +28,10 @@ NAMES: dict[Kind, str] = {
     "peer": "other servers (`deit benchmark peers`)",
     "pair": "other servers side by side with ours (`deit benchmark peers --pairs`)",
     "accuracy": "accuracy (`deit benchmark accuracy`)",
-    "engine": "engines (`deit benchmark engines`)",
-    "train": "training (`deit benchmark train`)",
+    "engine": "engines (`studies.engines`)",
+    "train": "training (`studies.training_speed`)",
     "machine_limit": "the machine's limit (`deit benchmark throughput --pytorch`)",
-    "strategy": "strategies of distillation (`deit benchmark strategies`)",
+    "strategy": "strategies of distillation (`studies.compare`)",
 }
 
 PICTURES = {

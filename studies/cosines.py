@@ -9,14 +9,23 @@ So all of them are told here.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+import typer
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
+from typer import Option
 
-from training.model import Normalize
-from training.processes import Processes
+from deit.errors import TrainingError
+from deit.log import configure_logging
+from deit.options import command_of
+from studies import run_study
+from training.data import evaluation_batches
+from training.images import open_images
+from training.model import Normalize, open_model
+from training.processes import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,6 @@ def token_cosines(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     normalize: Normalize,
     device: torch.device,
-    processes: Processes = Processes(),  # noqa: B008  frozen
 ) -> TokenCosines:
     """Measured in float32 and evaluation mode on batches as `evaluate` takes them."""
     model.eval()
@@ -57,8 +65,6 @@ def token_cosines(
         cosines = F.cosine_similarity(tokens[:, :, 0], tokens[:, :, 1], dim=-1).double()
         sums += torch.stack([cosines.sum(dim=-1), cosines.square().sum(dim=-1)])
         count += len(images)
-    processes.sum(sums)
-    processes.sum(count)
     means, squares = sums / count
     deviations = (squares - means.square()).clamp(min=0).sqrt()
     measured = tuple(zip(means.tolist(), deviations.tolist(), strict=True))
@@ -92,3 +98,44 @@ def plot_cosines(cosines: TokenCosines, title: str, path: Path) -> None:
     axes.set(xlabel="block", ylabel="cosine of class and distillation token", ylim=(-1.05, 1.05), title=title)
     axes.legend(fontsize="small")
     figure.savefig(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosinesConfig:
+    """Whose tokens to compare, and on what."""
+
+    data: Annotated[Path, Option(help="Data set with a split test (or val), or one parquet or tar file.")]
+    checkpoint: Annotated[str, Option(help="Checkpoint folder, or timm's tagged name, of a distilled model.")]
+    output: Annotated[Path, Option(help="Plot to write; its suffix (.png, .svg, .pdf) is the format.")]
+    batch_size: Annotated[int, Option(min=1)] = 256
+    workers: Annotated[int, Option(min=0, help="Processes that decode.")] = 2
+    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
+
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(CosinesConfig)
+def cosines(config: CosinesConfig) -> None:
+    """Measure the cosine of class and distillation token in each layer, and plot it."""
+    configure_logging("text")
+    device = choose_device(config.device)
+    images = open_images(config.data, "test")
+    model, preprocessing, _ = open_model(config.checkpoint, "--checkpoint")
+    if not isinstance(model, VisionTransformerDistilled):
+        raise TrainingError(f"--checkpoint {config.checkpoint} has no distillation token")
+    batches = evaluation_batches(images, preprocessing, batch_size=config.batch_size, workers=config.workers)
+    found = token_cosines(model.to(device), batches, Normalize(preprocessing).to(device), device)
+    plot_cosines(found, f"{config.checkpoint}, {len(images)} images", config.output)
+    typer.echo("cosine of class and distillation token, ± standard deviation over images")
+    typer.echo(f"learned tokens {found.tokens:.3f}, with positions {found.tokens_with_positions:.3f}")
+    for block, (mean, deviation) in enumerate(found.blocks, start=1):
+        typer.echo(f"after block {block:2}  {mean:6.3f} ± {deviation:.3f}")
+    for title, (mean, deviation) in (("final norm", found.final_norm), ("head rows", found.heads)):
+        typer.echo(f"{title:14}  {mean:6.3f} ± {deviation:.3f}")
+    typer.echo(f"plotted in {config.output}")
+
+
+if __name__ == "__main__":
+    run_study(app)

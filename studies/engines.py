@@ -5,26 +5,51 @@ Everything is measured in turns in one run, because on a shared machine two runs
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnx
+import typer
 from rich.progress import track
+from rich.table import Table
+from typer import Option
 
+from benchmark.environment import this_environment
 from benchmark.machine_limit import fastest, machine_limit
-from benchmark.options import console
+from benchmark.options import RESULTS, PerfAnalyzer, Results, Rounds, console, this_command
 from benchmark.perf_analyzer import NEVER_STABLE, measure
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Environment, Figure, Record, append, results_file
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.model import ONNX_FILE, PROBABILITIES
+from deit.options import command_of
 from deit.repository import model_folder, read_config, served_version
 from export.engines import Engine, Run
 from export.speed import images_per_s
 from serving.triton.config import provenance_of
-from studies.engines_command import EnginesConfig
+from studies import run_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginesConfig:
+    """Which models of a repository to compare, and how."""
+
+    model: Annotated[list[str], Option(help="Name of a model. Repeatable.")]
+    model_repository: Annotated[Path, Option(help="Folder of the models, for which `deit serve` is started.")] = Path(
+        "model_repository"
+    )
+    batch_size: Annotated[list[int], Option(help="Images a request. Repeatable.")] = field(
+        default_factory=lambda: [8, 32]
+    )
+    concurrency: Annotated[int, Option(min=1, help="Requests in flight.")] = 4
+    requests: Annotated[int, Option(min=50, help="Requests in each measured window.")] = 50
+    rounds: Rounds = 3
+    perf_analyzer: PerfAnalyzer = Path(".perf-analyzer")
+    csv: Annotated[Path, Option(help="Folder for perf_analyzer's CSV files.")] = Path("runs/engines")
+    results: Results = RESULTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +185,40 @@ def _operations(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> I
             yield 2 * int(np.prod(shapes[node.output[0]])) * shapes[node.input[0]][-1]
         elif node.op_type == "Conv":
             yield 2 * int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
+
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(EnginesConfig)
+def engines(config: EnginesConfig) -> None:
+    """Images per second of models in Triton, of their engines alone, and the machine's limit, in one run."""
+    environment = this_environment()
+    records = measure_engines(config, environment, command=this_command("python", "-m", "studies.engines"))
+    file = results_file(config.results, environment)
+    append(file, records)
+    table = Table(title=environment.machine, caption=f"images/s, median of {config.rounds} rounds")
+    for heading in ("model", "engine", "batch", "in Triton", "low", "high", "alone", "of alone", "limit", "of limit"):
+        table.add_column(heading, justify="left" if heading in ("model", "engine") else "right")
+    for record in records:
+        start = (record.model, str(record.conditions["engine"]), str(record.conditions["batch_size"]))
+        if record.failure is not None:
+            table.add_row(*start, record.failure)
+            continue
+        rate = record.figures["images_per_s"]
+        rates = (rate.value, rate.lowest, rate.highest, record.value("alone_images_per_s"))
+        limit, share = record.value("limit_images_per_s"), record.value("limit_share")
+        table.add_row(
+            *start,
+            *(f"{each:.1f}" for each in rates),
+            f"{record.value('alone_share'):.0%}",
+            f"{limit:.1f}",
+            f"{share:.0%}",
+        )
+    console.print(table)
+    typer.echo(f"written to {file}")
+
+
+if __name__ == "__main__":
+    run_study(app)

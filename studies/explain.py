@@ -1,5 +1,17 @@
-"""What repeated augmentation, batches and processes make of a data set: `deit train --explain`."""
+"""What repeated augmentation, batches and processes make of a data set.
 
+    python -m studies.explain --preset small-32 --data DATA --name run
+
+takes the options of `deit train`, trains nothing, and prints which images the first epoch reads.
+"""
+
+import os
+
+import typer
+
+from deit.log import configure_logging
+from deit.options import command_of
+from studies import run_study
 from training.config import TrainConfig
 from training.images import open_images
 from training.loop import share_out
@@ -60,3 +72,18 @@ def explain_epoch(config: TrainConfig, *, processes: int) -> str:
     if not steps:
         lines.append(f"nothing is left to train on: lower --batch-size to at most {len(images):,}")
     return "\n".join(lines)
+
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(TrainConfig)
+def explain(config: TrainConfig) -> None:
+    """Print which images an epoch of `deit train` with these options reads; WORLD_SIZE is the number of processes."""
+    configure_logging("text")
+    typer.echo(explain_epoch(config, processes=int(os.environ.get("WORLD_SIZE", "1"))))
+
+
+if __name__ == "__main__":
+    run_study(app)

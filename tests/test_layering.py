@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY_ROOT
 
-STAGES = {"deit", "training", "export", "serving", "benchmark", "bulk"}
+STAGES = {"deit", "training", "export", "serving", "benchmark", "bulk", "studies"}
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt", "pyarrow", "ray"}
 
 # stage -> stages it may import (a dotted name allows that module only)
@@ -21,6 +21,7 @@ ALLOWED = {
     "export": {"deit", "training.model", "training.checkpoint", "training.images"},
     "serving": {"deit"},
     "benchmark": {"deit", "training", "export", "serving"},
+    "studies": {"deit", "training", "export", "serving", "benchmark"},
     "bulk": {"deit", "serving.gateway.images", "serving.gateway.errors"},
 }
 # Stages that stay free of heavy libraries, and the one file that is Triton's plug-in rather than ours.

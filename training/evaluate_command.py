@@ -34,10 +34,6 @@ class EvaluateConfig:
     real: Annotated[bool, Option("--real", help="Judge ImageNet's validation images by the ReaL labels as well.")] = (
         False
     )
-    cosines: Annotated[
-        Path | None,
-        Option(help="Measure the cosine of both tokens in each layer and plot it to this file (.png, .svg, .pdf)."),
-    ] = None
     output: Annotated[Path | None, Option(help="Write all numbers to this file, as JSON.")] = None
     batch_size: Annotated[int, Option(min=1)] = 256
     workers: Annotated[int, Option(min=0, help="Processes that decode.")] = 2
@@ -49,8 +45,6 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
-        if self.cosines is not None and self.cosines.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--cosines {self.cosines}: must end in .png, .svg or .pdf")
         if Path(self.checkpoint).is_file() and self.model is None:
             raise ValueError(
                 f"--checkpoint {self.checkpoint} does not say what it is: add --model, such as deit_tiny_patch16_224"
@@ -101,17 +95,3 @@ def evaluate(config: EvaluateConfig) -> None:
     typer.echo("\nshare of the images decided differently\n" + " " * 14 + "".join(f"{name:>14}" for name in deciders))
     for name, row in zip(deciders, report.evaluation.disagreement, strict=True):
         typer.echo(f"{name:14}" + "".join(f"{share:14.4f}" for share in row))
-
-    if report.cosines is not None:
-        typer.echo("\ncosine of class and distillation token, ± standard deviation over images")
-        typer.echo(
-            f"learned tokens {report.cosines.tokens:.3f}, with positions {report.cosines.tokens_with_positions:.3f}"
-        )
-        for block, (mean, deviation) in enumerate(report.cosines.blocks, start=1):
-            typer.echo(f"after block {block:2}  {mean:6.3f} ± {deviation:.3f}")
-        for title, (mean, deviation) in (
-            ("final norm", report.cosines.final_norm),
-            ("head rows", report.cosines.heads),
-        ):
-            typer.echo(f"{title:14}  {mean:6.3f} ± {deviation:.3f}")
-        typer.echo(f"plotted in {config.cosines}")

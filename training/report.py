@@ -1,15 +1,12 @@
 """What `deit evaluate` finds out about a checkpoint."""
 
-import importlib
 import logging
 from dataclasses import dataclass, replace
 
-from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from deit.errors import CheckpointError, TrainingError
 from deit.preprocessing import Preprocessing
-from studies.cosines import TokenCosines, plot_cosines, token_cosines
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
 from training.evaluate_command import EvaluateConfig
@@ -31,13 +28,10 @@ class Report:
     preprocessing: Preprocessing
     evaluation: Evaluation
     corrupt_images: int
-    cosines: TokenCosines | None
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> Report | None:
     """The report, or None in all processes of torchrun's but the first."""
-    if config.cosines is not None:
-        importlib.import_module("matplotlib")  # missing? found before the long part
     device = choose_device(config.device)
     images = open_images(config.data, "test")
     model, preprocessing, label_names = _open(config, images)
@@ -53,8 +47,6 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Report | None:
             "%s calls its first class %r, %s calls it %r: classes are compared by their index",
             *(config.checkpoint, label_names[0], config.data, images.label_names[0]),
         )
-    if config.cosines is not None and not isinstance(model, VisionTransformerDistilled):
-        raise TrainingError(f"--cosines: {config.checkpoint} has no distillation token")
     teacher = None
     if config.teacher is not None:
         names = images.label_names if label_names is None else label_names
@@ -71,22 +63,14 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Report | None:
             model, batches, normalize, device, corrupt=corrupt, processes=processes, teacher=teacher, real=real
         )
         corrupt.add(processes.union(corrupt.indices))
-        cosines = None
-        if config.cosines is not None:
-            assert isinstance(model, VisionTransformerDistilled)  # checked above
-            cosines = token_cosines(model, batches, normalize, device, processes)
         if not processes.is_first:
             return None
-    if config.cosines is not None:
-        assert cosines is not None
-        plot_cosines(cosines, f"{config.checkpoint}, {evaluation.images} images", config.cosines)
     return Report(
         checkpoint=config.checkpoint,
         model=str(model.pretrained_cfg["architecture"]),  # type: ignore[index]
         preprocessing=preprocessing,
         evaluation=evaluation,
         corrupt_images=len(corrupt.indices),
-        cosines=cosines,
     )
 
 

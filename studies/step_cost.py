@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2
 from torch import nn
+from typer import Option
 
+from deit.log import configure_logging
+from deit.options import command_of
 from deit.preprocessing import Preprocessing
-from studies.cost_command import CostConfig
+from studies import run_study
 from training.config import TrainConfig
 from training.distillation import Objective
 from training.loop import features_of, loss_of, teach
@@ -36,6 +40,28 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 WARM_UP_STEPS = 2
 MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig:
+    """The pair whose steps are measured, and how often."""
+
+    model: Annotated[str, Option(help="timm's name of the student.")] = "deit_tiny_patch16_224"
+    model_arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="As of deit train. Repeatable.")] = None
+    teacher: Annotated[str, Option(help="timm's name of the teacher, a transformer; its weights are random.")] = (
+        "deit3_small_patch16_224"
+    )
+    teacher_arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="The same of the teacher.")] = None
+    num_classes: Annotated[int, Option(min=2)] = 1000
+    image_size: Annotated[int, Option(min=8, help="Side of the images, in pixels.")] = 224
+    batch_size: Annotated[int, Option(min=2)] = 32
+    steps: Annotated[int, Option(min=1, help="Measured steps of a loss in a round, after two that are not.")] = 10
+    rounds: Annotated[int, Option(min=1, help="The losses take turns so often, each time in a new process.")] = 3
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], Option(help="auto: bf16 autocast where the machine computes in it.")
+    ] = "auto"
+    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
+    output: Annotated[Path | None, Option(help="Write the table to this file too, as Markdown.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +166,24 @@ def cost_table(config: CostConfig, costs: dict[str, StepCost]) -> str:
             f"{cost.peak_bytes / MEBIBYTE:,.0f} | {more_bytes / MEBIBYTE:+,.0f} |"
         )
     return "\n".join(lines)
+
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(CostConfig)
+def step_cost(config: CostConfig) -> None:
+    """Measure time and memory of a training step under each loss, and what it has more than one without a teacher.
+
+    A step is: teacher, student, loss, gradient, clipping, update; on random images, without a data loader.
+    """
+    configure_logging("text")
+    table = cost_table(config, measure_losses(config))
+    typer.echo(table)
+    if config.output is not None:
+        config.output.write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    run_study(app)

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.command import app
 from benchmark.results import Record, read
+from studies.training_speed import app
 from tests.training.test_images import image_folder
 
 
 def measured(folder: Path, *arguments: str) -> list[Record]:
-    app(["train", *arguments, "--results", str(folder)], standalone_mode=False)
+    app([*arguments, "--results", str(folder)], standalone_mode=False)
     return read(list(folder.iterdir()))
 
 

@@ -4,8 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deit.errors import TrainingError
-from studies.cost import LOSSES, StepCost, cost_table, measure_loss
-from studies.cost_command import CostConfig, app
+from studies.step_cost import LOSSES, CostConfig, StepCost, app, cost_table, measure_loss
 
 SMALL = ["patch_size=8", "embed_dim=24", "depth=2", "num_heads=3"]
 CONFIG = CostConfig(

@@ -1,17 +1,15 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from benchmark.environment import this_environment
+from benchmark.results import read
 from deit.errors import DataError
-from studies import compare_command
+from studies.compare import app
 from studies.comparison import PairedDifference, Run, find_runs, mcnemar, read_comparison, t_quantile
-from studies.comparison_report import write_report
-from studies.strategies import measure_strategies
-from studies.strategies_command import StrategiesConfig
 from tests.training.test_images import image_folder
 from tests.training.test_loop import config
 from training.loop import train
@@ -63,7 +61,8 @@ def test_the_report_tells_what_the_runs_logged(
 ) -> None:
     output = tmp_path / "docs" / "report.md"
     arguments = [str(comparison), "--data", str(colours_data), "--runs", str(runs), "--output", str(output)]
-    done = CliRunner().invoke(compare_command.app, [*arguments, "--workers", "0", "--device", "cpu"])
+    arguments += ["--results", str(tmp_path / "results")]
+    done = CliRunner().invoke(app, [*arguments, "--workers", "0", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     report = output.read_text()
 
@@ -95,22 +94,7 @@ def test_the_report_tells_what_the_runs_logged(
     assert "The paper: two points." in report
     assert "token (distillation) decides as its teacher more often than token (class)" in report
 
-
-def test_the_verdict_follows_from_the_interval_of_paired_differences() -> None:
-    # 4.303 is the 0.975 quantile of two degrees of freedom: 0.02 - 4.303 x 0.005 / sqrt(3) is above zero
-    sure = PairedDifference(differences=(0.015, 0.020, 0.025))
-    assert sure.half_width == pytest.approx(4.303 * 0.005 / math.sqrt(3), rel=1e-3)
-    assert sure.verdict(None) == sure.verdict(0.01) == "reproduced"
-    assert sure.verdict(0.2) == "not resolved"  # the test set may have caused it
-    assert PairedDifference(differences=(-0.015, -0.020, -0.025)).verdict(0.01) == "contradicted"
-    assert PairedDifference(differences=(0.00, 0.020, 0.040)).verdict(0.01) == "not resolved"
-
-
-def test_the_same_figures_are_records_for_the_benchmarks_report(
-    colours_data: Path, runs: Path, comparison: Path, tmp_path: Path
-) -> None:
-    config = StrategiesConfig(comparison=comparison, data=colours_data, runs=runs, workers=0, device="cpu")
-    records = measure_strategies(config, this_environment(), command="deit benchmark strategies")
+    records = read(list((tmp_path / "results").iterdir()))  # the same figures, for the report of the benchmark
     top1 = {record.model: record.figures["top1"] for record in records if record.kind == "strategy"}
     teacher = f"teacher {runs / 'none-s3' / 'checkpoint'}"
     assert set(top1) == {
@@ -129,6 +113,16 @@ def test_the_same_figures_are_records_for_the_benchmarks_report(
     differing = {(record.model, record.conditions["other"]) for record in records if record.kind == "disagreement"}
     assert len(differing) == 15  # of six deciders each pair once
     assert all(0 <= record.figures["disagreement"].value <= 1 for record in records if record.kind == "disagreement")
+
+
+def test_the_verdict_follows_from_the_interval_of_paired_differences() -> None:
+    # 4.303 is the 0.975 quantile of two degrees of freedom: 0.02 - 4.303 x 0.005 / sqrt(3) is above zero
+    sure = PairedDifference(differences=(0.015, 0.020, 0.025))
+    assert sure.half_width == pytest.approx(4.303 * 0.005 / math.sqrt(3), rel=1e-3)
+    assert sure.verdict(None) == sure.verdict(0.01) == "reproduced"
+    assert sure.verdict(0.2) == "not resolved"  # the test set may have caused it
+    assert PairedDifference(differences=(-0.015, -0.020, -0.025)).verdict(0.01) == "contradicted"
+    assert PairedDifference(differences=(0.00, 0.020, 0.040)).verdict(0.01) == "not resolved"
 
 
 @pytest.mark.parametrize("differences", [(0.5,), (-0.01, -0.01)])
@@ -174,12 +168,7 @@ def test_a_run_that_is_not_finished_is_named(colours_data: Path, comparison: Pat
 
 
 def test_other_test_images_are_refused(runs: Path, comparison: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not hold the images that .*none-s3 was tested on"):
-        write_report(
-            comparison,
-            data=image_folder(tmp_path / "other"),
-            runs_folder=runs,
-            output=tmp_path / "report.md",
-            workers=0,
-            device_name="cpu",
-        )
+    arguments = ["--data", image_folder(tmp_path / "other"), "--runs", runs, "--output", tmp_path / "report.md"]
+    done = CliRunner().invoke(app, [str(comparison), *map(str, arguments), "--workers", "0", "--device", "cpu"])
+    assert isinstance(done.exception, DataError)
+    assert re.search(r"does not hold the images that .*none-s3 was tested on", str(done.exception))

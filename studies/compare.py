@@ -1,14 +1,25 @@
-"""The Markdown that `deit compare` writes. Every sentence about a result follows from the data."""
+"""Arms of finished runs over the same seeds, as Markdown. Every sentence about a result follows from the data."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
+from typing import Annotated
 
 import numpy as np
+import typer
+from typer import Argument, Option
 
+from benchmark.environment import this_environment
+from benchmark.options import this_command
+from benchmark.results import Condition, Environment, Figure, Record, append, results_file
 from deit.checkpoint import read_checkpoint_config
 from deit.durable import write_file
 from deit.errors import DataError
+from deit.log import configure_logging
+from deit.options import command_of
+from studies import run_study
 from studies.comparison import (
     LEAST_SEEDS,
     Claim,
@@ -26,12 +37,43 @@ from studies.decisions import Decided, Decisions, decide
 from training.processes import choose_device
 
 
-def write_report(spec: Path, *, data: Path, runs_folder: Path, output: Path, workers: int, device_name: str) -> None:
-    """Evaluate the last checkpoint of each run and write the comparison."""
-    comparison = read_comparison(spec)
-    runs = find_runs(comparison, runs_folder)
-    decided = decide(runs, data, workers=workers, device=choose_device(device_name))
-    write_file(output, "\n".join(report(comparison, runs, decided)) + "\n")
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Which runs to compare, on what, and where the findings go."""
+
+    comparison: Annotated[Path, Argument(help="TOML file with arms and claims; see training/recipes.")]
+    data: Annotated[Path, Option(help="The data set that the runs were tested on.")]
+    output: Annotated[Path, Option(help="The Markdown file to write.")]
+    runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
+    workers: Annotated[int, Option(min=0, help="Processes that decode.")] = 2
+    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
+    results: Annotated[
+        Path | None, Option(help="Also record the figures in this folder, for the report of `deit benchmark`.")
+    ] = None
+
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(CompareConfig)
+def compare(config: CompareConfig) -> None:
+    """Compare arms of finished runs over the same seeds: read-outs, paired differences, disagreement, cosines.
+
+    Says of each claim whether the seeds reproduce it, contradict it or do not resolve it.
+    """
+    configure_logging("text")
+    comparison = read_comparison(config.comparison)
+    runs = find_runs(comparison, config.runs)
+    decided = decide(runs, config.data, workers=config.workers, device=choose_device(config.device))
+    write_file(config.output, "\n".join(report(comparison, runs, decided)) + "\n")
+    typer.echo(config.output)
+    if config.results is not None:
+        environment = this_environment()
+        file = results_file(config.results, environment)
+        command = this_command("python", "-m", "studies.compare")
+        append(file, list(records(config, runs, decided, environment, command)))
+        typer.echo(file)
 
 
 def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str]:
@@ -66,7 +108,7 @@ def _origin(runs: Runs, decided: Decided) -> Iterator[str]:
     versions = first.provenance["versions"]
     preprocessing = read_checkpoint_config(first.checkpoint).preprocessing
     yield (
-        f"Written by `deit compare`; every figure is measured on {len(decided.labels):,} test images with the last "
+        f"Written by `studies.compare`; every figure is measured on {len(decided.labels):,} test images with the last "
         f"checkpoint of each run, in float32. Seeds {', '.join(map(str, runs[next(iter(runs))]))}; shorter side to "
         f"{preprocessing.resize_px} px, crop of {preprocessing.image_size} px (crop_pct {preprocessing.crop_pct:g}); "
         f"{first.provenance['data']['train']['images']:,} training images, {first.settings['epochs']} epochs; trained "
@@ -254,3 +296,46 @@ def _row(*cells: str) -> str:
 def _number(value: float, form: str) -> str:
     """Empty for no number, such as the deviation of one seed."""
     return "" if math.isnan(value) else format(value, form)
+
+
+def records(
+    config: CompareConfig, runs: Runs, decided: Decided, environment: Environment, command: str
+) -> Iterator[Record]:
+    """Top-1 of each decider and the disagreement of each two, so that they stand next to the paper's tables."""
+    first = next(iter(next(iter(runs.values())).values()))
+    shared: dict[str, Condition] = {
+        "comparison": config.comparison.stem,
+        "data": f"{first.provenance['data']['test']['images']} test images of {config.data.name}",
+        "seeds": decided.seeds,
+        "epochs": first.settings["epochs"],
+        "training_images": first.provenance["data"]["train"]["images"],
+    }
+
+    def record(kind: str, model: str, conditions: dict[str, Condition], figure: str, values: list[float]) -> Record:
+        return Record(
+            kind=kind,  # type: ignore[arg-type]  # Record checks it
+            model=model,
+            precision="fp32",
+            command=command,
+            environment=environment,
+            conditions=shared | conditions,
+            figures={
+                figure: Figure(
+                    value=mean(values), unit="share", lowest=min(values), highest=max(values), runs=len(values)
+                )
+            },
+        )
+
+    deciders = {f"teacher {spec}": [decisions] * decided.seeds for spec, decisions in decided.teachers.items()}
+    deciders |= {side.replace(":", ", "): decisions for side, decisions in decided.sides().items()}
+    for name, by_seed in deciders.items():
+        yield record("strategy", name, {}, "top1", [float((each == decided.labels).mean()) for each in by_seed])
+    for place, left in enumerate(deciders):
+        for right in list(deciders)[:place]:
+            pairs = zip(deciders[left], deciders[right], strict=True)
+            values = [float((ours != theirs).mean()) for ours, theirs in pairs]
+            yield record("disagreement", left, {"other": right}, "disagreement", values)
+
+
+if __name__ == "__main__":
+    run_study(app)

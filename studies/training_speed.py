@@ -12,11 +12,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import timm
 import torch
+import typer
+from rich.table import Table
 from timm.data import ImageDataset, Mixup, create_loader
 from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
@@ -24,10 +27,14 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.task import TokenDistillationTask
 from torch import Tensor
+from typer import Option
 
-from benchmark.results import Environment, Figure, Record
+from benchmark.environment import this_environment
+from benchmark.options import RESULTS, Results, Rounds, console, this_command
+from benchmark.results import Environment, Figure, Record, append, results_file
+from deit.options import command_of
 from deit.preprocessing import Preprocessing
-from studies.train_command import TrainBenchmarkConfig
+from studies import run_study
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data import TrainingBatches, mend_posterize
@@ -35,6 +42,22 @@ from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
 from training.loop import share_out, train
 from training.model import Normalize, create_model, timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmarkConfig:
+    """What both sides train, and on what."""
+
+    images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
+    rounds: Rounds = 5
+    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    loader_images: Annotated[int, Option(min=64, help="Images that each loader reads in a turn.")] = 2000
+    batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 32
+    steps: Annotated[int, Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5
+    model: Annotated[str, Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224"
+    teacher: Annotated[str, Option(help="The teacher, timm's name; its weights are random.")] = "resnet18"
+    precision: Annotated[Literal["auto", "bf16", "fp32"], Option(help="As of `deit train`.")] = "auto"
+    results: Results = RESULTS
 
 
 def measure_training(config: TrainBenchmarkConfig, environment: Environment, *, command: str) -> list[Record]:
@@ -264,3 +287,32 @@ def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callab
         return config.batch_size / statistics.median(seconds[1:])
 
     return turn
+
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(TrainBenchmarkConfig)
+def training_speed(config: TrainBenchmarkConfig) -> None:
+    """Images per second of the data loader and of the training step, next to timm's own on this machine.
+
+    Both sides get the same JPEG folders, transforms, workers, model, teacher and precision, in turns.
+    """
+    environment = this_environment()
+    records = measure_training(config, environment, command=this_command("python", "-m", "studies.training_speed"))
+    file = results_file(config.results, environment)
+    append(file, records)
+    table = Table(title=environment.machine, caption="images/s: median of the turns, with the slowest and the fastest")
+    for heading in ("part", "here", "timm", "here / timm"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for ours, timms in zip(records[::2], records[1::2], strict=True):
+        figures = [record.figures["images_per_s"] for record in (ours, timms)]
+        cells = [f"{figure.value:.1f} ({figure.lowest:.1f} to {figure.highest:.1f})" for figure in figures]
+        table.add_row(str(ours.conditions["part"]), *cells, f"{figures[0].value / figures[1].value:.3f}")
+    console.print(table)
+    typer.echo(f"written to {file}")
+
+
+if __name__ == "__main__":
+    run_study(app)
