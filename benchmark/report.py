@@ -30,7 +30,6 @@ NAMES: dict[Kind, str] = {
     "accuracy": "accuracy (`deit benchmark accuracy`)",
     "engine": "engines (`studies.engines`)",
     "train": "training (`studies.training_speed`)",
-    "machine_limit": "the machine's limit (`deit benchmark throughput --pytorch`)",
     "strategy": "strategies of distillation (`studies.compare`)",
 }
 

@@ -12,8 +12,8 @@ import typer
 from typer import Argument, Option
 
 from benchmark.environment import this_environment
-from benchmark.options import this_command
-from benchmark.results import Condition, Environment, Figure, Record, append, results_file
+from benchmark.outcome import keep, this_command
+from benchmark.results import Condition, Environment, Figure, Record
 from deit.checkpoint import read_checkpoint_config
 from deit.durable import write_file
 from deit.errors import DataError
@@ -70,10 +70,8 @@ def compare(config: CompareConfig) -> None:
     typer.echo(config.output)
     if config.results is not None:
         environment = this_environment()
-        file = results_file(config.results, environment)
         command = this_command("python", "-m", "studies.compare")
-        append(file, list(records(config, runs, decided, environment, command)))
-        typer.echo(file)
+        keep(list(records(config, runs, decided, environment, command)), environment, config.results)
 
 
 def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str]:

@@ -1,27 +1,23 @@
-"""Models of a repository in Triton, next to their engines alone and to what the machine can multiply.
+"""Models of a repository in Triton, next to their engines alone.
 
 Everything is measured in turns in one run, because on a shared machine two runs cannot be compared.
 """
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import onnx
 import typer
 from rich.progress import track
-from rich.table import Table
 from typer import Option
 
+from benchmark.config import RESULTS, PerfAnalyzer, Results, Rounds
 from benchmark.environment import this_environment
-from benchmark.machine_limit import fastest, machine_limit
-from benchmark.options import RESULTS, PerfAnalyzer, Results, Rounds, console, this_command
+from benchmark.outcome import console, keep, this_command
 from benchmark.perf_analyzer import NEVER_STABLE, measure
-from benchmark.results import Environment, Figure, Record, append, results_file
+from benchmark.results import Environment, Figure, Record
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.model import ONNX_FILE, PROBABILITIES
@@ -60,7 +56,6 @@ class Loaded:
     precision: str
     engine: Engine
     size: int
-    operations: int
     instances: list[Run]
 
 
@@ -71,9 +66,6 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
         BenchmarkError: a model is not one that an engine on processors runs, or perf_analyzer fails.
     """
     models = [open_model(config.model_repository, name) for name in config.model]
-    # One product a core, as two instances of one thread have: 2 x 1 thread is the ceiling of a machine with two cores.
-    limits = fastest(machine_limit(1, precisions=tuple(dict.fromkeys(map(precision_of_products, models)))))
-
     served: dict[tuple[str, int], list[float]] = {}
     alone: dict[tuple[str, int], list[float]] = {}
     with our_server(config.model_repository, default_model=models[0].name) as server:
@@ -102,13 +94,10 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
             return {}
         rate = Figure.of(served[model.name, batch_size], "images/s")
         engine = Figure.of(alone[model.name, batch_size], "images/s")
-        limit = limits[precision_of_products(model)].gops_median * len(os.sched_getaffinity(0)) * 1e9 / model.operations
         return {
             "images_per_s": rate,
             "alone_images_per_s": engine,
             "alone_share": Figure(value=rate.value / engine.value, unit="share"),
-            "limit_images_per_s": Figure(value=limit, unit="images/s"),
-            "limit_share": Figure(value=rate.value / limit, unit="share"),
         }
 
     return [
@@ -129,11 +118,6 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
         for batch_size in config.batch_size
         for model in models
     ]
-
-
-def precision_of_products(model: Loaded) -> str:
-    """Processors compute fp16 graphs in float32."""
-    return "fp32" if model.precision == "fp16" else model.precision
 
 
 def open_model(repository: Path, name: str) -> Loaded:
@@ -158,33 +142,8 @@ def open_model(repository: Path, name: str) -> Loaded:
         precision=provenance.precision if provenance else "fp32",
         engine=engine,
         size=config.input[0].dims[0],
-        operations=operations(file),
         instances=[engine.load(file, (PROBABILITIES,)) for _ in range(instances)],
     )
-
-
-def operations(onnx_file: Path) -> int:
-    """Additions and multiplications of the graph's products and convolutions for one image."""
-    model = onnx.load(onnx_file)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    batch.Clear()
-    batch.dim_value = 1
-    del model.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
-        for info in [*graph.value_info, *graph.input, *graph.output]
-    }
-    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    return sum(_operations(graph, shapes))
-
-
-def _operations(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> Iterator[int]:
-    for node in graph.node:
-        if node.op_type in ("MatMul", "MatMulInteger", "Gemm"):
-            yield 2 * int(np.prod(shapes[node.output[0]])) * shapes[node.input[0]][-1]
-        elif node.op_type == "Conv":
-            yield 2 * int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
 
 
 app = typer.Typer()
@@ -193,31 +152,10 @@ app = typer.Typer()
 @app.command()
 @command_of(EnginesConfig)
 def engines(config: EnginesConfig) -> None:
-    """Images per second of models in Triton, of their engines alone, and the machine's limit, in one run."""
+    """Images per second of models in Triton and of their engines alone, in one run."""
     environment = this_environment()
-    records = measure_engines(config, environment, command=this_command("python", "-m", "studies.engines"))
-    file = results_file(config.results, environment)
-    append(file, records)
-    table = Table(title=environment.machine, caption=f"images/s, median of {config.rounds} rounds")
-    for heading in ("model", "engine", "batch", "in Triton", "low", "high", "alone", "of alone", "limit", "of limit"):
-        table.add_column(heading, justify="left" if heading in ("model", "engine") else "right")
-    for record in records:
-        start = (record.model, str(record.conditions["engine"]), str(record.conditions["batch_size"]))
-        if record.failure is not None:
-            table.add_row(*start, record.failure)
-            continue
-        rate = record.figures["images_per_s"]
-        rates = (rate.value, rate.lowest, rate.highest, record.value("alone_images_per_s"))
-        limit, share = record.value("limit_images_per_s"), record.value("limit_share")
-        table.add_row(
-            *start,
-            *(f"{each:.1f}" for each in rates),
-            f"{record.value('alone_share'):.0%}",
-            f"{limit:.1f}",
-            f"{share:.0%}",
-        )
-    console.print(table)
-    typer.echo(f"written to {file}")
+    command = this_command("python", "-m", "studies.engines")
+    keep(measure_engines(config, environment, command=command), environment, config.results)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from typing import Annotated, Literal
 import timm
 import torch
 import typer
-from rich.table import Table
 from timm.data import ImageDataset, Mixup, create_loader
 from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
@@ -29,9 +28,10 @@ from timm.task import TokenDistillationTask
 from torch import Tensor
 from typer import Option
 
+from benchmark.config import RESULTS, Results, Rounds
 from benchmark.environment import this_environment
-from benchmark.options import RESULTS, Results, Rounds, console, this_command
-from benchmark.results import Environment, Figure, Record, append, results_file
+from benchmark.outcome import keep, this_command
+from benchmark.results import Environment, Figure, Record
 from deit.options import command_of
 from deit.preprocessing import Preprocessing
 from studies import run_study
@@ -300,18 +300,8 @@ def training_speed(config: TrainBenchmarkConfig) -> None:
     Both sides get the same JPEG folders, transforms, workers, model, teacher and precision, in turns.
     """
     environment = this_environment()
-    records = measure_training(config, environment, command=this_command("python", "-m", "studies.training_speed"))
-    file = results_file(config.results, environment)
-    append(file, records)
-    table = Table(title=environment.machine, caption="images/s: median of the turns, with the slowest and the fastest")
-    for heading in ("part", "here", "timm", "here / timm"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for ours, timms in zip(records[::2], records[1::2], strict=True):
-        figures = [record.figures["images_per_s"] for record in (ours, timms)]
-        cells = [f"{figure.value:.1f} ({figure.lowest:.1f} to {figure.highest:.1f})" for figure in figures]
-        table.add_row(str(ours.conditions["part"]), *cells, f"{figures[0].value / figures[1].value:.3f}")
-    console.print(table)
-    typer.echo(f"written to {file}")
+    command = this_command("python", "-m", "studies.training_speed")
+    keep(measure_training(config, environment, command=command), environment, config.results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from deit.errors import CheckpointError, TrainingError
 from deit.preprocessing import Preprocessing
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
-from training.evaluate_command import EvaluateConfig
+from training.evaluate_config import EvaluateConfig
 from training.images import LabelledImages, open_images
 from training.initial import load_initial, read_weights
 from training.model import Normalize, create_model, load_teacher, open_model, timm_preprocessing

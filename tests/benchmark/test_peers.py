@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.config import PEERS, PeersConfig
 from benchmark.images import read_photographs
 from benchmark.load import Answer, Load
 from benchmark.peers.classifier import Classifier, PeerSettings
@@ -12,7 +13,6 @@ from benchmark.peers.entrant import Window
 from benchmark.peers.environments import REQUIREMENTS
 from benchmark.peers.side_by_side import figures_of_pairs
 from benchmark.peers.tuning import shapes
-from benchmark.peers_command import PEERS, PeersConfig
 from benchmark.repository import read_model
 from deit.errors import BenchmarkError, RepositoryError
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
