@@ -30,6 +30,7 @@ NAMES: dict[Kind, str] = {
     "accuracy": "accuracy (`deit benchmark accuracy`)",
     "engine": "engines (`studies.engines`)",
     "train": "training (`studies.training_speed`)",
+    "machine_limit": "matrix products (`deit benchmark gpu-check`)",
     "strategy": "strategies of distillation (`studies.compare`)",
 }
 

@@ -21,7 +21,7 @@ SCHEMA = 1
 """Raised when a field changes its meaning; older files are then read by nobody, and measured again."""
 
 Kind = Literal[
-    "machine_limit",  # rate of matrix products, which earlier versions measured
+    "machine_limit",  # rate of matrix products
     "eager",  # the paper's way: PyTorch, the largest batch, no server
     "engine",  # a graph in an inference engine, no server
     "throughput",  # Triton, by perf_analyzer

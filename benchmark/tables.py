@@ -1,10 +1,11 @@
 """The report's tables: rows of text made from records, the same for Markdown, HTML, the README and the terminal."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from benchmark import paper
 from benchmark.results import Condition, Record
-from benchmark.table import MeasuredTable, Table, condition, figure, model, percent, precision, share
+from benchmark.table import Cell, MeasuredTable, Table, condition, figure, model, percent, precision, share
 
 
 def load(record: Record) -> str:
@@ -13,6 +14,50 @@ def load(record: Record) -> str:
     offered, of_best = float(record.conditions["offered_per_s"] or 0), float(record.conditions["load"] or 0)
     return f"{offered:.1f}/s offered ({100 * of_best:.0f} %)"
 
+
+def papers(figure: Literal["images_per_s", "top1", "real", "v2"], unit: str = "") -> Cell:
+    """What the paper's table 5 has for a model that was measured in PyTorch, if it has the model."""
+
+    def cell(record: Record) -> str:
+        value = getattr(paper.published(record.conditions["pytorch"]), figure, None)
+        return "" if value is None else f"{value:,.1f}{unit}"
+
+    return cell
+
+
+EAGER = MeasuredTable(
+    kind="eager",
+    title="The paper's table 5, and the same way here",
+    columns={
+        "model": lambda record: record.model if (row := paper.published(record.model)) is None else row.name,
+        "precision": precision,
+        "compiled": lambda record: "yes" if record.conditions.get("compiled") else "",
+        "batch": condition("batch_size"),
+        "here: images/s": figure("images_per_s"),
+        "of products": share("limit_share"),
+        "paper, V100: images/s": papers("images_per_s"),
+        "paper: top-1": papers("top1", " %"),
+        "ReaL": papers("real", " %"),
+        "V2": papers("v2", " %"),
+    },
+    note=(
+        "PyTorch as it is, mean of 30 runs with the slowest and the fastest; random weights where none were given, "
+        "which changes no time. Of products: the share of the rate of plain matrix products in the same precision. "
+        "The paper's accuracies are those of its own weights on ImageNet."
+    ),
+)
+
+PRODUCTS = MeasuredTable(
+    kind="machine_limit",
+    title="Matrix products alone",
+    columns={
+        "precision": precision,
+        "device": condition("device"),
+        "side": condition("side"),
+        "GFLOP/s": figure("gflop_per_s"),
+    },
+    note="No model computes faster than its matrix products.",
+)
 
 THROUGHPUT = MeasuredTable(
     kind="throughput",
@@ -227,7 +272,7 @@ def measured_tables(records: Sequence[Record]) -> dict[str, Table]:
 def every_table(records: Sequence[Record]) -> dict[str, Table]:
     """All that there are, in the report's order, also those without rows."""
     return {
-        "paper": table_5(records),
+        "paper": EAGER.of(records),
         "throughput": THROUGHPUT.of(records),
         "http": HTTP.of(records),
         "cost": COST.of(records),
@@ -240,6 +285,7 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
         "paper_disagreement": paper.DISAGREEMENT,
         "disagreement": disagreement(records),
         "paper_transfer": paper.TRANSFER,
+        "products": PRODUCTS.of(records),
         "engines": ENGINES.of(records),
         "train": TRAIN.of(records),
     }
@@ -253,31 +299,6 @@ def failures(records: Sequence[Record]) -> list[str]:
         for record in records
         if record.failure
     ]
-
-
-def table_5(records: Sequence[Record]) -> Table:
-    """Models measured in PyTorch, each next to its row of the paper's table 5 if it has one."""
-    rows = []
-    for record in records:
-        if record.kind == "eager" and record.figures:
-            row = paper.published(record.conditions["pytorch"])
-            accuracies = (None, None, None) if row is None else (row.top1, row.real, row.v2)
-            rows.append(
-                (
-                    record.model if row is None else row.name,
-                    "" if row is None else f"{row.images_per_s:,.1f}",
-                    figure("images_per_s")(record),
-                    str(record.conditions["batch_size"]),
-                    *("" if each is None else f"{each:.1f} %" for each in accuracies),
-                )
-            )
-    return Table(
-        "The paper's table 5, and the same way here",
-        ("model", "paper, V100: images/s", "here: images/s", "batch", "paper: top-1", "ReaL", "V2"),
-        tuple(rows),
-        "PyTorch as it is, float32, mean of 30 runs with the slowest and the fastest; random weights where none were "
-        "given, which changes no time. The paper's accuracies are those of its own weights on ImageNet.",
-    )
 
 
 def disagreement(records: Sequence[Record]) -> Table:
