@@ -19,7 +19,6 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from deit.errors import ServingError
-from serving.embedded.connection import wait_until_ready
 from serving.embedded.control import claim_control_socket
 from serving.embedded.embedded import EmbeddedTriton, embedded_triton
 from serving.embedded.options import LOOPBACK
@@ -28,7 +27,8 @@ from serving.embedded.signals import StopSignal
 from serving.embedded.supervisor import Supervisor
 from serving.gateway.admission import Admission
 from serving.gateway.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
-from serving.gateway.app import Access, create_app
+from serving.gateway.app import Access, Companion, create_app
+from serving.gateway.connection import wait_until_ready
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
@@ -116,6 +116,9 @@ def gateway_server(
     if settings.metrics_port is not None:
         serve_metrics(metrics, settings.host, settings.metrics_port)
     default_model = choose_default(settings.default_model, models)
+    companions: list[Companion] = []
+    if supervisor is not None:
+        companions.append(supervisor.watching)
     reloader = None
     if triton is not None and settings.allow_reload:
         reloader = Reloader(
@@ -127,6 +130,7 @@ def gateway_server(
             admission,
             control_path=claim_control_socket(listener.getsockname()[1]),
         )
+        companions.append(reloader.commands)
     app = create_app(
         triton_url,
         models=models,
@@ -137,8 +141,8 @@ def gateway_server(
         decoder=Decoder(settings.decoding, settings.limits, metrics.lose_decoder),
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
-        supervisor=supervisor,
-        reloader=reloader,
+        companions=companions,
+        pins_versions=reloader is not None,
         shows_metrics=settings.metrics_port is None,
         logs_requests=settings.log_requests,
     )

@@ -19,11 +19,11 @@ from tritonclient.utils import InferenceServerException
 
 from deit.errors import DeitError, ServingError
 from deit.model import PROBABILITIES
-from serving.embedded.connection import connect
 from serving.embedded.control import Answer, control_server
 from serving.embedded.embedded import EmbeddedTriton
 from serving.embedded.snapshot import Offer
 from serving.gateway.admission import Admission
+from serving.gateway.connection import connect
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import FIRST_INFERENCE_TIMEOUT_S, ServedModel, infer_input, read_model
 from serving.gateway.readiness import Readiness

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 
 import typer
 
-from serving.embedded.connection import wait_until_ready
 from serving.embedded.embedded import EmbeddedTriton, embedded_triton
 from serving.embedded.options import LOOPBACK
 from serving.embedded.signals import StopSignal
 from serving.embedded.supervisor import Supervisor
+from serving.gateway.connection import wait_until_ready
 from serving.gateway.models import ServedModel, discover_models
-from serving.gateway.readiness import Readiness
+from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.tracing import traces_url
 from serving.gateway.triton_client import TritonClient
 from serving.settings import StandaloneSettings
@@ -71,14 +71,11 @@ async def watch(
     client = TritonClient(url)
     readiness = Readiness(client, models.values())
     supervisor = Supervisor(triton, most_restarts=0, start_timeout_s=start_timeout_s)
-    watches = [asyncio.create_task(readiness.watch()), asyncio.create_task(supervisor.watch(readiness))]
     try:
-        while supervisor.failure is None:
-            stop.raise_if_received()
-            await asyncio.sleep(LOOK_EVERY_S)
+        async with in_background(readiness.watch()), in_background(supervisor.watch(readiness)):
+            while supervisor.failure is None:
+                stop.raise_if_received()
+                await asyncio.sleep(LOOK_EVERY_S)
         raise supervisor.failure
     finally:
-        for task in watches:
-            task.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
         await client.close()

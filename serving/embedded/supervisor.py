@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from deit.errors import ServingError
 from serving.embedded.embedded import EmbeddedTriton
-from serving.gateway.readiness import Readiness
+from serving.gateway.readiness import Readiness, in_background
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,12 @@ class Supervisor:
         self._most_restarts = most_restarts
         self._start_timeout_s = start_timeout_s
         self.failure: ServingError | None = None
+
+    @asynccontextmanager
+    async def watching(self, readiness: Readiness) -> AsyncIterator[None]:
+        """Watch while the block runs."""
+        async with in_background(self.watch(readiness)):
+            yield
 
     async def watch(self, readiness: Readiness) -> None:
         """Return when Triton failed too often; `failure` tells why."""
