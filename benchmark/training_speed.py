@@ -34,9 +34,10 @@ from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data import TrainingBatches, mend_posterize
 from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
-from training.loop import share_out, train
+from training.loop import train
 from training.model import Normalize, create_model, timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision
+from training.sampler import share_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,8 @@ from deit.options import command_of
 from studies import run_study
 from training.config import TrainConfig
 from training.images import open_images
-from training.loop import share_out
 from training.processes import Processes
-from training.sampler import EpochSampler
+from training.sampler import EpochSampler, share_out
 
 OFFICIAL_ROUND = 256
 """DeiT's sampler rounds an epoch down to a multiple of this."""

@@ -23,7 +23,7 @@ from deit.preprocessing import Preprocessing
 from studies import run_study
 from training.config import TrainConfig
 from training.distillation import Objective
-from training.loop import features_of, loss_of, teach
+from training.learner import features_of, loss_of, teach
 from training.model import Teacher, choose_attention, create_model
 from training.processes import choose_device, choose_precision
 from training.provenance import machine

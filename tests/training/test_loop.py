@@ -21,10 +21,11 @@ from tests.training.test_images import image_folder
 from training import distillation
 from training.config import TrainConfig
 from training.events import event_file
-from training.loop import share_out, train
+from training.loop import train
 from training.model import create_model
 from training.processes import Processes
 from training.profile import PARTS
+from training.sampler import share_out
 
 CONVNET = ["channels=[8,16,16,16]", "layers=[1,1,1,1]"]
 STUDENT = [f"{name}={value}" for name, value in TINY_ARGS.items()]
