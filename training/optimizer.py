@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 
 from training.config import TrainConfig
 
-FUSED = ("adamw", "adam", "sgd", "nesterov", "momentum")
-"""timm's names of the optimisers that torch has as one kernel for all weights."""
+FUSED = ("adamw", "adam")
+"""timm's names of the optimisers that torch has as one kernel for all weights. Its SGD is left out: where it skips its
+first step, it goes on with a momentum that was never set (torch 2.15).
+"""
 
 
 def create_optimizer(objective: nn.Module, config: TrainConfig, device: torch.device) -> Optimizer:
