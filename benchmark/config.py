@@ -8,12 +8,14 @@ from typer import Option
 
 RESULTS = Path("runs/benchmark")
 
-PerfAnalyzer = Annotated[Path, Option(help="Environment that `make perf-analyzer` made.", envvar="DEIT_PERF_ANALYZER")]
-Results = Annotated[Path, Option(help="Folder whose file of today and this machine gets the measurements.")]
-Rounds = Annotated[
+PerfAnalyzerOption = Annotated[
+    Path, Option(help="Environment that `make perf-analyzer` made.", envvar="DEIT_PERF_ANALYZER")
+]
+ResultsOption = Annotated[Path, Option(help="Folder whose file of today and this machine gets the measurements.")]
+RoundsOption = Annotated[
     int, Option(min=1, help="How often everything is measured, in turns; the report tells the median and the spread.")
 ]
-Images = Annotated[
+ImagesOption = Annotated[
     Path,
     Option(
         help="Photographs: an image file, a folder of them, a parquet or tar file, or a data set with a split test."
@@ -65,7 +67,7 @@ class AccuracyConfig(Served):
     page: Annotated[
         Path | None, Option(help="Write every wrong answer with its picture to this HTML file; large for many images.")
     ] = None
-    results: Results = RESULTS
+    results: ResultsOption = RESULTS
 
     def __post_init__(self) -> None:
         if unknown := set(self.way) - set(WAYS):
@@ -87,22 +89,22 @@ class ThroughputConfig(Served):
         default_factory=lambda: [1, 8]
     )
     requests: Annotated[int, Option(min=50, help="Requests in each measured window.")] = 200
-    rounds: Rounds = 1
+    rounds: RoundsOption = 1
     pytorch: Annotated[
         list[str],
         Option(help="A model to measure the paper's way as well: a checkpoint folder or timm's name. Repeatable."),
     ] = field(default_factory=list)
     device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
-    perf_analyzer: PerfAnalyzer = Path(".perf-analyzer")
+    perf_analyzer: PerfAnalyzerOption = Path(".perf-analyzer")
     csv: Annotated[Path, Option(help="Folder for perf_analyzer's CSV files.")] = Path("runs/throughput")
-    results: Results = RESULTS
+    results: ResultsOption = RESULTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig(Served):
     """Loads to put on the gateway."""
 
-    images: Images
+    images: ImagesOption
     concurrency: Annotated[list[int], Option(help="Requests in flight, closed loop. Repeatable.")] = field(
         default_factory=lambda: [1, 8, 32]
     )
@@ -111,7 +113,7 @@ class HttpConfig(Served):
         Option(help="Share of the best closed-loop rate to offer as an open loop of random arrivals. Repeatable."),
     ] = field(default_factory=lambda: [0.5, 0.7, 0.9])
     seconds: Annotated[float, Option(min=1, help="Of each measured window, after a warm-up of two.")] = 10
-    rounds: Rounds = 3
+    rounds: RoundsOption = 3
     raw: Annotated[bool, Option("--raw", help="Send the image as the body, not as a form as curl -F does.")] = False
     api_key: Annotated[str | None, Option(envvar="DEIT_API_KEY", help="For a gateway that asks for one.")] = None
     engine: Annotated[
@@ -121,8 +123,8 @@ class HttpConfig(Served):
             help="Measure Triton alone beside it, by perf_analyzer, to tell how much of its rate survives.",
         ),
     ] = True
-    perf_analyzer: PerfAnalyzer = Path(".perf-analyzer")
-    results: Results = RESULTS
+    perf_analyzer: PerfAnalyzerOption = Path(".perf-analyzer")
+    results: ResultsOption = RESULTS
 
     def __post_init__(self) -> None:
         if any(not 0 < share < 2 for share in self.load):
@@ -133,7 +135,7 @@ class HttpConfig(Served):
 class PeersConfig:
     """Which servers to compare, and how."""
 
-    images: Images
+    images: ImagesOption
     model: Annotated[str, Option(help="Name of the fp32 model, which every server serves.")]
     best_model: Annotated[
         str | None,
@@ -148,7 +150,7 @@ class PeersConfig:
         default_factory=lambda: [1, 8, 32]
     )
     seconds: Annotated[float, Option(min=1, help="Of each measured window, after a warm-up of two.")] = 10
-    rounds: Rounds = 3
+    rounds: RoundsOption = 3
     pairs: Annotated[
         int,
         Option(
@@ -167,7 +169,7 @@ class PeersConfig:
     environments: Annotated[Path, Option(help="Folder of the peers' own environments, made when they are missing.")] = (
         Path(".peers")
     )
-    results: Results = RESULTS
+    results: ResultsOption = RESULTS
 
     def __post_init__(self) -> None:
         if unknown := set(self.peer) - set(PEERS):

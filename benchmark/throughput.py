@@ -6,12 +6,12 @@ from rich.progress import track
 
 from benchmark.config import ThroughputConfig
 from benchmark.outcome import console
-from benchmark.perf_analyzer import NEVER_STABLE, Cell, measure
+from benchmark.perf_analyzer import NEVER_STABLE, PerfAnalyzerRun, measure
 from benchmark.results import Environment, Figure, Record
 from benchmark.server import addresses
 from benchmark.triton_statistics import Statistics, TritonModel
 
-Cells = dict[tuple[int, int], list[tuple[Cell, Statistics]]]
+Cells = dict[tuple[int, int], list[tuple[PerfAnalyzerRun, Statistics]]]
 
 
 def measure_throughput(config: ThroughputConfig, environment: Environment, *, command: str) -> list[Record]:
@@ -68,7 +68,7 @@ def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Ce
     return cells
 
 
-def figures_of(rounds: list[tuple[Cell, Statistics]]) -> tuple[dict[str, Figure], str | None]:
+def figures_of(rounds: list[tuple[PerfAnalyzerRun, Statistics]]) -> tuple[dict[str, Figure], str | None]:
     """The figures of the stable rounds of one cell; when there are none, why."""
     stable = [(cell, statistics) for cell, statistics in rounds if cell.stable]
     if not stable:

@@ -27,7 +27,7 @@ from timm.task import TokenDistillationTask
 from torch import Tensor
 from typer import Option
 
-from benchmark.config import RESULTS, Results, Rounds
+from benchmark.config import RESULTS, ResultsOption, RoundsOption
 from benchmark.results import Environment, Figure, Record
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
@@ -45,7 +45,7 @@ class TrainingSpeedConfig:
     """What both sides train, and on what."""
 
     images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
-    rounds: Rounds = 5
+    rounds: RoundsOption = 5
     workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
     loader_images: Annotated[int, Option(min=64, help="Images that each loader reads in a turn.")] = 2000
     batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 32
@@ -54,7 +54,7 @@ class TrainingSpeedConfig:
     teacher: Annotated[str, Option(help="The teacher, timm's name; its weights are random.")] = "resnet18"
     precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Option(help="As in `deit train`.")] = "auto"
     compile: Annotated[bool, Option("--compile", help="Compile our side, as `deit train --compile` does.")] = False
-    results: Results = RESULTS
+    results: ResultsOption = RESULTS
 
 
 def measure_training(config: TrainingSpeedConfig, environment: Environment, *, command: str) -> list[Record]:

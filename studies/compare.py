@@ -25,8 +25,8 @@ from studies.comparison import (
     Claim,
     Comparison,
     PairedDifference,
-    Run,
     Runs,
+    TrainingRun,
     differing_settings,
     find_runs,
     mcnemar,
@@ -118,7 +118,7 @@ def _origin(runs: Runs, decided: Decided) -> Iterator[str]:
     yield ""
 
 
-def _commit(run: Run) -> str:
+def _commit(run: TrainingRun) -> str:
     """Twelve digits, and whether the sources were changed."""
     noted = str(run.provenance["commit"])
     return noted[:12] + ("-dirty" if noted.endswith("-dirty") else "")

@@ -62,7 +62,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A finished run's folder."""
 
     folder: Path
@@ -84,7 +84,7 @@ class Run:
         return self.folder / "checkpoint"
 
 
-Runs = dict[str, dict[int, Run]]
+Runs = dict[str, dict[int, TrainingRun]]
 """Runs by arm and seed; every arm has the same seeds."""
 
 
@@ -123,7 +123,7 @@ def find_runs(comparison: Comparison, folder: Path) -> Runs:
     """
     arms: Runs = {}
     for arm in comparison.arms:
-        runs = [Run(path.parent) for path in sorted(folder.glob(f"{arm.runs}/config.json"))]
+        runs = [TrainingRun(path.parent) for path in sorted(folder.glob(f"{arm.runs}/config.json"))]
         if not runs:
             raise DataError(f"the arm {arm.name} has no runs: there is no {folder}/{arm.runs}")
         for run in runs:

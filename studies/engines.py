@@ -13,7 +13,7 @@ import typer
 from rich.progress import track
 from typer import Option
 
-from benchmark.config import RESULTS, PerfAnalyzer, Results, Rounds
+from benchmark.config import RESULTS, PerfAnalyzerOption, ResultsOption, RoundsOption
 from benchmark.environment import this_environment
 from benchmark.outcome import console, keep, this_command
 from benchmark.perf_analyzer import NEVER_STABLE, measure
@@ -23,7 +23,7 @@ from deit.errors import BenchmarkError
 from deit.model import ONNX_FILE, PROBABILITIES
 from deit.options import command_of
 from deit.repository import model_folder, read_config, served_version
-from export.engines import Engine, Run
+from export.engines import Engine, Infer
 from export.speed import images_per_s
 from serving.triton.config import provenance_of
 from studies import run_study
@@ -42,10 +42,10 @@ class EnginesConfig:
     )
     concurrency: Annotated[int, Option(min=1, help="Requests in flight.")] = 4
     requests: Annotated[int, Option(min=50, help="Requests in each measured window.")] = 50
-    rounds: Rounds = 3
-    perf_analyzer: PerfAnalyzer = Path(".perf-analyzer")
+    rounds: RoundsOption = 3
+    perf_analyzer: PerfAnalyzerOption = Path(".perf-analyzer")
     csv: Annotated[Path, Option(help="Folder for perf_analyzer's CSV files.")] = Path("runs/engines")
-    results: Results = RESULTS
+    results: ResultsOption = RESULTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Loaded:
     precision: str
     engine: Engine
     size: int
-    instances: list[Run]
+    instances: list[Infer]
 
 
 def measure_engines(config: EnginesConfig, environment: Environment, *, command: str) -> list[Record]:

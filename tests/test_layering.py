@@ -129,7 +129,7 @@ def test_no_files_import_each_other() -> None:
         ("deit.labels", "from training.model import Teacher", "training.model"),
         ("export.joint", "from training import loop", "training.loop"),
         ("training.loop", "from deit.cli import main", "deit.cli"),
-        ("training.report", "from training.evaluate_command import app", "training.evaluate_command"),
+        ("training.evaluate_checkpoint", "from training.evaluate_command import app", "training.evaluate_command"),
         ("benchmark.load", "from studies.compare import compare", "studies.compare"),
     ],
 )

@@ -27,7 +27,9 @@ def evaluate(config: EvaluateConfig) -> None:
     Works under torchrun: each process takes its share of the images, and the sums are exact.
     """
     configure_logging("text")
-    from training.report import evaluate_checkpoint  # after parsing, so that --help and wrong usage need no torch
+    from training.evaluate_checkpoint import (
+        evaluate_checkpoint,  # after parsing, so that --help and wrong usage need no torch
+    )
 
     report = evaluate_checkpoint(config)
     if report is None:  # another process tells

@@ -11,7 +11,7 @@ LEARNING = ("teacher", "student", "backward", "optimiser")
 """The parts that are the model, its loss and the optimiser. The others are what a loop costs around them."""
 
 Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 PARTS = ("data", "transfer", "augmentation", *LEARNING, "average", "rest")
 
@@ -29,12 +29,12 @@ class StepProfile:
     enabled: bool
     steps: list[dict[str, float]] = field(default_factory=list)
 
-    def timed(self, part: str, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    def timed(self, part: str, function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
         """The function, whose time counts as that of `part`, one of PARTS, in the step in which it is called."""
         if not self.enabled:
             return function
 
-        def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Returned:
             began = self._now()
             result = function(*arguments, **named)
             self.steps[-1][part] += self._now() - began

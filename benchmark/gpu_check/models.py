@@ -32,7 +32,7 @@ AIMS = {"deit_tiny": 0.4, "deit_small": 0.6, "deit_base": 0.6}
 
 
 @dataclass(frozen=True)
-class Cell:
+class Variant:
     """One way to run a model."""
 
     precision: str
@@ -40,17 +40,17 @@ class Cell:
     batch_size: int
 
 
-def cells_of(model: str, *, rehearse: bool) -> list[Cell]:
+def cells_of(model: str, *, rehearse: bool) -> list[Variant]:
     """The cells of a model; a large image takes smaller batches in float32, whose one call is a second there."""
     if rehearse:
-        return [Cell("fp32", False, 2), Cell("bf16", False, 2)]
+        return [Variant("fp32", False, 2), Variant("bf16", False, 2)]
     largest = 128 if model.endswith("384") else 512
     return [
-        *(Cell("fp32", False, batch) for batch in (1, 32, largest)),
-        *(Cell("fp16", False, batch) for batch in (1, 8, 32, 128, 512)),
-        *(Cell("bf16", False, batch) for batch in (32, 512)),
-        *(Cell("fp16", True, batch) for batch in (1, 32, 512)),
-        Cell("bf16", True, 512),
+        *(Variant("fp32", False, batch) for batch in (1, 32, largest)),
+        *(Variant("fp16", False, batch) for batch in (1, 8, 32, 128, 512)),
+        *(Variant("bf16", False, batch) for batch in (32, 512)),
+        *(Variant("fp16", True, batch) for batch in (1, 32, 512)),
+        Variant("bf16", True, 512),
     ]
 
 
@@ -111,7 +111,7 @@ def measure(name: str, device_type: str, rehearse: bool, barrier: Any, turn: Any
     answers.put((name, None, None, failure))
 
 
-def prepare(model: nn.Module, side: int, cell: Cell, device: torch.device) -> Any:
+def prepare(model: nn.Module, side: int, cell: Variant, device: torch.device) -> Any:
     """A call that classifies one batch of random images (batch, 3, side, side)."""
     dtype = DTYPES[cell.precision]
     copied = copy.deepcopy(model).to(device, dtype).eval()
@@ -138,7 +138,7 @@ def gflop_per_image(model: nn.Module, image_size: int) -> float:
 
 
 def row(
-    host: Host, name: str, cell: Cell, found: Figure, work: float, products: dict[str, float], device: torch.device
+    host: Host, name: str, cell: Variant, found: Figure, work: float, products: dict[str, float], device: torch.device
 ) -> Finding:
     """One cell, with its share of the product rate and the paper's figure."""
     figures = {"images_per_s": found}

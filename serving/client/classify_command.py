@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FileOutcome:
     """Of one file: the answer, or why there is none."""
 
     file: str
@@ -92,7 +92,7 @@ def find(given: str) -> Iterator[Path]:
 
 
 async def _classify(
-    files: list[Path], url: str, query: dict[str, Any], concurrency: int, write: Callable[[Outcome], None]
+    files: list[Path], url: str, query: dict[str, Any], concurrency: int, write: Callable[[FileOutcome], None]
 ) -> int:
     """Write an outcome for each file; how many have no answer."""
     from rich.console import Console
@@ -113,7 +113,7 @@ async def _classify(
 
 async def outcomes(
     client: AsyncClient, files: list[Path], query: dict[str, Any], concurrency: int
-) -> AsyncIterator[Outcome]:
+) -> AsyncIterator[FileOutcome]:
     """In the order of the files, with at most `concurrency` of them on their way.
 
     Raises:
@@ -121,18 +121,18 @@ async def outcomes(
     """
     turns = asyncio.Semaphore(concurrency)
 
-    async def outcome(file: Path) -> Outcome:
+    async def outcome(file: Path) -> FileOutcome:
         async with turns:
             try:
-                return Outcome(str(file), await client.classify(file, **query))
+                return FileOutcome(str(file), await client.classify(file, **query))
             except Refused as refusal:
                 if refusal.status in (401, 404):
                     raise
-                return Outcome(str(file), None, f"{refusal.title}: {refusal.detail}")
+                return FileOutcome(str(file), None, f"{refusal.title}: {refusal.detail}")
             except OSError as error:
-                return Outcome(str(file), None, f"the file cannot be read: {error.strerror}")
+                return FileOutcome(str(file), None, f"the file cannot be read: {error.strerror}")
 
-    on_their_way: deque[asyncio.Task[Outcome]] = deque()
+    on_their_way: deque[asyncio.Task[FileOutcome]] = deque()
     try:
         for file in files:
             if len(on_their_way) == 2 * concurrency:
@@ -146,7 +146,7 @@ async def outcomes(
         await asyncio.gather(*on_their_way, return_exceptions=True)
 
 
-def write_text(outcome: Outcome) -> None:
+def write_text(outcome: FileOutcome) -> None:
     if outcome.answer is None:
         print(f"{outcome.file}: {outcome.problem}", file=sys.stderr)
         return
@@ -164,19 +164,19 @@ def _agreement(answer: Classification) -> str:
     return f" (class head: {ours}, distillation head: {theirs}, {apart})"
 
 
-def write_json(outcome: Outcome) -> None:
+def write_json(outcome: FileOutcome) -> None:
     line: dict[str, Any] = {"file": outcome.file}
     line |= {"problem": outcome.problem} if outcome.answer is None else asdict(outcome.answer)
     print(json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False))
 
 
-def csv_writer(heads: bool) -> Callable[[Outcome], None]:
+def csv_writer(heads: bool) -> Callable[[FileOutcome], None]:
     """Writes rows to stdout, after a header."""
     columns = ["file", "model", "version", "rank", "label", "index", "probability"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*columns, *(["agree", "divergence_bits"] if heads else []), "problem"])
 
-    def write(outcome: Outcome) -> None:
+    def write(outcome: FileOutcome) -> None:
         blank = [""] * (len(columns) - 1 + 2 * heads)
         if outcome.answer is None:
             writer.writerow([outcome.file, *blank, outcome.problem])

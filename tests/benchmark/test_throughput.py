@@ -6,7 +6,7 @@ import timm
 import torch
 
 from benchmark.eager import eager_rate, pytorch_model
-from benchmark.perf_analyzer import Cell
+from benchmark.perf_analyzer import PerfAnalyzerRun
 from benchmark.throughput import figures_of
 from benchmark.triton_statistics import Statistics
 from deit.errors import BenchmarkError
@@ -29,10 +29,12 @@ def counted(images: int, executions: int) -> Statistics:
     return Statistics(images, executions, images, {"queue": 0.5, "compute_infer": 1.0})
 
 
-def cell(images_per_s: float | None) -> Cell:
+def cell(images_per_s: float | None) -> PerfAnalyzerRun:
     if images_per_s is None:
-        return Cell(batch_size=1, concurrency=8, stable=False)
-    return Cell(batch_size=1, concurrency=8, stable=True, images_per_s=images_per_s, p50_ms=8.0, p95_ms=9.0, p99_ms=9.5)
+        return PerfAnalyzerRun(batch_size=1, concurrency=8, stable=False)
+    return PerfAnalyzerRun(
+        batch_size=1, concurrency=8, stable=True, images_per_s=images_per_s, p50_ms=8.0, p95_ms=9.0, p99_ms=9.5
+    )
 
 
 def test_a_cell_tells_the_median_of_its_stable_rounds_and_how_full_batches_were():

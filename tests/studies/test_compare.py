@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from benchmark.results import read
 from deit.errors import DataError
 from studies.compare import app
-from studies.comparison import PairedDifference, Run, find_runs, mcnemar, read_comparison, t_quantile
+from studies.comparison import PairedDifference, TrainingRun, find_runs, mcnemar, read_comparison, t_quantile
 from tests.training.test_images import image_folder
 from tests.training.test_loop import config
 from training.loop import train
@@ -66,7 +66,9 @@ def test_the_report_tells_what_the_runs_logged(
     assert done.exit_code == 0, done.output
     report = output.read_text()
 
-    logged = {(arm, seed): Run(runs / f"{arm}-s{seed}").metrics[-1] for arm in ("none", "token") for seed in SEEDS}
+    logged = {
+        (arm, seed): TrainingRun(runs / f"{arm}-s{seed}").metrics[-1] for arm in ("none", "token") for seed in SEEDS
+    }
     accuracy = rows_of(report, "Top-1")
     for arm, readout in (("none", "class"), ("token", "class"), ("token", "distillation"), ("token", "joint")):
         told = accuracy[f"{arm} {readout}"]
@@ -105,7 +107,7 @@ def test_the_report_tells_what_the_runs_logged(
         "token, joint",
         "token, joint_logit",
     }
-    logged = [Run(runs / f"token-s{seed}").metrics[-1]["test_joint_top1"] for seed in SEEDS]
+    logged = [TrainingRun(runs / f"token-s{seed}").metrics[-1]["test_joint_top1"] for seed in SEEDS]
     joint = top1["token, joint"]
     assert (joint.value, joint.lowest, joint.highest, joint.runs) == pytest.approx(
         (sum(logged) / 2, min(logged), max(logged), 2), abs=1e-4

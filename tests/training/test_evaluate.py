@@ -15,13 +15,13 @@ from tests.training.conftest import TINY, tiny_student
 from training.checkpoint import save_checkpoint
 from training.data import CorruptImages
 from training.evaluate import evaluate, joint_probabilities
+from training.evaluate_checkpoint import evaluate_checkpoint
 from training.evaluate_command import app
 from training.evaluate_config import EvaluateConfig
 from training.images import open_images
 from training.model import Normalize, Teacher, create_model
 from training.processes import Processes
 from training.real_labels import real_labels
-from training.report import evaluate_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything `deit evaluate` tells."""
+class CheckpointEvaluation:
+    """Everything that `deit evaluate` prints."""
 
     checkpoint: str
     model: str
@@ -30,8 +30,8 @@ class Report:
     corrupt_images: int
 
 
-def evaluate_checkpoint(config: EvaluateConfig) -> Report | None:
-    """The report, or None in all processes of torchrun's but the first."""
+def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
+    """What was found, or None in all processes of torchrun's but the first."""
     device = choose_device(config.device)
     images = open_images(config.data, "test")
     model, preprocessing, label_names = _open(config, images)
@@ -65,7 +65,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Report | None:
         corrupt.add(processes.union(corrupt.indices))
         if not processes.is_first:
             return None
-    return Report(
+    return CheckpointEvaluation(
         checkpoint=config.checkpoint,
         model=str(model.pretrained_cfg["architecture"]),  # type: ignore[index]
         preprocessing=preprocessing,
