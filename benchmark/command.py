@@ -9,6 +9,7 @@ from benchmark.accuracy_command import accuracy
 from benchmark.decoding_command import decoding
 from benchmark.engines_command import engines
 from benchmark.gateway_command import http
+from benchmark.gpu_check.command import gpu_check
 from benchmark.peers_command import peers
 from benchmark.report_command import report
 from benchmark.strategies_command import strategies
@@ -34,3 +35,4 @@ app.command("train")(train)
 app.command("strategies")(strategies)
 app.command("peers")(peers)
 app.command("report")(report)
+app.command("gpu-check")(gpu_check)

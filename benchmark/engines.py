@@ -122,8 +122,10 @@ def open_model(repository: Path, name: str) -> Loaded:
     provenance = provenance_of(config)
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     instances = sum(group.count for group in config.instance_group)
+    on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
     engine = Engine(
         backend=config.backend,
+        on_gpu=on_gpu,
         bf16=parameters.get("HINT_BF16") == "YES",
         threads=int(parameters.get("INFERENCE_NUM_THREADS") or parameters.get("intra_op_thread_count") or 0),
         instances=instances,

@@ -58,6 +58,7 @@ def measure_training(config: TrainBenchmarkConfig, environment: Environment, *, 
             batch_size=config.batch_size,
             ema_decay=0.99996,
             precision=config.precision,
+            compile=config.compile,
             workers=config.workers,
             profile=True,
         )
@@ -85,6 +86,7 @@ def measure_training(config: TrainBenchmarkConfig, environment: Environment, *, 
                 "implementation": implementation,
                 "batch_size": config.batch_size,
                 "device": device.type,
+                "compiled": config.compile and implementation == "here" and part == "step",
                 **({"workers": config.workers} if part == "loader" else {"teacher": config.teacher}),
             },
             figures={"images_per_s": Figure.of(values, "images/s")},
@@ -247,14 +249,16 @@ def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callab
             num_classes=classes,
         )
         task.train()
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         seconds = []
         started = time.perf_counter()
         for step, (pixels, targets) in enumerate(loader):
             pixels, targets = mix(pixels, targets)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 loss = task(pixels, targets)["loss"]
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
             task.update_ema(step)
             loss.item()  # the script looks at it for its log, and waits for the device

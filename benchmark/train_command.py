@@ -23,7 +23,8 @@ class TrainBenchmarkConfig:
     steps: Annotated[int, Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5
     model: Annotated[str, Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224"
     teacher: Annotated[str, Option(help="The teacher, timm's name; its weights are random.")] = "resnet18"
-    precision: Annotated[Literal["auto", "bf16", "fp32"], Option(help="As of `deit train`.")] = "auto"
+    precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Option(help="As in `deit train`.")] = "auto"
+    compile: Annotated[bool, Option("--compile", help="Compile our side, as `deit train --compile` does.")] = False
     results: Results = RESULTS
 
 

@@ -19,6 +19,7 @@ from deit.model import (
     Provenance,
 )
 from deit.preprocessing import Preprocessing
+from export.config import GPU_ENGINES, ExportConfig
 
 # Images that Triton joins into one batch where processors compute. They run 8 at once as fast as more, and the larger a
 # batch, the later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more
@@ -37,9 +38,27 @@ class Scheduling:
     queue_timeout_ms: int
 
 
+def scheduling_of(config: ExportConfig) -> Scheduling:
+    """What was asked for, and for the rest what suits where the engine computes.
+
+    At the 15,000 images/s of a GPU a queue of 256 is 17 ms. Two instances, of which one computes while the other
+    copies, and because of the late wake-ups that `model_config` describes; a plan runs only in a later Triton, which
+    wakes in time and whose backend copies ahead by itself.
+    """
+    on_gpu = config.engine in GPU_ENGINES
+    return Scheduling(
+        max_batch_size=config.max_batch_size or (128 if on_gpu else 32),
+        instances=config.instances or (1 if config.engine == "tensorrt" else 2),
+        queue_delay_us=config.queue_delay_us,
+        queue_size=config.queue_size or (4096 if on_gpu else 256),
+        queue_timeout_ms=config.queue_timeout_ms,
+    )
+
+
 def model_config(
     *,
     backend: str,
+    on_gpu: bool,
     file: str,
     backend_parameters: dict[str, str],
     outputs: tuple[str, ...],
@@ -52,7 +71,7 @@ def model_config(
     """The configuration but for the model's name and its version, which publishing adds.
 
     Args:
-        backend, file: who runs the model, and the file in the version's folder.
+        backend, on_gpu, file: who runs the model and where, and the file in the version's folder.
         backend_parameters: by the names of NVIDIA's native backend.
         verification: summary of the gate's report.
     """
@@ -69,7 +88,7 @@ def model_config(
         config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=[num_classes], label_filename=labels)
 
     config.dynamic_batching.max_queue_delay_microseconds = scheduling.queue_delay_us
-    if backend != "tensorrt" and scheduling.max_batch_size > BATCH_ON_PROCESSORS:
+    if not on_gpu and scheduling.max_batch_size > BATCH_ON_PROCESSORS:
         config.dynamic_batching.preferred_batch_size.append(BATCH_ON_PROCESSORS)
     policy = config.dynamic_batching.default_queue_policy
     policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
@@ -78,12 +97,16 @@ def model_config(
     policy.allow_timeout_override = True
     policy.max_queue_size = scheduling.queue_size
 
-    # KIND_AUTO: a GPU where Triton sees one, else the CPU. With one instance and a queue policy the batcher of Triton
-    # 2.51 misses the request that comes between the end of an execution and the release of its instance, and sleeps on
-    # for 500 ms; 2.72 names the fix of such a starvation in its notes.
+    # Where the gate judged it, on each GPU that Triton sees. KIND_AUTO would let it go to a GPU that nobody judged it
+    # on, or from a GPU to the CPU. With one instance and a queue policy the batcher of Triton 2.51 misses the request
+    # that comes between the end of an execution and the release of its instance, and sleeps on for 500 ms; 2.72 names
+    # the fix of such a starvation in its notes.
     group = model_config_pb2.ModelInstanceGroup
-    kind = {"openvino": group.KIND_CPU, "tensorrt": group.KIND_GPU}.get(backend, group.KIND_AUTO)
-    config.instance_group.add(kind=kind, count=scheduling.instances)
+    config.instance_group.add(kind=group.KIND_GPU if on_gpu else group.KIND_CPU, count=scheduling.instances)
+    if on_gpu and backend == "onnxruntime":
+        # NVIDIA's native backend leaves TF32 on unless it is told otherwise
+        accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+        accelerator.parameters["use_tf32"] = "0"
     for batch_size in sorted({1, scheduling.max_batch_size}):
         warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
         warmup.inputs[IMAGES].data_type = model_config_pb2.TYPE_UINT8

@@ -23,13 +23,13 @@ from deit.errors import RepositoryError
 from deit.model import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE, Provenance
 from deit.repository import publish
 from export import report
-from export.config import ExportConfig
-from export.configuration import Scheduling, model_config
+from export.config import GPU_ENGINES, ExportConfig
+from export.configuration import model_config, scheduling_of
 from export.engines import Engine, candidates
 from export.gate import Reference, judge, reference
-from export.graph import export_graph
+from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.quantization import METHODS, quantize
+from export.quantization import GPU_METHODS, METHODS, quantize
 from export.report import Candidate
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -39,7 +39,7 @@ from export.speed import images_per_s
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-MEASURED_BATCH = 8
+MEASURED_BATCH, MEASURED_BATCH_ON_GPU = 8, 64
 
 
 def export_models(config: ExportConfig) -> list[Path]:
@@ -66,7 +66,11 @@ def export_models(config: ExportConfig) -> list[Path]:
     folders, refused = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for precision in config.precisions:
-            found = _judged(precision, engines[precision], classifier, expected, calibration, config, Path(scratch))
+            try:
+                found = _judged(precision, engines[precision], classifier, expected, calibration, config, Path(scratch))
+            except RepositoryError as error:
+                refused.append(f"for it does not run here: {precision}: {error}")
+                continue
             measured = [candidate for _, candidate in found]
             best = max(
                 (each for each in found if each[1].passes), key=lambda each: each[1].images_per_s or 0.0, default=None
@@ -78,13 +82,12 @@ def export_models(config: ExportConfig) -> list[Path]:
                     for each in measured
                     for failure in each.judgement.failures
                 )
-                refused.append("; ".join(reasons))
+                refused.append(f"for its answers are not PyTorch's: {'; '.join(reasons)}")
                 continue
             folders.append(_publish(*best, measured, source, classifier, config))
     if refused:
         raise RepositoryError(
-            f"not published, for its answers are not PyTorch's: {'; '.join(refused)}. Published: "
-            f"{', '.join(map(str, folders)) or 'nothing'}"
+            f"not published, {'; '.join(refused)}. Published: {', '.join(map(str, folders)) or 'nothing'}"
         )
     return folders
 
@@ -100,23 +103,36 @@ def _judged(
 ) -> list[tuple[Path, Candidate]]:
     """Every graph of the precision on every engine, with the gate's findings, and speeds where there is a choice."""
     found = []
-    for method, onnx_file in _graphs(precision, classifier, expected, calibration, scratch):
+    scheduling = scheduling_of(config)
+    unloadable = []
+    for method, onnx_file in _graphs(precision, classifier, expected, calibration, config, scratch):
         for engine in engines:
-            if method == "dynamic" and engine.backend != "onnxruntime":
+            if method == "dynamic" and engine.title != "onnxruntime":
                 continue  # MatMulInteger; the others read Q/DQ
             engine = dataclasses.replace(
-                engine, threads=config.threads, instances=config.instances, max_batch_size=config.max_batch_size
+                engine,
+                threads=config.threads,
+                instances=scheduling.instances,
+                max_batch_size=scheduling.max_batch_size,
             )
-            run = engine.load(onnx_file, classifier.output_names)
+            try:
+                run = engine.load(onnx_file, classifier.output_names)
+            except RepositoryError as error:  # another form of the graph may do
+                logger.warning("%s %s: %s", precision, method, error)
+                unloadable.append(error)
+                continue
             logger.info("judging %s %s on %s", precision, method, engine.title)
-            judgement = judge(run, expected, precision, engine.title)
+            judgement = judge(run, expected, precision, engine.title, largest_batch=scheduling.max_batch_size)
             found.append((onnx_file, Candidate(method=method, engine=engine, judgement=judgement)))
+    if not found:
+        raise unloadable[0]
     rivals = [place for place, (_, candidate) in enumerate(found) if candidate.passes]
     if len(rivals) < 2:
         return found
-    batch = np.resize(expected.images, (MEASURED_BATCH, *expected.images.shape[1:]))
+    size = MEASURED_BATCH_ON_GPU if config.engine in GPU_ENGINES else MEASURED_BATCH
+    batch = np.resize(expected.images, (min(size, scheduling.max_batch_size), *expected.images.shape[1:]))
     instances = [
-        [found[place][1].engine.load(found[place][0], classifier.output_names) for _ in range(config.instances)]
+        [found[place][1].engine.load(found[place][0], classifier.output_names) for _ in range(scheduling.instances)]
         for place in track(rivals, "measuring", console=Console(stderr=True), transient=True)
     ]
     for place, rate in zip(rivals, images_per_s(instances, batch), strict=True):
@@ -129,21 +145,29 @@ def _graphs(
     classifier: JointClassifier,
     expected: Reference,
     calibration: Sample | None,
+    config: ExportConfig,
     scratch: Path,
 ) -> Iterator[tuple[str, Path]]:
     """The graphs that a precision may be, by the method that made them."""
-    plain = scratch / f"{DTYPES[precision]}.onnx".removeprefix("torch.")
+    side, dtype = expected.images.shape[1], DTYPES[precision]
+    if config.engine in GPU_ENGINES and precision != "int8":
+        fused = scratch / f"{precision}-fused.onnx"
+        logger.info("exporting the graph in %s, attention fused", dtype)
+        export_graph(served_form(classifier, dtype, for_gpu=True), side, fused, opset=OPSET_FOR_GPU)
+        yield "fused", fused
+    plain = scratch / f"{dtype}.onnx".removeprefix("torch.")
     if not plain.exists():
-        logger.info("exporting the graph in %s", DTYPES[precision])
-        export_graph(served_form(classifier, DTYPES[precision]), expected.images.shape[1], plain)
+        logger.info("exporting the graph in %s", dtype)
+        export_graph(served_form(classifier, dtype), side, plain)
     if precision != "int8":
         yield "", plain
         return
     assert calibration is not None
-    for method in METHODS:
+    on_gpu = config.engine in GPU_ENGINES
+    for method in GPU_METHODS if on_gpu else METHODS:
         target = scratch / f"int8-{method}.onnx"
         logger.info("quantizing, %s, on %d images", method, len(calibration.images))
-        quantize(plain, target, calibration.images, method=method)
+        quantize(plain, target, calibration.images, method=method, symmetric=on_gpu)
         yield method, target
 
 
@@ -170,7 +194,6 @@ def _publish(
         metrics=source.metrics,
         versions=_versions(best.engine),
     )
-    settings = asdict(config)
     file = PLAN_FILE if best.engine.backend == "tensorrt" else ONNX_FILE
 
     def fill(folder: Path) -> None:
@@ -189,6 +212,7 @@ def _publish(
         name,
         config=model_config(
             backend=best.engine.backend,
+            on_gpu=best.engine.on_gpu,
             file=file,
             backend_parameters=best.engine.parameters,
             outputs=classifier.output_names,
@@ -196,9 +220,7 @@ def _publish(
             preprocessing=source.preprocessing,
             provenance=provenance,
             verification=report.summary(best),
-            scheduling=Scheduling(
-                **{field: settings[field] for field in settings if field in Scheduling.__dataclass_fields__}
-            ),
+            scheduling=scheduling_of(config),
         ),
         label_names=source.label_names,
         fill=fill,

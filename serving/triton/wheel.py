@@ -9,10 +9,12 @@ import platform
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import deit
 from deit.errors import ServingError
 
 WHEEL = "nvidia-pytriton"
@@ -26,6 +28,9 @@ GLIBC = (2, 35)
 
 BACKENDS = Path(__file__).parent / "backends"
 """Our Python-based backends, a folder each."""
+
+CUDA_PROVIDER = Path(deit.__file__).with_name("cuda_provider.py")
+"""What the onnxruntime backend shares with `deit export` and `deit classify-dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +61,17 @@ class TritonWheel:
         for backend in BACKENDS.iterdir():
             (folder / backend.name).mkdir()
             shutil.copy(backend / "model.py", folder / backend.name)
+        shutil.copy(CUDA_PROVIDER, folder / "onnxruntime")
 
     def environment(self) -> dict[str, str]:
         """Of the Triton process: this process's own, with what the Python stub needs to find this interpreter."""
         environment = dict(os.environ)
         # The stub embeds Python, which finds its standard library through the `python3` that comes first in PATH.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-        environment["PYTHONPATH"] = sysconfig.get_path("purelib")
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
-            [*map(str, self.libraries), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+        # In the order in which this process looks for packages
+        environment["PYTHONPATH"] = _joined([environment.get("PYTHONPATH"), sysconfig.get_path("purelib")])
+        environment["LD_LIBRARY_PATH"] = _joined(
+            [*self.libraries, environment.get("LD_LIBRARY_PATH"), *nvidia_libraries()]
         )
         environment.pop("PYTHONHOME", None)
         return environment
@@ -72,6 +79,20 @@ class TritonWheel:
     @property
     def _stub(self) -> Path:
         return self.root / "python_backend_stubs" / python_minor() / "triton_python_backend_stub"
+
+
+def nvidia_libraries() -> list[Path]:
+    """The folders in which the wheels nvidia-* keep CUDA, cuDNN and cuBLAS, such as nvidia/cu13/lib; none without one.
+
+    ONNX Runtime opens some of them by name while it computes, when no package can help it any more.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return [library for folder in folders or () for library in sorted(Path(folder).glob("*/lib"))]
+
+
+def _joined(folders: Iterable[Path | str | None]) -> str:
+    return os.pathsep.join(str(folder) for folder in folders if folder)
 
 
 def find_wheel() -> TritonWheel:

@@ -1,8 +1,12 @@
+from pathlib import Path
+
+import pytest
 from tritonclient.grpc import model_config_pb2
 
 from deit.model import Provenance
 from deit.preprocessing import Preprocessing
-from export.configuration import Scheduling, model_config
+from export.config import ExportConfig
+from export.configuration import Scheduling, model_config, scheduling_of
 from serving.triton.config import provenance_of, verification_of
 from tests.training.conftest import TINY
 
@@ -20,9 +24,10 @@ PROVENANCE = Provenance(
 SCHEDULING = Scheduling(max_batch_size=16, instances=2, queue_delay_us=500, queue_size=64, queue_timeout_ms=2000)
 
 
-def config(backend: str = "onnxruntime") -> model_config_pb2.ModelConfig:
+def config(backend: str = "onnxruntime", on_gpu: bool = False) -> model_config_pb2.ModelConfig:
     return model_config(
         backend=backend,
+        on_gpu=on_gpu,
         file="model.onnx",
         backend_parameters={"intra_op_thread_count": "1"},
         outputs=("probabilities", "class_probabilities"),
@@ -54,7 +59,41 @@ def test_the_configuration_says_everything() -> None:
     assert verification_of(parsed) == {"top1": 0.5}
 
 
-def test_an_engine_of_processors_asks_for_no_gpu() -> None:
-    kinds = model_config_pb2.ModelInstanceGroup
-    assert [(group.kind, group.count) for group in config().instance_group] == [(kinds.KIND_AUTO, 2)]
-    assert [(group.kind, group.count) for group in config("openvino").instance_group] == [(kinds.KIND_CPU, 2)]
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_was_judged_on_processors_stays_there(backend: str) -> None:
+    found = config(backend)
+    assert [(group.kind, group.count) for group in found.instance_group] == [(found.instance_group[0].KIND_CPU, 2)]
+    assert list(found.dynamic_batching.preferred_batch_size) == [8]
+    assert not found.HasField("optimization")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_what_was_judged_on_a_gpu_runs_on_every_gpu_and_nowhere_else(backend: str) -> None:
+    found = config(backend, on_gpu=True)
+    (group,) = found.instance_group
+    assert (group.kind, group.count, list(group.gpus)) == (group.KIND_GPU, 2, [])
+    assert list(found.dynamic_batching.preferred_batch_size) == []
+    accelerators = found.optimization.execution_accelerators.gpu_execution_accelerator
+    assert [(each.name, dict(each.parameters)) for each in accelerators] == (
+        [("cuda", {"use_tf32": "0"})] if backend == "onnxruntime" else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("auto", (32, 2, 256)),
+        ("onnxruntime", (32, 2, 256)),
+        ("openvino", (32, 2, 256)),
+        ("cuda", (128, 2, 4096)),
+        ("tensorrt", (128, 1, 4096)),
+    ],
+)
+def test_batches_instances_and_queue_suit_where_the_engine_computes(
+    engine: str, expected: tuple[int, int, int]
+) -> None:
+    found = scheduling_of(ExportConfig(images=Path("x"), timm="deit", engine=engine))
+    assert (found.max_batch_size, found.instances, found.queue_size) == expected
+    asked = ExportConfig(images=Path("x"), timm="deit", engine=engine, max_batch_size=16, instances=3, queue_size=9)
+    found = scheduling_of(asked)
+    assert (found.max_batch_size, found.instances, found.queue_size) == (16, 3, 9)

@@ -13,6 +13,7 @@ from deit.model import Provenance
 from deit.preprocessing import resize_and_crop
 from deit.repository import read_config
 from export.config import ExportConfig
+from export.engines import Engine, Run
 from export.export import export_models
 from export.joint import JointClassifier
 from export.served import served_form
@@ -183,6 +184,35 @@ def test_bfloat16_is_refused_for_an_engine_that_has_no_products_in_it(
         export_models(config(checkpoint, pictures, tmp_path / "models", precision="bf16"))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_without_cuda_the_export_for_a_gpu_ends_before_it_begins(
+    pictures: Path, tmp_path: Path, precision: str
+) -> None:
+    """With the onnxruntime for processors that is installed here: the checkpoint is not even looked for."""
+    with pytest.raises(
+        RepositoryError, match=r"--engine cuda computes on a GPU.*has no CUDAExecutionProvider.*deit-server\[gpu\]"
+    ):
+        export_models(config(Path("nowhere"), pictures, tmp_path / "models", engine="cuda", precision=precision))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_precision_that_does_not_run_keeps_no_other_from_being_published(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that refuses a graph is simulated: no operator that `deit export` writes is refused by one here."""
+
+    def load(engine: Engine, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+        if engine.precision == "fp16":
+            raise RepositoryError("ONNX Runtime cannot run float16.onnx: no kernel for Gelu(20)")
+        return original(engine, onnx_file, outputs)
+
+    original = Engine.load
+    monkeypatch.setattr(Engine, "load", load)
+    with pytest.raises(RepositoryError, match=r"does not run here: fp16: .*Gelu.*Published: \S+/models/tiny/1"):
+        export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny", precision="fp16,fp32"))
+    assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
 @pytest.mark.parametrize(
     ("readout", "expected"),
     [("joint-probability", 0), ("joint-logit", 0), ("class", 1), ("distillation", 2)],
@@ -208,7 +238,7 @@ def test_the_readout_decides_what_probabilities_are(checkpoint: Path, readout: s
     ("changes", "finding"),
     [
         ({"precision": "fp32,int4"}, "--precision int4: choose from fp32, fp16, bf16, int8"),
-        ({"engine": "cuda"}, "--engine cuda: choose from auto"),
+        ({"engine": "gpu"}, "--engine gpu: choose from auto, onnxruntime, openvino, cuda, tensorrt"),
         ({"readout": "mean"}, "--readout mean: choose from joint-probability"),
     ],
 )

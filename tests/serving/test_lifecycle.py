@@ -154,6 +154,11 @@ def ask_for_unknown_accelerator(model):
         config.write('optimization { execution_accelerators { cpu_execution_accelerator [ { name: "magic" } ] } }\n')
 
 
+def promise_a_gpu(model):
+    config = model / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_AUTO", "KIND_GPU"))
+
+
 def contradict_preprocessing(model):
     config = model / "config.pbtxt"
     config.write_text(config.read_text().replace('\\"image_size\\": 32', '\\"image_size\\": 64'))
@@ -168,6 +173,7 @@ def contradict_preprocessing(model):
         (remove_version, "version"),
         (remove_labels, "labels.txt"),
         (ask_for_unknown_accelerator, "magic"),
+        (promise_a_gpu, "GPU"),
         (contradict_preprocessing, "[-1, 64, 64, 3]"),
     ],
 )

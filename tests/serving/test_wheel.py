@@ -39,10 +39,27 @@ def test_backends_are_assembled_with_the_stub_of_this_python(tmp_path):
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",
         "onnxruntime/model.py",
+        "onnxruntime/cuda_provider.py",
         "openvino/model.py",
     }
     stub = (tmp_path / "python" / "triton_python_backend_stub").read_bytes()
     assert f"libpython{sys.version_info.major}.{sys.version_info.minor}.so".encode() in stub
+
+
+def test_triton_finds_what_this_process_finds(monkeypatch, tmp_path):
+    """Packages in a folder of PYTHONPATH, and the libraries of every nvidia-* wheel on sys.path, after Triton's own."""
+    for folder in ("nvidia/cu13/lib", "nvidia/cudnn/lib", "nvidia/empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/cuda/lib64")
+    wheel = find_wheel()
+    environment = wheel.environment()
+    assert environment["PYTHONPATH"].split(":") == [str(tmp_path), sysconfig.get_path("purelib")]
+    libraries = environment["LD_LIBRARY_PATH"].split(":")
+    assert libraries[:3] == [*map(str, wheel.libraries), "/opt/cuda/lib64"]
+    assert {str(tmp_path / "nvidia/cu13/lib"), str(tmp_path / "nvidia/cudnn/lib")} <= set(libraries[3:])
+    assert all(library.endswith("/lib") for library in libraries[3:])
 
 
 def test_numpy_2_is_refused(versions):

@@ -3,7 +3,8 @@
 Triton looks a backend up by name and takes the native library first, so one model repository serves here and in
 NVIDIA's image, whose `libtriton_onnxruntime.so` this file stands in for. It reads the same keys of config.pbtxt:
 https://github.com/triton-inference-server/onnxruntime_backend#model-config-options. What it cannot honour it logs as a
-warning. It runs in Triton's stub process, one process an instance, and imports nothing of this project.
+warning, but an instance of kind GPU runs on the GPU or does not load. It runs in Triton's stub process, one process an
+instance, and imports nothing of this project but cuda_provider.py, which is copied to its folder.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from cuda_provider import CPU, CUDA, TENSORRT, GpuUnavailableError, Provider, cuda_provider, gpu_session
 
 # The native backend takes all cores by default. Here an instance is a process, and two of them that each take every
 # core are slower than two with one thread each.
@@ -29,8 +31,8 @@ GRAPH_OPTIMIZATION = {
 
 # `execution_accelerators` by the native backend's names
 ACCELERATOR_PROVIDERS = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
+    "tensorrt": TENSORRT,
+    "cuda": CUDA,
     "openvino": "OpenVINOExecutionProvider",
 }
 
@@ -39,7 +41,6 @@ TENSORRT_OPTIONS = {"max_workspace_size_bytes": "trt_max_workspace_size"}
 TENSORRT_PRECISIONS = {"FP32": {}, "FP16": {"trt_fp16_enable": "1"}, "BF16": {"trt_bf16_enable": "1"}}
 
 Config = dict[str, Any]
-Provider = tuple[str, dict[str, str]]
 
 
 class TritonPythonModel:
@@ -49,9 +50,20 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         filename = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"], args["model_version"], filename)
-        providers = choose_providers(config, args["model_instance_kind"], args["model_instance_device_id"])
         try:
-            self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers)
+            if args["model_instance_kind"] == "GPU":
+                providers = gpu_providers(config, args["model_instance_device_id"])
+                self.session = gpu_session(path, session_options(config), providers)
+            else:
+                self.session = onnxruntime.InferenceSession(
+                    path, session_options(config), providers=cpu_providers(config)
+                )
+        except GpuUnavailableError as error:
+            raise pb_utils.TritonModelException(
+                f"an instance of {args['model_name']} is of kind GPU and does not answer from the CPU: {error}. To run "
+                "it on the CPU, export it with --engine onnxruntime, or write kind: KIND_CPU in the instance_group of "
+                "its config.pbtxt"
+            ) from error
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise pb_utils.TritonModelException(f"{path} does not load: {error}") from error
         self.batches = config["max_batch_size"] > 0
@@ -144,26 +156,33 @@ def cores_of_an_instance(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // instances)
 
 
-def choose_providers(config: Config, kind: str, device_id: str) -> list[Provider]:
-    """ONNX Runtime's execution providers, first choice first, the CPU always last."""
-    available = onnxruntime.get_available_providers()
-    optimization = config.get("optimization") or {}
-    accelerators = optimization.get("execution_accelerators") or {}
-    asked = accelerators.get(f"{kind.lower()}_execution_accelerator") or []
+def gpu_providers(config: Config, device_id: str) -> list[Provider]:
+    """What an instance on a GPU must have, first choice first. What TensorRT cannot take runs on CUDA, as with the
+    native backend.
+    """
+    asked = accelerators(config, "gpu")
     wanted = [accelerator_provider(accelerator, device_id) for accelerator in asked]
-    if kind == "GPU" and all(name != "CUDAExecutionProvider" for name, _ in wanted):
-        # what TensorRT cannot take runs on the GPU too, as with the native backend
-        wanted.append(("CUDAExecutionProvider", {"device_id": device_id}))
-    providers = [provider for provider in wanted if provider[0] in available]
+    return wanted if any(name == CUDA for name, _ in wanted) else [*wanted, cuda_provider(device_id)]
+
+
+def cpu_providers(config: Config) -> list[Provider]:
+    """What an instance on the CPU takes of what is installed, the plain one last."""
+    available = onnxruntime.get_available_providers()
+    wanted = [accelerator_provider(accelerator, "0") for accelerator in accelerators(config, "cpu")]
     missing = [name for name, _ in wanted if name not in available]
     if missing:
-        # Triton resolves KIND_AUTO before this backend sees it, so an explicit wish cannot be told from a default.
         warn(
             config,
             f"{', '.join(missing)} is not in the installed onnxruntime ({', '.join(available)}); the model runs on "
-            f"{' and '.join(name for name, _ in providers) or 'the CPU'}. For a GPU install onnxruntime-gpu.",
+            f"{' and '.join(name for name, _ in wanted if name in available) or 'the CPU'}",
         )
-    return [*providers, ("CPUExecutionProvider", {})]
+    return [*(provider for provider in wanted if provider[0] in available), (CPU, {})]
+
+
+def accelerators(config: Config, kind: str) -> list[Config]:
+    """`optimization { execution_accelerators { KIND_execution_accelerator } }`."""
+    found = (config.get("optimization") or {}).get("execution_accelerators") or {}
+    return list(found.get(f"{kind}_execution_accelerator") or [])
 
 
 def accelerator_provider(accelerator: Config, device_id: str) -> Provider:
@@ -174,7 +193,7 @@ def accelerator_provider(accelerator: Config, device_id: str) -> Provider:
         raise pb_utils.TritonModelException(
             f"execution accelerator {name!r} is not known; choose from {', '.join(ACCELERATOR_PROVIDERS)}"
         )
-    options: dict[str, str] = {} if name == "openvino" else {"device_id": device_id}
+    options = {"openvino": {}, "cuda": cuda_provider(device_id)[1], "tensorrt": {"device_id": device_id}}[name]
     if name == "tensorrt":
         precision = parameters.pop("precision_mode", "FP32")
         if precision not in TENSORRT_PRECISIONS:
