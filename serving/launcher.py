@@ -19,6 +19,7 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from deit.errors import ServingError
+from deit.options import named
 from serving.embedded.control import claim_control_socket
 from serving.embedded.embedded import EmbeddedTriton, embedded_triton
 from serving.embedded.options import LOOPBACK
@@ -26,7 +27,7 @@ from serving.embedded.reload import Reloader
 from serving.embedded.signals import StopSignal
 from serving.embedded.supervisor import Supervisor
 from serving.gateway.admission import Admission
-from serving.gateway.api_keys import ENVIRONMENT_VARIABLE, load_api_keys
+from serving.gateway.api_keys import load_api_keys
 from serving.gateway.app import Access, Companion, create_app
 from serving.gateway.connection import wait_until_ready
 from serving.gateway.decoder import Decoder
@@ -64,23 +65,23 @@ def serve(settings: ServeSettings) -> None:
             if settings.triton_url is None:
                 triton = stack.enter_context(
                     embedded_triton(
-                        settings.model_repository,
-                        settings.triton_ports,
+                        settings.triton.model_repository,
+                        settings.triton.ports,
                         allow_reload=settings.allow_reload,
                         traces_url=traces_url(os.environ),
                     )
                 )
                 supervisor = Supervisor(
-                    triton, most_restarts=settings.triton_restarts, start_timeout_s=settings.start_timeout_s
+                    triton, most_restarts=settings.triton_restarts, start_timeout_s=settings.triton.start_timeout_s
                 )
-            url = settings.triton_url or f"{LOOPBACK}:{settings.triton_ports.grpc}"
+            url = settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}"
 
             def raise_if_in_vain() -> None:
                 stop.raise_if_received()
                 if triton is not None:
                     triton.process.raise_if_ended()
 
-            wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
+            wait_until_ready(url, timeout_s=settings.triton.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
             models = discover_models(url, triton.control_headers if triton is not None else None)
             stop.raise_if_received()
             server = gateway_server(settings, url, models, access, stop, triton, supervisor, listener)
@@ -210,7 +211,9 @@ def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
     if wanted is None:
         return next(iter(models))
     if wanted not in models:
-        raise ServingError(f"--default-model {wanted} is not served; choose from: {', '.join(models)}")
+        raise ServingError(
+            f"{named('--default-model')} is {wanted}, which is not served; choose from: {', '.join(models)}"
+        )
     return wanted
 
 
@@ -220,16 +223,17 @@ def serve_metrics(metrics: Metrics, host: str, port: int) -> None:
         start_http_server(port, addr=host, registry=metrics.registry)
     except OSError as error:
         raise ServingError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --metrics-port"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named('--metrics-port')}"
         ) from error
 
 
 def read_access(settings: ServeSettings) -> Access:
-    # Taken out of the environment, which Triton and its stubs would inherit.
-    keys = load_api_keys(settings.api_keys_file, os.environ.pop(ENVIRONMENT_VARIABLE, None))
+    keys = load_api_keys(settings.api_keys_file, settings.api_keys.text if settings.api_keys else None)
     if keys is None and settings.rate_limit is not None:
-        raise ServingError("--rate-limit counts by key, and there are none; set --api-keys-file, or drop it")
-    return Access(keys=keys, rate_limit=settings.rate_limit, cors_origins=settings.cors_origins)
+        raise ServingError(
+            f"{named('--rate-limit')} is per API key, and there are none; set {named('--api-keys-file')}, or drop it"
+        )
+    return Access(keys=keys, rate_limit=settings.rate_limit, cors_origins=settings.origins)
 
 
 def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
@@ -240,15 +244,16 @@ def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
         )[0]
         if not admits_strangers and not ipaddress.ip_address(address[0]).is_loopback:
             raise ServingError(
-                f"--host {host} admits other machines, and there are no keys: give some with --api-keys-file or "
-                f"{ENVIRONMENT_VARIABLE}, or say --insecure where something else keeps strangers out"
+                f"{named('--host')} is {host}, which accepts other machines, and there are no API keys: give some with "
+                f"{named('--api-keys-file')}, or add {named('--insecure')} where something else keeps strangers out"
             )
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         raise ServingError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port (or --host)"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named('--port')} or "
+            f"{named('--host')}"
         ) from error
     return listener
 

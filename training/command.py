@@ -9,8 +9,8 @@ from training.config import TrainConfig
 app = typer.Typer()
 
 
-@app.command(context_settings={"auto_envvar_prefix": "DEIT_TRAIN"})
-@command_of(TrainConfig)
+@app.command()
+@command_of(TrainConfig, "DEIT_TRAIN")
 def train(config: TrainConfig) -> None:
     """Train a teacher, or distil a DeiT student from one.
 

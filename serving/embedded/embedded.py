@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deit.errors import ServingError
+from deit.options import named
 from serving.embedded.options import CONTROL_HEADER, LOOPBACK, triton_options
 from serving.embedded.process import TritonProcess
 from serving.embedded.run_folder import remove_shared_memory, run_folder, shared_memory_prefix
@@ -109,5 +110,6 @@ def check_port_is_free(port: int, flag: str) -> None:
             probe.bind((LOOPBACK, port))
         except OSError as error:
             raise ServingError(
-                f"port {port} on {LOOPBACK} cannot be used by Triton ({error.strerror}); choose another with {flag}"
+                f"port {port} on {LOOPBACK} cannot be used by Triton ({error.strerror}); "
+                f"choose another with {named(flag)}"
             ) from error

@@ -45,13 +45,16 @@ def run_triton(settings: StandaloneSettings) -> None:
     """
     stop = StopSignal()
     if settings.host != LOOPBACK:
-        typer.echo(BANNER.format(address=f"{settings.host}:{settings.ports.grpc}"), err=True)
+        typer.echo(BANNER.format(address=f"{settings.host}:{settings.triton.ports.grpc}"), err=True)
     is_any = settings.host == "0.0.0.0"
-    url = f"{LOOPBACK if is_any else settings.host}:{settings.ports.grpc}"
+    url = f"{LOOPBACK if is_any else settings.host}:{settings.triton.ports.grpc}"
     with (
         contextlib.suppress(KeyboardInterrupt),
         embedded_triton(
-            settings.model_repository, settings.ports, host=settings.host, traces_url=traces_url(os.environ)
+            settings.triton.model_repository,
+            settings.triton.ports,
+            host=settings.host,
+            traces_url=traces_url(os.environ),
         ) as triton,
     ):
 
@@ -59,8 +62,8 @@ def run_triton(settings: StandaloneSettings) -> None:
             stop.raise_if_received()
             triton.process.raise_if_ended()
 
-        wait_until_ready(url, timeout_s=settings.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
-        asyncio.run(watch(triton, url, discover_models(url), stop, settings.start_timeout_s))
+        wait_until_ready(url, timeout_s=settings.triton.start_timeout_s, raise_if_in_vain=raise_if_in_vain)
+        asyncio.run(watch(triton, url, discover_models(url), stop, settings.triton.start_timeout_s))
     logger.info("stopped")
 
 

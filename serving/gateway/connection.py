@@ -8,6 +8,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from deit.errors import ServingError
+from deit.options import named
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def wait_until_ready(url: str, *, timeout_s: float, raise_if_in_vain: Callable[[
             if waited_s > timeout_s:
                 raise ServingError(
                     f"the Triton at {url} was not ready after {timeout_s:.0f} s; "
-                    "raise --start-timeout-s if it builds engines, or look for its errors in the log"
+                    f"raise {named('--start-timeout-s')} if it builds engines, or look for its errors in the log"
                 )
             if waited_s > next_progress_s:
                 logger.info("waiting for Triton at %s to load the models (%.0f s)", url, waited_s)

@@ -166,7 +166,7 @@ def test_a_gateway_that_goes_fails_no_request(model_repository):
     (grpc, metrics) = free_ports(2)
     environment = {each["name"]: each["value"] for each in container["env"] if each["name"] == "DEIT_LOG_FORMAT"}
     triton = subprocess.Popen(
-        [sys.executable, "-m", "deit", "triton", f"--grpc-port={grpc}", f"--metrics-port={metrics}"],
+        [sys.executable, "-m", "deit", "triton", f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"],
         env={**os.environ, "DEIT_MODEL_REPOSITORY": str(model_repository)},
         stderr=subprocess.PIPE,
         text=True,

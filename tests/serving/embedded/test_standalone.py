@@ -54,7 +54,7 @@ def inferences(port: int) -> float:
 def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
     """A container's restart policy starts it anew; Triton itself would say "ready" for ever."""
     grpc, metrics, http = free_ports(3)
-    ports = [f"--grpc-port={grpc}", f"--metrics-port={metrics}", f"--http-port={http}"]
+    ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}", f"--triton-http-port={http}"]
     with deit_triton("--model-repository", model_repository, "--host=0.0.0.0", "--insecure", *ports) as process:
         health = f"http://127.0.0.1:{http}/v2/health/ready"
         eventually(lambda: answers(health), 100)
@@ -79,8 +79,8 @@ def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
 
 def test_sigterm_stops_it_and_leaves_nothing(model_repository):
     grpc, metrics = free_ports(2)
-    arguments = ["--model-repository", model_repository, f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    with deit_triton(*arguments) as process:
+    ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
+    with deit_triton("--model-repository", model_repository, *ports) as process:
         eventually(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"), 100)
         family = children(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -95,7 +95,7 @@ def test_sigterm_stops_it_and_leaves_nothing(model_repository):
     [
         (["--host=0.0.0.0"], "--insecure"),
         (["--host=localhost"], "IPv4"),
-        (["--http-port=8001"], "cannot share"),
+        (["--triton-http-port=8001"], "cannot share"),
     ],
 )
 def test_wrong_usage_is_told(arguments, complaint):

@@ -9,7 +9,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from serving.triton.wheel import find_wheel
+from serving.embedded.wheel import find_wheel
 
 from tests.conftest import REPOSITORY_ROOT
 
