@@ -24,6 +24,6 @@ def triton(settings: StandaloneSettings) -> None:
     """
     configure_logging(settings.log.format)
     logger.info("settings", extra=resolved(settings))
-    from serving.embedded.standalone import run_triton  # after parsing, so that --help and wrong usage are quick
+    from serving.launcher import run_triton  # after parsing, so that --help and wrong usage are quick
 
     run_triton(settings)

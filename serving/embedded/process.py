@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deit.errors import ServingError
-from serving.embedded.options import EXIT_TIMEOUT_S
+from serving.embedded.command_line import EXIT_TIMEOUT_S
 
 logger = logging.getLogger(__name__)
 triton_logger = logging.getLogger("triton")

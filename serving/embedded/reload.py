@@ -20,8 +20,8 @@ from tritonclient.utils import InferenceServerException
 from deit.errors import DeitError, ServingError
 from deit.model import PROBABILITIES
 from serving.embedded.control import Answer, control_server
-from serving.embedded.embedded import EmbeddedTriton
 from serving.embedded.snapshot import Offer
+from serving.embedded.triton import EmbeddedTriton
 from serving.gateway.admission import Admission
 from serving.gateway.connection import connect
 from serving.gateway.metrics import Metrics

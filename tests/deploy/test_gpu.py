@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.embedded.options import triton_options
+from serving.embedded.command_line import triton_options
 from serving.settings import TritonPorts
 from tests.conftest import REPOSITORY_ROOT
 

@@ -9,8 +9,8 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from serving.embedded.wheel import find_wheel
 
+from serving.embedded.wheel import find_wheel
 from tests.conftest import REPOSITORY_ROOT
 
 MODEL = REPOSITORY_ROOT / "model_repository" / "deit_cifar10"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serving.embedded.options import triton_options
+from serving.embedded.command_line import triton_options
 from serving.settings import TritonPorts
 
 PLACES = {
