@@ -27,7 +27,7 @@ GLIBC = (2, 35)
 """The wheel is tagged manylinux_2_35."""
 
 BACKENDS = Path(__file__).parent / "backends"
-"""Our Python-based backends, a folder each."""
+"""Our Python-based backends, a folder each, and what they share."""
 
 CUDA_PROVIDER = Path(deit.__file__).with_name("cuda_provider.py")
 """What the onnxruntime backend shares with `deit export` and `deit classify-dataset`."""
@@ -58,9 +58,11 @@ class TritonWheel:
         """
         shutil.copytree(self.root / "backends" / "python", folder / "python")
         shutil.copy(self._stub, folder / "python")
-        for backend in BACKENDS.iterdir():
-            (folder / backend.name).mkdir()
-            shutil.copy(backend / "model.py", folder / backend.name)
+        for model in BACKENDS.glob("*/model.py"):
+            backend = folder / model.parent.name
+            backend.mkdir()
+            shutil.copy(model, backend)
+            shutil.copy(BACKENDS / "batched_model.py", backend)
         shutil.copy(CUDA_PROVIDER, folder / "onnxruntime")
 
     def environment(self) -> dict[str, str]:

@@ -39,8 +39,10 @@ def test_backends_are_assembled_with_the_stub_of_this_python(tmp_path):
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",
         "onnxruntime/model.py",
+        "onnxruntime/batched_model.py",
         "onnxruntime/cuda_provider.py",
         "openvino/model.py",
+        "openvino/batched_model.py",
     }
     stub = (tmp_path / "python" / "triton_python_backend_stub").read_bytes()
     assert f"libpython{sys.version_info.major}.{sys.version_info.minor}.so".encode() in stub

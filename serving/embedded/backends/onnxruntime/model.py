@@ -4,17 +4,15 @@ Triton looks a backend up by name and takes the native library first, so one mod
 NVIDIA's image, whose `libtriton_onnxruntime.so` this file stands in for. It reads the same keys of config.pbtxt:
 https://github.com/triton-inference-server/onnxruntime_backend#model-config-options. What it cannot honour it logs as a
 warning, but an instance of kind GPU runs on the GPU or does not load. It runs in Triton's stub process, one process an
-instance, and imports nothing of this project but cuda_provider.py, which is copied to its folder.
+instance, and imports nothing of this project but what is copied to its folder: cuda_provider.py and batched_model.py.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from batched_model import BatchedModel, Config, cores_of_an_instance, parameters_of, warn
 from cuda_provider import CPU, CUDA, TENSORRT, GpuUnavailableError, Provider, cuda_provider, gpu_session
 
 # The native backend takes all cores by default. Here an instance is a process, and two of them that each take every
@@ -40,16 +38,14 @@ ACCELERATOR_PROVIDERS = {
 TENSORRT_OPTIONS = {"max_workspace_size_bytes": "trt_max_workspace_size"}
 TENSORRT_PRECISIONS = {"FP32": {}, "FP16": {"trt_fp16_enable": "1"}, "BF16": {"trt_bf16_enable": "1"}}
 
-Config = dict[str, Any]
 
+class TritonPythonModel(BatchedModel):  # type: ignore[misc]  # its file lies elsewhere for mypy
+    """The name and the methods are Triton's."""
 
-class TritonPythonModel:
-    """One instance of one model version; the name and the methods are Triton's."""
+    ENGINE = "onnxruntime"
 
     def initialize(self, args: dict[str, str]) -> None:
-        config = json.loads(args["model_config"])
-        filename = config.get("default_model_filename") or "model.onnx"
-        path = Path(args["model_repository"], args["model_version"], filename)
+        config, path = self.read(args, "model.onnx")
         try:
             if args["model_instance_kind"] == "GPU":
                 providers = gpu_providers(config, args["model_instance_device_id"])
@@ -66,51 +62,14 @@ class TritonPythonModel:
             ) from error
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise pb_utils.TritonModelException(f"{path} does not load: {error}") from error
-        self.batches = config["max_batch_size"] > 0
-        self.input_names = [tensor["name"] for tensor in config["input"]]
-        self.output_names = [tensor["name"] for tensor in config["output"]]
         self._check_names(path)
         pb_utils.Logger.log_info(
             f"{args['model_name']} version {args['model_version']}: onnxruntime {onnxruntime.__version__}, "
             f"{', '.join(self.session.get_providers())}"
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; the batch that Triton formed runs as one.
-
-        Whether a client has left is not asked here: Triton drops such requests while they are queued.
-        """
-        groups = [requests] if self.batches else [[request] for request in requests]
-        return [response for group in groups for response in self._run(group)]
-
-    def _run(self, requests: list[Any]) -> list[Any]:
-        wanted = {name for request in requests for name in request.requested_output_names()}
-        names = [name for name in self.output_names if name in wanted]
-        try:
-            inputs = [
-                [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names]
-                for request in requests
-            ]
-            # A lone request is passed on as it lies in shared memory, without a copy.
-            batch = inputs[0] if len(inputs) == 1 else [np.concatenate(parts) for parts in zip(*inputs, strict=True)]
-            outputs = self.session.run(names, dict(zip(self.input_names, batch, strict=True)))
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            return [failure(f"onnxruntime: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
-        if len(requests) == 1:
-            rows = [slice(None)]
-        else:
-            ends = np.cumsum([len(parts[0]) for parts in inputs]).tolist()
-            rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-        return [
-            pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor(name, output[row])
-                    for name, output in zip(names, outputs, strict=True)
-                    if name in request.requested_output_names()
-                ]
-            )
-            for request, row in zip(requests, rows, strict=True)
-        ]
+    def infer(self, names: list[str], inputs: dict[str, Any]) -> list[Any]:
+        return list(self.session.run(names, inputs))
 
     def _check_names(self, path: Path) -> None:
         graph_inputs = {tensor.name for tensor in self.session.get_inputs()}
@@ -122,13 +81,9 @@ class TritonPythonModel:
             )
 
 
-def failure(message: str, code: int) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-
-
 def session_options(config: Config) -> onnxruntime.SessionOptions:
     """Threads, arena and optimisation as config.pbtxt asks by the native backend's names."""
-    parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+    parameters = parameters_of(config)
     options = onnxruntime.SessionOptions()
     threads = int(parameters.get("intra_op_thread_count", DEFAULT_INTRA_OP_THREADS))
     options.intra_op_num_threads = threads or cores_of_an_instance(config)
@@ -148,12 +103,6 @@ def session_options(config: Config) -> onnxruntime.SessionOptions:
     if "memory.enable_memory_arena_shrinkage" in parameters:
         warn(config, "memory.enable_memory_arena_shrinkage is not supported by this backend and has no effect")
     return options
-
-
-def cores_of_an_instance(config: Config) -> int:
-    """An equal share of the cores; the native backend would give each instance all of them."""
-    instances = sum(int(group["count"]) for group in config["instance_group"])
-    return max(1, len(os.sched_getaffinity(0)) // instances)
 
 
 def gpu_providers(config: Config, device_id: str) -> list[Provider]:
@@ -202,7 +151,3 @@ def accelerator_provider(accelerator: Config, device_id: str) -> Provider:
             )
         options |= TENSORRT_PRECISIONS[precision]
     return ACCELERATOR_PROVIDERS[name], options | {TENSORRT_OPTIONS.get(k, k): v for k, v in parameters.items()}
-
-
-def warn(config: Config, message: str) -> None:
-    pb_utils.Logger.log_warn(f"{config['name']}: {message}")
