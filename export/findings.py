@@ -1,4 +1,4 @@
-"""The gate's findings for people (a table) and for programs (JSON, and a summary in config.pbtxt)."""
+"""What the gate found, for people (a table) and for programs (JSON, and a summary in config.pbtxt)."""
 
 import io
 from dataclasses import asdict, dataclass

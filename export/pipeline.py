@@ -22,15 +22,15 @@ from deit import __version__
 from deit.errors import RepositoryError
 from deit.model import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE, Provenance
 from deit.repository import publish
-from export import report
+from export import findings
 from export.config import GPU_ENGINES, ExportConfig
-from export.configuration import model_config, scheduling_of
+from export.config_pbtxt import model_config, scheduling_of
 from export.engines import Engine, candidates
+from export.findings import Candidate
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
 from export.quantization import GPU_METHODS, METHODS, quantize
-from export.report import Candidate
 from export.samples import Sample, load_samples
 from export.served import served_form
 from export.source import Source, load_source
@@ -75,7 +75,7 @@ def export_models(config: ExportConfig) -> list[Path]:
             best = max(
                 (each for each in found if each[1].passes), key=lambda each: each[1].images_per_s or 0.0, default=None
             )
-            Console(stderr=True, width=140).print(report.table(measured, [best[1]] if best else []))
+            Console(stderr=True, width=140).print(findings.table(measured, [best[1]] if best else []))
             if best is None:
                 reasons = dict.fromkeys(
                     f"{each.title} on {each.engine.title}: {failure}"
@@ -204,8 +204,8 @@ def _publish(
         else:
             shutil.copyfile(onnx_file, folder / ONNX_FILE)
         (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
-        (folder / REPORT_FILE).write_text(json.dumps(report.as_json(measured, best), indent=2) + "\n")
-        (folder / REPORT_TABLE).write_text(report.as_text(measured, best))
+        (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
+        (folder / REPORT_TABLE).write_text(findings.as_text(measured, best))
 
     version = publish(
         config.repository,
@@ -219,7 +219,7 @@ def _publish(
             num_classes=len(source.label_names),
             preprocessing=source.preprocessing,
             provenance=provenance,
-            verification=report.summary(best),
+            verification=findings.summary(best),
             scheduling=scheduling_of(config),
         ),
         label_names=source.label_names,

@@ -6,7 +6,7 @@ from tritonclient.grpc import model_config_pb2
 from deit.model import Provenance
 from deit.preprocessing import Preprocessing
 from export.config import ExportConfig
-from export.configuration import Scheduling, model_config, scheduling_of
+from export.config_pbtxt import Scheduling, model_config, scheduling_of
 from serving.triton.config import provenance_of, verification_of
 from tests.training.conftest import TINY
 

@@ -14,8 +14,8 @@ from deit.preprocessing import resize_and_crop
 from deit.repository import read_config
 from export.config import ExportConfig
 from export.engines import Engine, Run
-from export.export import export_models
 from export.joint import JointClassifier
+from export.pipeline import export_models
 from export.served import served_form
 from serving.doctor import examine
 from serving.triton.config import verification_of
@@ -64,7 +64,7 @@ def test_a_graph_that_answers_differently_is_not_published(
         served.model.patch_embed.product.weight.data /= 2
         return served
 
-    monkeypatch.setattr("export.export.served_form", darker)
+    monkeypatch.setattr("export.pipeline.served_form", darker)
     with pytest.raises(RepositoryError, match="for its answers are not PyTorch's: fp32 on onnxruntime: "):
         export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
     assert not (tmp_path / "models").exists()
