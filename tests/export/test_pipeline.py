@@ -13,7 +13,7 @@ from deit.model import Provenance
 from deit.preprocessing import resize_and_crop
 from deit.repository import read_config
 from export.config import ExportConfig
-from export.engines import Engine, Run
+from export.engines import Engine, Infer
 from export.joint import JointClassifier
 from export.pipeline import export_models
 from export.served import served_form
@@ -201,7 +201,7 @@ def test_a_precision_that_does_not_run_keeps_no_other_from_being_published(
 ) -> None:
     """An engine that refuses a graph is simulated: no operator that `deit export` writes is refused by one here."""
 
-    def load(engine: Engine, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+    def load(engine: Engine, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
         if engine.precision == "fp16":
             raise RepositoryError("ONNX Runtime cannot run float16.onnx: no kernel for Gelu(20)")
         return original(engine, onnx_file, outputs)
