@@ -62,9 +62,6 @@ class TrainConfig:
     runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
     resume: Annotated[bool, Option("--resume", help="Go on after the last epoch that RUNS/NAME finished.")] = False
 
-    explain: Annotated[
-        bool, Option("--explain", help="Only tell which images an epoch reads, in which order and process.")
-    ] = False
     profile: Annotated[bool, Option("--profile", help="Tell after each epoch where the time of its steps went.")] = (
         False
     )
@@ -321,7 +318,7 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the weights, as plain data: all but where the run lies, what it runs on and what it tells."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for other in ("runs", "resume", "device", "workers", "explain", "profile", "report", "evaluate_every"):
+        for other in ("runs", "resume", "device", "workers", "profile", "report", "evaluate_every"):
             del values[other]
         return values
 

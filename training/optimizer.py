@@ -1,6 +1,6 @@
 """The optimiser, and a step of it that no loss or gradient which is not finite gets into, without waiting for a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -31,6 +31,14 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         if "fused" in here:
             group["fused"] = here["fused"]
     optimizer.load_state_dict(saved)
+
+
+def clip_gradients(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, parameters: Iterable[Tensor], max_norm: float
+) -> Tensor:
+    """Scale the gradients to a norm of at most `max_norm`, and return the norm that they had."""
+    scaler.unscale_(optimizer)
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def update(optimizer: Optimizer, scaler: torch.amp.GradScaler, numbers: Tensor) -> bool:

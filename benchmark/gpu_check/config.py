@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from benchmark.options import RESULTS, Results
+from benchmark.config import RESULTS, ResultsOption
 
 STEPS = ("host", "products", "models", "training", "export", "engines", "triton", "http")
 """In the order in which they run: a later step may need the files of an earlier one."""
@@ -46,7 +46,7 @@ class GpuCheckConfig:
         Option("--rehearse", help="Run every step on the CPU with tiny settings, to test the check itself."),
     ] = False
     work: Annotated[Path, Option(help="Folder for what the steps write: findings, logs, exported models.")] = WORK
-    results: Results = RESULTS
+    results: ResultsOption = RESULTS
 
     def __post_init__(self) -> None:
         for name in self.step or ():

@@ -92,13 +92,14 @@ def pytorch(host: Host) -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        verdict = "measured" if host.rehearse else "failed"
-        return Finding(name="PyTorch", verdict=verdict, text=f"{torch.__version__} finds no GPU")
+        text = f"{torch.__version__} finds no GPU"
+        return Finding(name="PyTorch", verdict="measured" if host.rehearse else "failed", text=text)
     properties = torch.cuda.get_device_properties(0)
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return judged(
         "PyTorch",
         True,
-        f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}: {properties.name}, "
+        f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}: {properties.name}, "
         f"{properties.multi_processor_count} multiprocessors, {properties.total_memory / 2**30:.0f} GiB, "
         f"{torch.cuda.device_count()} GPU",
     )

@@ -21,7 +21,7 @@ def rate(work: Callable[[], object], amount: float, unit: str, device: torch.dev
     work()
     _wait(device)
     calls = max(1, round(budget_s / 20 / max(time.perf_counter() - began, 1e-6)))
-    rates = []
+    rates: list[float] = []
     deadline = time.perf_counter() + budget_s
     while len(rates) < 3 or time.perf_counter() < deadline:
         began = time.perf_counter()

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
 from benchmark.gpu_check.host import Host
-from benchmark.train import measure_training
-from benchmark.train_command import TrainBenchmarkConfig
+from benchmark.training_speed import TrainingSpeedConfig, measure_training
 from deit.checkpoint import WEIGHTS_FILE
 
 STEP_AIM = 1.3
@@ -41,7 +40,7 @@ def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
     """Steps of hard distillation, ours and timm's in turns, data left out."""
     assert config.images is not None
     tiny = host.rehearse
-    benchmark = TrainBenchmarkConfig(
+    benchmark = TrainingSpeedConfig(
         images=config.images,
         rounds=1,
         workers=0 if tiny else max(2, len(os.sched_getaffinity(0)) - 2),

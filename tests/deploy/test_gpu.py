@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.embedded.command_line import triton_options
 from serving.settings import TritonPorts
-from serving.triton.options import triton_options
 from tests.conftest import REPOSITORY_ROOT
 
 GPU = REPOSITORY_ROOT / "deploy" / "gpu"

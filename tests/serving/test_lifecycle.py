@@ -123,7 +123,7 @@ def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
 
 
 def test_triton_opens_its_http_port_only_when_asked(deit_serve, model_repository, free_port):
-    server = deit_serve("--model-repository", model_repository, "--triton-http", f"--triton-http-port={free_port}")
+    server = deit_serve("--model-repository", model_repository, f"--triton-http-port={free_port}")
     server.wait_until_ready()
     assert httpx.get(f"http://127.0.0.1:{free_port}/v2/health/ready").status_code == 200
 
