@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -11,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from timm.data import Mixup
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,12 +24,14 @@ from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.distillation import DistillationLoss, Objective, check_architecture
-from training.evaluate import evaluate
+from training.evaluate import evaluate_together
 from training.events import event_file
 from training.features import Features, ViTKD
 from training.images import SomeImages, open_images
 from training.initial import load_initial
 from training.model import Normalize, Teacher, choose_attention, create_model, load_teacher
+from training.optimizer import create_optimizer, read_later, restore_optimizer, update
+from training.pixel_bank import BankedBatches, PixelBank, banked
 from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.profile import StepProfile
@@ -123,9 +126,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         )
 
     # --------------------------------------------------------------------------------- optimiser, average, precision
-    optimizer = create_optimizer_v2(
-        objective, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = create_optimizer(objective, config, device)
     set_learning_rate = learning_rate_schedule(optimizer, config, steps_per_epoch)
     # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
     ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
@@ -140,7 +141,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         model.load_state_dict(state.weights["model"])
         if objective.features is not None:
             objective.features.load_state_dict(state.weights["features"])
-        optimizer.load_state_dict(state.weights["optimizer"])
+        restore_optimizer(optimizer, state.weights["optimizer"])
         scaler.load_state_dict(state.weights["scaler"])
         if ema is not None:
             ema.module.load_state_dict(state.weights["ema"])
@@ -148,6 +149,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     step_of: nn.Module = objective
     if config.compile:
         objective.compile()
+        if teacher is not None:
+            teacher.compile()
     if processes.count > 1:
         step_of = DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
     logger.info(
@@ -188,7 +191,18 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     # -------------------------------------------------------------------------------------------------------- epochs
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     skipped_in_a_row = 0
-    training_batches = TrainingBatches(train_images, config, shares, mean=preprocessing.mean)
+    unread: deque[tuple[int, float, Callable[[], list[float]]]] = deque()  # steps whose numbers the host has not read
+    steps_late = 1 if device.type == "cuda" else 0  # it computes a step while the host queues the next
+    saved_epoch = state.epochs_done
+    training_batches: TrainingBatches | BankedBatches
+    if config.pixel_bank:
+        training_batches = BankedBatches(PixelBank(train_images, device, workers=config.workers), config, shares)
+    else:
+        training_batches = TrainingBatches(train_images, config, shares, mean=preprocessing.mean)
+    test_batches = evaluation_batches(
+        test_images, preprocessing, batch_size=EVALUATION_BATCH, workers=config.workers, processes=processes
+    )
+    test_bank = banked(test_batches, device) if config.pixel_bank else None
     events_of_run = event_file(
         config.folder / "tensorboard",
         first_step=state.epochs_done * steps_per_epoch + state.steps_done,
@@ -238,46 +252,46 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     scaler.unscale_(optimizer)
                     norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad_norm or math.inf)
                     # every process learns the same numbers, so all skip or stop at the same step
-                    shared = processes.sum(torch.stack([loss_sum, norm, norm.new_tensor(float(stop_asked()))]))
-                    step_loss, step_norm, stop = (shared / processes.count).tolist()
-                    finite = math.isfinite(step_loss) and math.isfinite(step_norm)
-                    if finite or scaler.is_enabled():  # an enabled scaler skips by itself, and lowers its scale
-                        scaler.step(optimizer)
-                        scaler.update()
+                    asked = torch.full((), float(stop_asked()), device=device)
+                    shared = processes.sum(torch.stack([loss_sum, norm, asked])) / processes.count
+                    moved = update(optimizer, scaler, shared)
                     profile.end("optimiser")
-                    if finite:
-                        skipped_in_a_row = 0
-                        state.loss_sum += step_loss
-                        if ema is not None:
-                            ema.update(model, step=epoch * steps_per_epoch + step + 1)
-                            profile.end("average")
-                    else:
-                        skipped_in_a_row += 1
-                        state.skipped_steps += 1
-                        logger.warning(
-                            "step %d of epoch %d is skipped: loss %g, gradient norm %g",
-                            *(step, epoch + 1, step_loss, step_norm),
+                    if ema is not None and moved:
+                        ema.update(model, step=epoch * steps_per_epoch + step + 1)
+                        profile.end("average")
+                    unread.append((step, optimizer.param_groups[0]["lr"], read_later(shared)))
+                    stop, is_last = False, step + 1 == steps_per_epoch
+                    while len(unread) > (0 if stop or is_last else steps_late):
+                        of_step, rate, read = unread.popleft()
+                        step_loss, step_norm, stop_share = read()
+                        stop = stop or stop_share > 0
+                        if math.isfinite(step_loss) and math.isfinite(step_norm):
+                            skipped_in_a_row = 0
+                            state.loss_sum += step_loss
+                        else:
+                            skipped_in_a_row += 1
+                            state.skipped_steps += 1
+                            logger.warning(
+                                "step %d of epoch %d is skipped: loss %g, gradient norm %g",
+                                *(of_step, epoch + 1, step_loss, step_norm),
+                            )
+                        if skipped_in_a_row == SKIPPED_STEPS_LIMIT:
+                            raise TrainingError(
+                                f"the loss or its gradient was no number for {SKIPPED_STEPS_LIMIT} steps in a row, "
+                                f"until step {of_step} of epoch {epoch + 1}. {config.folder} keeps the state after "
+                                f"epoch {saved_epoch}: start again from its checkpoint with --initial-checkpoint and "
+                                "a lower --learning-rate"
+                            )
+                        events.step(
+                            epoch * steps_per_epoch + of_step,
+                            {"loss": step_loss, "gradient_norm": step_norm, "learning_rate": rate},
                         )
-                    if skipped_in_a_row == SKIPPED_STEPS_LIMIT:
-                        raise TrainingError(
-                            f"the loss or its gradient was no number for {SKIPPED_STEPS_LIMIT} steps in a row, until "
-                            f"step {step} of epoch {epoch + 1}. {config.folder} keeps the state after epoch {epoch}: "
-                            "start again from its checkpoint with --initial-checkpoint and a lower --learning-rate"
+                        images_per_s = (progress.tasks[bar].speed or 0) * config.batch_size
+                        progress.update(
+                            bar,
+                            advance=1,
+                            description=f"epoch {epoch + 1} loss {step_loss:.3f}, {images_per_s:.0f} images/s",
                         )
-                    events.step(
-                        epoch * steps_per_epoch + step,
-                        {
-                            "loss": step_loss,
-                            "gradient_norm": step_norm,
-                            "learning_rate": optimizer.param_groups[0]["lr"],
-                        },
-                    )
-                    images_per_s = (progress.tasks[bar].speed or 0) * config.batch_size
-                    progress.update(
-                        bar,
-                        advance=1,
-                        description=f"epoch {epoch + 1} loss {step_loss:.3f}, {images_per_s:.0f} images/s",
-                    )
                     profile.end("rest")
                     if stop:
                         state.steps_done = step + 1
@@ -294,24 +308,18 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 logger.info("%s", profile.text(config.batch_size))
 
             # ------------------------------------------------------------------------------ evaluation and checkpoints
-            evaluations = {"test": model} if ema is None else {"test": model, "test_ema": ema.module}
-            accuracy = {
-                name: evaluate(
+            is_saved = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
+            evaluated = {"test": model} if ema is None else {"test": model, "test_ema": ema.module}
+            evaluations = {}
+            if is_saved:
+                evaluations = evaluate_together(
                     evaluated,
-                    evaluation_batches(
-                        test_images,
-                        preprocessing,
-                        batch_size=EVALUATION_BATCH,
-                        workers=config.workers,
-                        processes=processes,
-                    ),
+                    test_batches if test_bank is None else test_bank,
                     normalize,
                     device,
                     corrupt=CorruptImages(test_images, config.max_corrupt_share),
                     processes=processes,
-                ).accuracy
-                for name, evaluated in evaluations.items()
-            }
+                )
             record = {
                 "epoch": epoch + 1,
                 "loss": round(state.loss_sum / max(steps_per_epoch - state.skipped_steps, 1), 5),
@@ -322,22 +330,20 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 "train_s": round(train_s, 1),
                 **{
                     f"{name}_{key}": round(value, 5)
-                    for name, values in accuracy.items()
-                    for key, value in values.items()
+                    for name, evaluation in evaluations.items()
+                    for key, value in evaluation.accuracy.items()
                 },
             }
             logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
-            state = ResumeState(
-                epochs_done=epoch + 1,
-                weights=weights_of(objective, optimizer, scaler, ema),
-                metrics=[*state.metrics, record],
-            )
+            state = ResumeState(epochs_done=epoch + 1, metrics=[*state.metrics, record])
+            if is_saved:
+                saved_epoch, state.weights = epoch + 1, weights_of(objective, optimizer, scaler, ema)
             if processes.is_first:
                 # checkpoints first: if the run dies in between, --resume repeats the epoch and writes the same again
-                for name, evaluated in evaluations.items():
+                for name, evaluation in evaluations.items():
                     save_checkpoint(
                         config.folder / ("checkpoint" if name == "test" else "checkpoint-ema"),
-                        evaluated,
+                        evaluated[name],
                         label_names=label_names,
                         preprocessing=preprocessing,
                         deit={
@@ -345,10 +351,11 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                             "teacher": config.teacher,
                             "distillation": config.distillation,
                             "epoch": epoch + 1,
-                            "metrics": accuracy[name],
+                            "metrics": evaluation.accuracy,
                         },
                     )
-                state.save(config)
+                if is_saved:
+                    state.save(config)
                 write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
                 events.epoch(record)
                 if config.profile:

@@ -13,8 +13,8 @@ from benchmark.processes import ServerProcesses
 from benchmark.results import Figure
 from benchmark.server import CLASSIFY, our_server
 
-SECONDS = 5.0
-WARM_UP_S = 1.5
+SECONDS = 4.0
+WARM_UP_S = 1.0
 PHOTOGRAPHS = 128
 
 

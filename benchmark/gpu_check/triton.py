@@ -14,9 +14,9 @@ from benchmark.server import our_server
 from benchmark.triton_statistics import TritonModel
 
 AIM = 0.9
-SECONDS = 4.0
+SECONDS = 3.0
 # Images of a request, and requests in flight over all clients.
-LOADS = ((1, 128), (8, 32), (32, 16), (128, 8))
+LOADS = ((1, 128), (32, 16), (128, 8))
 
 
 def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
