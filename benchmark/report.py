@@ -152,11 +152,6 @@ def filled(document: str, report: BenchmarkReport | None, *, images: str) -> str
     return BLOCK.sub(block, document)
 
 
-def outside_blocks(document: str) -> str:
-    """What people wrote: the document without its measured blocks."""
-    return BLOCK.sub("", document)
-
-
 def image_folder(document: Path, images: Path) -> str:
     return os.path.relpath(images, document.parent)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.paper import TABLE_5
-from benchmark.report import filled, image_folder, outside_blocks, read_report
+from benchmark.report import BLOCK, filled, image_folder, read_report
 from benchmark.results import read
 from tests.conftest import REPOSITORY_ROOT
 
@@ -28,7 +28,7 @@ PROSE = re.compile(
 
 
 def prose_figures(text: str) -> list[str]:
-    return [next(filter(None, match.groups())) for match in PROSE.finditer(outside_blocks(text))]
+    return [next(filter(None, match.groups())) for match in PROSE.finditer(BLOCK.sub("", text))]
 
 
 def committed_values() -> Iterator[float]:

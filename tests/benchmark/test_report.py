@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.environment import this_environment
-from benchmark.report import filled, markdown, outside_blocks, page, read_report
+from benchmark.report import filled, markdown, page, read_report
 from benchmark.results import Figure, Record, append
 from deit.errors import BenchmarkError
 from tests.browser import chromium, find_chromium
@@ -189,7 +189,6 @@ def test_blocks_of_a_document_are_written_and_the_rest_is_left(results):
     assert written.endswith("<!-- end -->\n\n12 % of text.\n")
     assert filled(written, read_report(results), images="docs/images") == written
     assert "*Not measured yet.*" in filled(document, None, images="docs/images")
-    assert outside_blocks(written) == "# Ours\n\n\n\n12 % of text.\n"
     with pytest.raises(BenchmarkError, match="'speed'"):
         filled("<!-- measured: speed -->\n<!-- end -->", read_report(results), images="")
 
