@@ -143,6 +143,15 @@ def test_a_planted_circle_is_found() -> None:
     assert circles(imports(modules), modules) == [("a", "b", "c")]
 
 
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module, source in MODULES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef) and node.name != "TritonPythonModel":  # the name is Triton's
+                places.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 HELP = [[], *([name] for name in ("serve", "triton", "train", "evaluate", "export", "classify", "models"))]
 
 
