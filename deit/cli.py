@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from deit import __version__
 from deit.errors import DeitError
+from deit.installation import how_to_install
 
 # name -> (module with a typer `app`, one line of help)
 SUBCOMMANDS = {
@@ -92,8 +93,7 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA_OF_MODULE:
             raise
-        extra = EXTRA_OF_MODULE[missing]
-        sys.exit(f"deit: {missing} is not installed; install it with: pip install 'deit-server[{extra}]'")
+        sys.exit(f"deit: {missing} is not installed; {how_to_install(EXTRA_OF_MODULE[missing])}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

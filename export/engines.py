@@ -13,6 +13,7 @@ import onnxruntime
 
 from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
+from deit.installation import how_to_install
 from deit.model import IMAGES, PLAN_FILE
 
 Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
@@ -116,16 +117,14 @@ def candidates(precision: str, asked: str) -> list[Engine]:
     if asked != "onnxruntime" and not has_openvino():
         if asked == "openvino" or precision == "bf16":
             raise RepositoryError(
-                f"{precision} on a processor runs on OpenVINO, which is not installed: "
-                "pip install 'deit-server[openvino]'"
+                f"{precision} on a processor runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
             )
         openvino = []
     found = {"auto": openvino + onnxruntime_, "openvino": openvino, "onnxruntime": onnxruntime_}[asked]
     if not found:
         raise RepositoryError(
             "ONNX Runtime has no bfloat16 products for processors, so it cannot run this variant here: take "
-            "--engine openvino (pip install 'deit-server[openvino]'), or --engine cuda or tensorrt on a machine with a "
-            "GPU"
+            "--engine openvino, or --engine cuda or tensorrt on a machine with a GPU"
         )
     return found
 

@@ -378,8 +378,8 @@ class StandaloneSettings:
         bool,
         Option(
             "--insecure",
-            help="Accept other machines; Triton asks nobody for a key. Set it only where the network lets the gateway "
-            "through and nobody else.",
+            help="Accept other machines, although Triton checks no API keys. Set it only where the network lets nobody "
+            "but the gateway through.",
             rich_help_panel=ACCESS,
         ),
     ] = False
@@ -394,6 +394,6 @@ class StandaloneSettings:
             raise wrong(
                 "--host",
                 self.host,
-                "this accepts other machines, and Triton asks nobody for a key; add "
-                f"{named('--insecure')} where the network lets only the gateway through",
+                f"this accepts other machines, and Triton checks no API keys; add {named('--insecure')} where the "
+                "network lets nobody but the gateway through",
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import deit
 from deit.errors import ServingError
+from deit.installation import how_to_install
 
 WHEEL = "nvidia-pytriton"
 
@@ -104,14 +105,14 @@ def find_wheel() -> TritonWheel:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServingError(
-            f"the embedded Triton is not installed; install {WHEEL} with: pip install 'deit-server[serving]' "
-            "(or use a Triton elsewhere with --triton-url)"
+            f"the embedded Triton ({WHEEL}) is not installed; use a Triton elsewhere with --triton-url, or "
+            f"{how_to_install('serving')}"
         )
     installed = metadata.version(WHEEL)
     if installed not in TRITON_OF_WHEEL:
         raise ServingError(
             f"{WHEEL} {installed} is installed, but this server knows {', '.join(TRITON_OF_WHEEL)}; "
-            f"install it with: pip install {WHEEL}=={list(TRITON_OF_WHEEL)[-1]}"
+            f"{how_to_install('serving')}"
         )
     package = Path(spec.origin).parent
     wheel = TritonWheel(
@@ -121,7 +122,7 @@ def find_wheel() -> TritonWheel:
     )
     for part in (wheel.binary, wheel._stub, wheel.libraries[0]):
         if not part.exists():
-            raise ServingError(f"{part} is missing; reinstall with: pip install --force-reinstall {WHEEL}=={installed}")
+            raise ServingError(f"{part} of {WHEEL} is missing; {how_to_install('serving', reinstall=WHEEL)}")
     return wheel
 
 
@@ -146,8 +147,8 @@ def check_numpy() -> None:
     version = metadata.version("numpy")
     if int(version.partition(".")[0]) >= 2:
         raise ServingError(
-            f"numpy {version} is installed, with which the embedded Triton answers wrongly; "
-            "install an older one with: pip install 'numpy<2'"
+            f"numpy {version} is installed, with which the embedded Triton answers wrongly; it needs one below 2: "
+            f"{how_to_install('serving')}"
         )
 
 

@@ -35,7 +35,7 @@ def test_every_option_has_an_environment_variable_and_a_help_line(options):
 
 
 def test_an_option_of_both_commands_is_the_same_in_both():
-    """But for the address: Triton takes IPv4 alone and asks nobody for a key."""
+    """But for the address: Triton takes IPv4 only and checks no API keys."""
     shared = SERVE.keys() & TRITON.keys()
     assert shared >= {"model_repository", "start_timeout_s", "triton_grpc_port", "log_format"}
     for name in shared:

@@ -212,4 +212,4 @@ def test_several_models_are_served_and_one_is_the_default(deit_serve, tmp_path):
 def test_a_default_model_that_is_not_there_is_one_line(deit_serve, model_repository):
     server = deit_serve("--model-repository", model_repository, "--default-model=big")
     assert server.wait() == 1
-    assert "deit: --default-model big is not served; choose from: tiny" in server.output
+    assert "deit: --default-model (DEIT_DEFAULT_MODEL) is big, which is not served; choose from: tiny" in server.output

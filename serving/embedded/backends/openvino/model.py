@@ -16,8 +16,8 @@ try:
     import openvino
 except ImportError as error:
     raise pb_utils.TritonModelException(
-        f"a model of this repository runs on OpenVINO, which cannot be imported here ({error}); install it with: "
-        "pip install 'deit-server[openvino]', or go back to a version on onnxruntime with `deit models rollback`"
+        f"a model of this repository runs on OpenVINO, which cannot be imported here ({error}); install the extra "
+        "openvino, as docs/installation.md says, or go back to a version on onnxruntime with `deit models rollback`"
     ) from error
 
 # The native backend loads OpenVINO's own format unless the config names another file.
