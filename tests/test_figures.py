@@ -8,7 +8,7 @@ for the paper's own, in benchmark/paper.py.
 import json
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from benchmark.results import read
 from tests.conftest import REPOSITORY_ROOT
 
 RESULTS = REPOSITORY_ROOT / "benchmark" / "results"
+REPORTS = cache(partial(read_report, RESULTS))
 DOCUMENTS = [REPOSITORY_ROOT / "README.md", *sorted((REPOSITORY_ROOT / "docs").glob("*.md"))]
 
 # A rate, a latency with its percentile, an accuracy with decimals. Settings and limits have other forms.
@@ -62,9 +63,7 @@ def test_every_figure_in_prose_is_in_a_committed_file(document: Path) -> None:
 def test_the_measured_blocks_are_those_of_the_committed_results(document: Path) -> None:
     images = image_folder(document, REPOSITORY_ROOT / "docs" / "images")
     text = document.read_text()
-    assert text == filled(text, partial(read_report, RESULTS), images=images), (
-        "run deit benchmark report with --document for each document"
-    )
+    assert text == filled(text, REPORTS, images=images), "run deit benchmark report with --document for each document"
 
 
 def test_an_invented_figure_is_found() -> None:
