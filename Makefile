@@ -42,6 +42,12 @@ format: .venv/development ## Format the code and apply the safe fixes.
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+.PHONY: lines
+lines: ## Count the lines of Python by folder.
+	@git ls-files '*.py' | xargs awk '{ split(FILENAME, part, "/"); lines[part[1]]++; all[part[1] == "tests" ? "tests" : "outside tests"]++ } \
+		END { for (folder in lines) if (folder != "tests") printf "%6d %s\n", lines[folder], folder; \
+		for (group in all) printf "%6d %s\n", all[group], group }' | sort -k 2
+
 .PHONY: setup
 setup: .venv/development ## Set up everything that development needs, with the pre-commit hooks.
 	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
