@@ -56,9 +56,9 @@ def test_the_line_for_trtexec_has_the_profile_and_no_precision_flag() -> None:
         timing_cache=Path("/cache/timing"),
     )
     assert line == (
-        "trtexec '--onnx=a b/model.onnx' --saveEngine=model.plan --stronglyTyped --noTF32 --minShapes=images:1x224x224x3 "
-        "--optShapes=images:8x224x224x3 --maxShapes=images:64x224x224x3 --memPoolSize=workspace:2048 "
-        "--timingCacheFile=/cache/timing --skipInference"
+        "trtexec '--onnx=a b/model.onnx' --saveEngine=model.plan --stronglyTyped --noTF32 "
+        "--minShapes=images:1x224x224x3 --optShapes=images:8x224x224x3 --maxShapes=images:64x224x224x3 "
+        "--memPoolSize=workspace:2048 --timingCacheFile=/cache/timing --skipInference"
     )
 
 
