@@ -104,7 +104,7 @@ clean: ## Remove the environments and everything that tools cached.
 
 .venv/serving: .venv/uv uv.lock pyproject.toml
 	@echo "Installing what serving needs: half a gigabyte on the disk, seconds on a fast line"
-	@$(SYNC) --no-default-groups --extra serving
+	@$(SYNC) --no-default-groups --extra serving --extra client
 	@touch $@
 
 .venv/development: .venv/uv uv.lock pyproject.toml

@@ -28,10 +28,10 @@ NAMES: dict[Kind, str] = {
     "peer": "other servers (`deit benchmark peers`)",
     "pair": "other servers side by side with ours (`deit benchmark peers --pairs`)",
     "accuracy": "accuracy (`deit benchmark accuracy`)",
-    "engine": "engines (`deit benchmark engines`)",
-    "train": "training (`deit benchmark train`)",
-    "machine_limit": "the machine's limit (`deit benchmark throughput --pytorch`)",
-    "strategy": "strategies of distillation (`deit benchmark strategies`)",
+    "engine": "engines (`studies.engines`)",
+    "train": "training (`studies.training_speed`)",
+    "machine_limit": "matrix products (`deit benchmark gpu-check`)",
+    "strategy": "strategies of distillation (`studies.compare`)",
 }
 
 PICTURES = {
@@ -57,7 +57,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; fon
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class BenchmarkReport:
     """Everything that is told of one machine."""
 
     machine: str
@@ -67,7 +67,7 @@ class Report:
     missing: tuple[str, ...]
 
 
-def read_report(folder: Path, machine: str | None = None) -> Report:
+def read_report(folder: Path, machine: str | None = None) -> BenchmarkReport:
     """The newest measurements of one machine; without a name, of the one that was measured last.
 
     Raises:
@@ -85,7 +85,7 @@ def read_report(folder: Path, machine: str | None = None) -> Report:
     chosen = newest(records, machine)
     measured = {record.kind for record in chosen if record.figures}
     missing = [f"{name}: not measured on this machine" for kind, name in NAMES.items() if kind not in measured]
-    return Report(
+    return BenchmarkReport(
         machine=machine,
         environment=_environment(chosen),
         tables=tables(chosen),
@@ -94,7 +94,7 @@ def read_report(folder: Path, machine: str | None = None) -> Report:
     )
 
 
-def markdown(report: Report) -> str:
+def markdown(report: BenchmarkReport) -> str:
     parts = [f"# Benchmark: {report.machine}", "\n".join(f"- {name}: {value}" for name, value in report.environment)]
     parts += [f"## {table.title}\n\n{markdown_table(table)}\n\n{table.note}" for table in report.tables.values()]
     if report.missing:
@@ -110,7 +110,7 @@ def markdown_table(table: Table) -> str:
     return "\n".join([line(table.headings), rule, *map(line, table.rows)])
 
 
-def page(report: Report) -> str:
+def page(report: BenchmarkReport) -> str:
     """One HTML file that needs nothing else."""
     environment = "".join(f"<dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd>" for n, v in report.environment)
     drawn = "".join(
@@ -135,7 +135,7 @@ def page(report: Report) -> str:
     )
 
 
-def filled(document: str, report: Report | None, *, images: str) -> str:
+def filled(document: str, report: BenchmarkReport | None, *, images: str) -> str:
     """A document with its blocks written anew.
 
     Args:
@@ -161,7 +161,7 @@ def image_folder(document: Path, images: Path) -> str:
     return os.path.relpath(images, document.parent)
 
 
-def _content(name: str, report: Report | None, images: str) -> str:
+def _content(name: str, report: BenchmarkReport | None, images: str) -> str:
     known = {*every_table(()), *(f"picture_{each}" for each in PICTURES), "environment", "screenshot"}
     if name not in known:
         raise BenchmarkError(f"a document asks for the block {name!r}; known are: {', '.join(sorted(known))}")

@@ -74,8 +74,8 @@ def missing(provider: str) -> str:
     if provider not in LIBRARIES or not (folder / LIBRARIES[provider]).is_file():
         return (
             f"onnxruntime {onnxruntime.__version__} here has no {provider} (it has "
-            f"{', '.join(onnxruntime.get_available_providers())}): install 'deit-server[gpu]' in an environment of its "
-            "own, which has onnxruntime-gpu in its place"
+            f"{', '.join(onnxruntime.get_available_providers())}): install the extra gpu, as docs/installation.md "
+            "says, in an environment of its own, which has onnxruntime-gpu in its place"
         )
     error = _load_error(provider)
     if error:
@@ -104,4 +104,4 @@ def _next_step(error: str) -> str:
             "this onnxruntime-gpu is built with that TensorRT and no other: take the accelerator out of config.pbtxt "
             "and run on CUDA, or build a plan with `deit export --engine tensorrt`"
         )
-    return "install 'deit-server[gpu]', which brings the libraries of CUDA and cuDNN"
+    return "install the extra gpu, as docs/installation.md says; it brings the libraries of CUDA and cuDNN"

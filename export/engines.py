@@ -13,10 +13,11 @@ import onnxruntime
 
 from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
+from deit.installation import how_to_install
 from deit.model import IMAGES, PLAN_FILE
 from deit.tensorrt_plan import profiles_for
 
-Run = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
+Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""
 
 
@@ -62,7 +63,7 @@ class Engine:
             **({"HINT_BF16": "YES"} if self.bf16 else {}),
         }
 
-    def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+    def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
         """Raises RepositoryError that says why this engine cannot run the graph."""
         if self.backend == "tensorrt":
             return self._load_tensorrt(onnx_file, outputs)
@@ -73,7 +74,7 @@ class Engine:
             return _load_onnxruntime(onnx_file, outputs, threads)
         return _load_openvino(onnx_file, outputs, threads, bf16=self.bf16)
 
-    def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+    def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
         from export.tensorrt_plan import build_plan, load_tensorrt
         from export.tensorrt_run import load_plan
 
@@ -117,16 +118,14 @@ def candidates(precision: str, asked: str) -> list[Engine]:
     if asked != "onnxruntime" and not has_openvino():
         if asked == "openvino" or precision == "bf16":
             raise RepositoryError(
-                f"{precision} on a processor runs on OpenVINO, which is not installed: "
-                "pip install 'deit-server[openvino]'"
+                f"{precision} on a processor runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
             )
         openvino = []
     found = {"auto": openvino + onnxruntime_, "openvino": openvino, "onnxruntime": onnxruntime_}[asked]
     if not found:
         raise RepositoryError(
             "ONNX Runtime has no bfloat16 products for processors, so it cannot run this variant here: take "
-            "--engine openvino (pip install 'deit-server[openvino]'), or --engine cuda or tensorrt on a machine with a "
-            "GPU"
+            "--engine openvino, or --engine cuda or tensorrt on a machine with a GPU"
         )
     return found
 
@@ -147,7 +146,7 @@ def refuse_without_cuda() -> None:
     _cuda_session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString())
 
 
-def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -> Run:
+def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -> Infer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_ERRORS
@@ -159,7 +158,7 @@ def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -
     return lambda images: session.run(names, {IMAGES: images})
 
 
-def _load_cuda(onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+def _load_cuda(onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
     try:
         session = _cuda_session(onnx_file)
     except RepositoryError:
@@ -179,7 +178,7 @@ def _cuda_session(graph: Path | bytes) -> Any:
         raise RepositoryError(f"--engine cuda computes on a GPU, and none can be used here: {error}") from error
 
 
-def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Run:
+def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Infer:
     import openvino
 
     core = openvino.Core()

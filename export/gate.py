@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.engines import Run
+from export.engines import Infer
 from export.joint import JointClassifier
 
 Images = npt.NDArray[np.uint8]
@@ -114,7 +114,7 @@ def reference(
 
 
 def judge(
-    run: Run, expected: Reference, precision: str, engine: str, *, largest_batch: int = SMALLEST_CROWD
+    run: Infer, expected: Reference, precision: str, engine: str, *, largest_batch: int = SMALLEST_CROWD
 ) -> Judgement:
     """Ask the engine everything that the gate wants to know, in batches of up to `largest_batch`, but at least 32."""
     images, most = expected.images, max(largest_batch, SMALLEST_CROWD)

@@ -15,8 +15,11 @@ from export.joint import JointClassifier
 # has to recognise GELU in five operators.
 OPSET = 20
 
+# From 23 on attention is one operator.
+OPSET_FOR_GPU = 23
 
-def export_graph(classifier: JointClassifier, image_size: int, path: Path) -> None:
+
+def export_graph(classifier: JointClassifier, image_size: int, path: Path, *, opset: int = OPSET) -> None:
     """Write `classifier` to `path` as ONNX.
 
     Raises:
@@ -32,7 +35,7 @@ def export_graph(classifier: JointClassifier, image_size: int, path: Path) -> No
                 classifier.eval(),
                 (example,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=[IMAGES],
                 output_names=list(classifier.output_names),
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},

@@ -8,6 +8,7 @@ import onnx
 
 from deit.durable import replacement, write_file
 from deit.errors import RepositoryError
+from deit.installation import how_to_install
 from deit.model import IMAGES
 from deit.tensorrt_plan import (
     FINGERPRINT_FILE,
@@ -46,8 +47,8 @@ def load_tensorrt() -> Any:
         tensorrt = importlib.import_module("tensorrt")
     except ImportError as error:
         raise RepositoryError(
-            f"a plan needs TensorRT and a GPU, and TensorRT cannot be imported here ({error}): install "
-            "'deit-server[gpu]' on the machine that will serve, or run the trtexec line of docs/export.md there"
+            f"a plan needs TensorRT and a GPU, and TensorRT cannot be imported here ({error}); on the machine that "
+            f"will serve, run the trtexec line of docs/export.md, or {how_to_install('gpu')}"
         ) from error
     major = int(tensorrt.__version__.partition(".")[0])
     if major not in SUPPORTED:

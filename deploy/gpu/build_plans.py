@@ -44,7 +44,7 @@ BUILD_TIMEOUT_S = 3600
 BUILT_FILE = "built.json"
 """In a model's folder: the machine and the model that it was made for and from."""
 
-# What `deit export` publishes for processors unless it is told otherwise, and for GPUs: export/configuration.py.
+# What `deit export` publishes for processors unless it is told otherwise, and for GPUs: export/config_pbtxt.py.
 BATCH, QUEUE = (32, 128), (256, 4096)
 
 

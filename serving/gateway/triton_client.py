@@ -20,8 +20,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
+from serving.gateway.connection import CHANNEL_OPTIONS
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded, Problem
-from serving.triton.connection import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import pytest
 from onnx import numpy_helper
 
 from export.config import ExportConfig
-from export.export import export_models
+from export.pipeline import export_models
+from serving.embedded.command_line import triton_options
 from serving.settings import TritonPorts
-from serving.triton.options import triton_options
 from tests.conftest import REPOSITORY_ROOT
 from tests.export.conftest import checkpoint, pictures  # noqa: F401
 
@@ -116,7 +116,7 @@ TRITONSERVER = """
 import os, re, shutil, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from serving.triton.wheel import find_wheel
+from serving.embedded.wheel import find_wheel
 options = dict(each.partition("=")[::2] for each in sys.argv[1:])
 scratch = Path(tempfile.mkdtemp(dir={scratch!r}))
 shutil.copytree(options.pop("--model-repository"), scratch / "models")

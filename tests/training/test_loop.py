@@ -21,11 +21,11 @@ from tests.training.test_images import image_folder
 from training import distillation
 from training.config import TrainConfig
 from training.events import event_file
-from training.explain import explain_epoch
-from training.loop import share_out, train
+from training.loop import train
 from training.model import create_model
 from training.processes import Processes
 from training.profile import PARTS
+from training.sampler import share_out
 
 CONVNET = ["channels=[8,16,16,16]", "layers=[1,1,1,1]"]
 STUDENT = [f"{name}={value}" for name, value in TINY_ARGS.items()]
@@ -475,19 +475,6 @@ def test_points_that_a_killed_run_left_are_dropped_when_it_goes_on(colours_data:
     curves.Reload()
     points = curves.Scalars("step/loss")
     assert [(point.step, point.value) for point in points] == [(step, 1.0 if step < 10 else 2.0) for step in range(20)]
-
-
-def test_the_explanation_counts_what_an_epoch_reads(colours_data: Path, tmp_path: Path) -> None:
-    asked = config(colours_data, tmp_path, name="run", batch_size=20, device_batch_size=2, repeated_augmentation=3)
-    text = explain_epoch(asked, processes=2)
-    assert "192 images to train on, 3 draws of an image, batches of 20" in text
-    assert "an epoch: 9 steps, 180 draws of 60 distinct images (31.2%); 12 draws that fill no batch are dropped" in text
-    assert "a step: 20 draws = 2 on a device x 2 processes x 5 in turn" in text
-    assert (
-        "each of 2 processes 0 draws: it rounds the 192 down to a multiple of 256, which leaves an empty epoch" in text
-    )
-    assert "go to 3 device batches of the same step" in text
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.soak  # a minute of compiling
