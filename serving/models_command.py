@@ -131,7 +131,7 @@ def reload(
     No request fails: the old versions answer until the new ones have proven that they can. A version that does not is
     refused, and the old one serves on. Exit status: 0 done, 1 a model was refused.
     """
-    from serving.control import command_server
+    from serving.embedded.control import command_server
 
     changes = command_server(port, "reload")["changes"]
     for change in changes:

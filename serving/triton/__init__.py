@@ -1,1 +1,1 @@
-"""The embedded Triton: the `tritonserver` of the PyPI wheel, run as a child process on loopback."""
+"""What the gateway and the embedded Triton both know of a model repository."""

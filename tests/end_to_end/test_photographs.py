@@ -18,13 +18,13 @@ from PIL import ExifTags, Image
 from timm.data import create_transform
 
 from export.config import ExportConfig
-from export.export import export_models
+from export.pipeline import export_models
 from tests.conftest import encoded
 from tests.end_to_end.conftest import serving
 from training.checkpoint import read_pytorch
+from training.evaluate_checkpoint import evaluate_checkpoint
 from training.evaluate_command import EvaluateConfig
 from training.images import ParquetImages
-from training.report import evaluate_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -139,4 +139,4 @@ def test_evaluation_scores_what_the_gateway_scores_however_photographs_are_store
     evaluated = round(100 * report.evaluation.accuracy["class_top1"])
     right = [answer == label for answer, label in zip(classified(client, contents), labels, strict=True)]
     assert abs(sum(right) - evaluated) <= 1  # a near-tie may fall the other way in the last bit
-    assert sum(right) >= 67  # seen: 72
+    assert sum(right) >= 67  # seen: 72; 44 with the pixels as they are stored
