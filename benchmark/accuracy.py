@@ -17,10 +17,9 @@ from benchmark.results import Environment, Figure, Record
 from benchmark.server import addresses
 from deit.errors import BenchmarkError, DataError
 from deit.preprocessing import Preprocessing, resize_and_crop
-from export.config import ExportConfig
 from export.joint import JointClassifier
-from export.source import load_source
 from training.images import LabelledImages, decode
+from training.opening import open_model
 from training.real_labels import real_labels
 
 CHUNK = 512
@@ -179,15 +178,13 @@ def ways_of_asking(
         elif way == "http":
             askers.append(Asker(model, way, partial(ask_http, url, model.name, len(model.label_names))))
         elif way == "pytorch" and model is judged:
-            classifier = trained(config, Preprocessing.from_json(model.preprocessing))
+            classifier = in_pytorch(config, Preprocessing.from_json(model.preprocessing))
             askers.append(Asker(model, way, partial(ask_pytorch, classifier)))
     return askers
 
 
-def trained(config: AccuracyConfig, preprocessing: Preprocessing) -> JointClassifier:
+def in_pytorch(config: AccuracyConfig, preprocessing: Preprocessing) -> JointClassifier:
     """The checkpoint in PyTorch, with the graph's normalisation and read-out."""
-    labels = "imagenet-1k" if config.architecture is not None else None
-    source = load_source(
-        ExportConfig(images=config.data, checkpoint=config.checkpoint, architecture=config.architecture, labels=labels)
-    )
-    return JointClassifier(source.model, preprocessing).eval()
+    assert config.checkpoint is not None  # AccuracyConfig checks it
+    trained = open_model(config.checkpoint, "--checkpoint", architecture=config.architecture)
+    return JointClassifier(trained.model, preprocessing).eval()

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from typer import Option
 
+from deit.options import MODEL_SOURCES
+
 RESULTS = Path("runs/benchmark")
 
 PerfAnalyzerOption = Annotated[
@@ -56,10 +58,10 @@ class AccuracyConfig(Served):
         Option(help="Other models of the repository to compare it with, such as its int8 variant. Repeatable."),
     ] = field(default_factory=list)
     model_repository: Annotated[Path, Option(help="Folder of the models, for the way onnx.")] = Path("model_repository")
-    checkpoint: Annotated[
-        Path | None, Option(help="Checkpoint folder, or a weights file with --architecture, for the way pytorch.")
+    checkpoint: Annotated[str | None, Option(help=f"The model of the way pytorch: {MODEL_SOURCES}.")] = None
+    architecture: Annotated[
+        str | None, Option(help="timm's name of what a weights file holds, unless it says so itself.")
     ] = None
-    architecture: Annotated[str | None, Option(help="timm's name of the architecture of a weights file.")] = None
     real: Annotated[bool, Option("--real", help="Judge ImageNet's validation images by the ReaL labels as well.")] = (
         False
     )

@@ -36,7 +36,8 @@ from training.config import TrainConfig
 from training.data import TrainingBatches, mend_posterize
 from training.images import LabelledImages, open_images
 from training.loop import train
-from training.model import Normalize, create_model, timm_preprocessing
+from training.model import Normalize, create_model
+from training.opening import timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision
 from training.sampler import share_out
 

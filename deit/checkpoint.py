@@ -66,13 +66,7 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
             model_args=dict(config.get("model_args", {})),
             num_classes=int(config["num_classes"]),
             label_names=tuple(map(str, labels)) if labels else None,
-            preprocessing=Preprocessing(
-                image_size=int(pretrained["input_size"][1]),
-                crop_pct=float(pretrained["crop_pct"]),
-                interpolation=str(pretrained["interpolation"]),
-                mean=tuple(pretrained["mean"]),
-                std=tuple(pretrained["std"]),
-            ),
+            preprocessing=Preprocessing.from_timm(pretrained),
             deit=dict(config.get("deit", {})),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -22,6 +22,9 @@ from typer.models import OptionInfo
 
 Config = TypeVar("Config")
 
+MODEL_SOURCES = "a checkpoint folder, a weights file, timm's name (deit_tiny_patch16_224.fb_in1k) or hf-hub:OWNER/NAME"
+"""What every option that names a trained model takes; training.opening reads it."""
+
 SERVING = "DEIT"
 """Prefix of the environment variables of `deit serve` and `deit triton`."""
 

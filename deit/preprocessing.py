@@ -1,4 +1,4 @@
-"""From an RGB picture to the pixels a model reads: resize the shorter side, crop the centre.
+"""From an RGB picture to the pixels a model reads: resize, crop the centre.
 
 This is timm's evaluation transform up to the point where it turns to floats, bit for bit, in Pillow and numpy alone.
 Mean and standard deviation belong here too, because they travel with the geometry, but the exported graph applies them.
@@ -8,6 +8,7 @@ with `Resize` and `CenterCrop` of torchvision.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+CROP_MODES = ("center", "squash")
+
 # A 1 x 30,000 strip resized to 256 pixels across would be 256 x 7,680,000. Above this many pixels only the crop window
 # is resized; there the result may differ from timm's in the last bit, which no photograph reaches (aspect ratio above
 # 250).
@@ -37,6 +40,7 @@ class Preprocessing:
     Attributes:
         image_size: side of the square the model reads, in pixels.
         crop_pct: the share of the resized shorter side that the crop keeps; 0.875 resizes to 256 for a 224 crop.
+        crop_mode: timm's; "center" keeps the picture's proportions, "squash" resizes both sides to the same length.
         interpolation: Pillow's resampling filter by timm's name.
         mean, std: per channel in RGB order, for pixels scaled to 0..1. The exported graph applies them.
     """
@@ -46,6 +50,7 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -54,6 +59,8 @@ class Preprocessing:
             raise ValueError(f"crop_pct {self.crop_pct}: must be above 0 and at most 1")
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation {self.interpolation!r}: must be one of {', '.join(RESAMPLING)}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode {self.crop_mode!r}: must be one of {', '.join(CROP_MODES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: must be three numbers each, std above 0")
 
@@ -69,6 +76,26 @@ class Preprocessing:
     def from_json(cls, text: str) -> "Preprocessing":
         """Raises ValueError that names the field when a value is missing, unknown or out of range."""
         return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """What timm's `pretrained_cfg` says, in a model or in config.json.
+
+        Raises:
+            ValueError: the model reads other images than RGB squares, or crops in a way that is not ours.
+            KeyError, TypeError: a field is missing or not as timm writes it.
+        """
+        channels, height, width = config["input_size"]
+        if channels != 3 or height != width:
+            raise ValueError(f"input_size {channels} x {height} x {width}: must be 3 channels and a square")
+        return cls(
+            image_size=int(height),
+            crop_pct=float(config["crop_pct"]),
+            interpolation=str(config["interpolation"]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            crop_mode=str(config.get("crop_mode") or "center"),
+        )
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
@@ -99,7 +126,7 @@ def resize_and_crop(
     width, height = full_size or image.size
     reduced_by = round(width / image.width)
     extent = width / reduced_by, height / reduced_by  # the last column and row of a reduction may be partly filled
-    resized = _resized_size(width, height, preprocessing.resize_px)
+    resized = _resized_size(width, height, preprocessing)
     # torchvision's CenterCrop rounds half to even, as Python does
     left, top = round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)
     if only_window or resized[0] * resized[1] > LARGEST_RESIZED_PIXELS:
@@ -111,8 +138,11 @@ def resize_and_crop(
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _resized_size(width: int, height: int, shorter_px: int) -> tuple[int, int]:
-    """Width and height after scaling the shorter side to `shorter_px`; the longer side is cut, not rounded."""
+def _resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height before the crop; the longer side is cut, not rounded."""
+    shorter_px = preprocessing.resize_px
+    if preprocessing.crop_mode == "squash":
+        return shorter_px, shorter_px
     if width <= height:
         return shorter_px, int(shorter_px * height / width)
     return int(shorter_px * width / height), shorter_px

@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from deit.model import MODEL_NAME
+from deit.options import MODEL_SOURCES
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")
@@ -25,17 +26,9 @@ class ExportConfig:
             "of images."
         ),
     ]
-    checkpoint: Annotated[
-        Path | None,
-        Option(
-            help="Checkpoint folder of `deit train` or timm, or a .pth or .safetensors file (needs --architecture)."
-        ),
-    ] = None
-    timm: Annotated[str | None, Option(help="timm's tagged name, such as deit_tiny_distilled_patch16_224.fb_in1k.")] = (
-        None
-    )
+    checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]
     architecture: Annotated[
-        str | None, Option(help="timm's name of the architecture of a weights file, such as deit_tiny_patch16_224.")
+        str | None, Option(help="timm's name of what a weights file holds, unless it says so itself.")
     ] = None
     labels: Annotated[
         str | None,
@@ -106,8 +99,6 @@ class ExportConfig:
     ] = 10_000
 
     def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.timm is None):
-            raise ValueError("give either --checkpoint or --timm")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
         for option, values, allowed in (

@@ -45,8 +45,9 @@ from export.joint import JointClassifier
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
-from export.source import Source, load_source
+from export.source import load_source
 from export.speed import images_per_s
+from training.opening import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def _publish(
     best: Candidate,
     measured: list[Candidate],
     expected: Reference,
-    source: Source,
+    source: TrainedModel,
     classifier: JointClassifier,
     config: ExportConfig,
 ) -> Path:

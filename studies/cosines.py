@@ -24,7 +24,8 @@ from deit.options import command_of
 from studies import run_study
 from training.data import evaluation_batches
 from training.images import open_images
-from training.model import Normalize, open_model
+from training.model import Normalize
+from training.opening import open_model
 from training.processes import choose_device
 
 
@@ -122,7 +123,8 @@ def cosines(config: CosinesConfig) -> None:
     configure_logging("text")
     device = choose_device(config.device)
     images = open_images(config.data, "test")
-    model, preprocessing, _ = open_model(config.checkpoint, "--checkpoint")
+    trained = open_model(config.checkpoint, "--checkpoint")
+    model, preprocessing = trained.model, trained.preprocessing
     if not isinstance(model, VisionTransformerDistilled):
         raise TrainingError(f"--checkpoint {config.checkpoint} has no distillation token")
     batches = evaluation_batches(images, preprocessing, batch_size=config.batch_size, workers=config.workers)

@@ -16,7 +16,8 @@ from studies.cosines import TokenCosines, token_cosines
 from training.data import evaluation_batches
 from training.evaluate import readouts
 from training.images import open_images
-from training.model import Normalize, load_teacher, open_model
+from training.model import Normalize, load_teacher
+from training.opening import open_model
 from training.provenance import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def decide(runs: Runs, data: Path, *, workers: int, device: torch.device) -> Dec
         raise DataError(f"{data} does not hold the images that {every[0][2].folder} was tested on")
     preprocessing = read_checkpoint_config(every[0][2].checkpoint).preprocessing
     normalize = Normalize(preprocessing).to(device)
-    students = {(arm, seed): open_model(str(run.checkpoint), arm)[0].to(device) for arm, seed, run in every}
+    students = {(arm, seed): open_model(str(run.checkpoint), arm).model.to(device) for arm, seed, run in every}
     teachers = {
         spec: load_teacher(spec, label_names=images.label_names, student=preprocessing, image_size=size).to(device)
         for spec, size in {

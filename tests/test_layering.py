@@ -19,7 +19,7 @@ HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "t
 ALLOWED = {
     "deit": (),
     "training": ("deit",),
-    "export": ("deit", "training.model", "training.checkpoint", "training.images", "training.data"),
+    "export": ("deit", "training.model", "training.checkpoint", "training.opening", "training.images", "training.data"),
     "serving": ("deit",),
     "serving.gateway": ("deit", "serving.settings"),
     "serving.embedded": ("deit", "serving.settings", "serving.gateway", "serving.triton"),

@@ -4,7 +4,9 @@ Weights are safetensors. PyTorch files are read with `weights_only=True` and no 
 code.
 """
 
+import argparse
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +50,7 @@ def save_checkpoint(
             data_config={
                 "input_size": (3, size, size),
                 "crop_pct": preprocessing.crop_pct,
-                "crop_mode": "center",
+                "crop_mode": preprocessing.crop_mode,
                 "interpolation": preprocessing.interpolation,
                 "mean": preprocessing.mean,
                 "std": preprocessing.std,
@@ -117,15 +119,18 @@ def read_pytorch(path: Path) -> dict[str, Any]:
         CheckpointError: it is no PyTorch file, damaged, or holds pickled code.
     """
     try:
-        with warnings.catch_warnings():
+        # DeiT's main.py and timm's train.py keep the arguments of the run beside the weights
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter(
                 "ignore", UserWarning
             )  # torch warns of the pickle protocol of files that it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        more = f" ({refused[1]})" if refused else ""
         raise CheckpointError(
-            f"{path} holds more than tensors, and opening it could run code, so it is refused. Save its state_dict "
-            "alone, best as safetensors."
+            f"{path} holds more than tensors{more}, and opening it could run code, so it is refused. Save its "
+            "state_dict alone, best as safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is no PyTorch file, or damaged: {error}") from error

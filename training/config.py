@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Option
 
+from deit.options import MODEL_SOURCES
 from training.preset import preset_titles, read_preset
 
 Distillation = Literal["none", "soft", "hard", "two-class-tokens", "nkd"]
@@ -92,7 +93,7 @@ class TrainConfig:
 
     initial_checkpoint: Annotated[
         str | None,
-        Option(help="Weights to start from: checkpoint folder, weights file (also DeiT's .pth) or timm's tagged name."),
+        Option(help=f"Weights to start from: {MODEL_SOURCES}."),
     ] = None
     position_antialias: Annotated[
         bool, Option("--position-antialias", help="Resize the position embedding timm's way, not DeiT's.")
@@ -110,7 +111,7 @@ class TrainConfig:
         Option(help="What learns from the teacher; class is the usual distillation, for models without _distilled."),
     ] = "distillation"
     teacher: Annotated[
-        str | None, Option(help="Checkpoint folder, or timm's tagged name, such as regnety_160.deit_in1k.")
+        str | None, Option(help=f"The model to learn from, such as regnety_160.deit_in1k: {MODEL_SOURCES}.")
     ] = None
     teacher_image_size: Annotated[
         int | None, Option(min=8, help="Side of the images the teacher reads; its own unless given.")

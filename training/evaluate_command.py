@@ -37,8 +37,9 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.output is not None:
         config.output.write_text(json.dumps(asdict(report), indent=2) + "\n")
     typer.echo(f"{report.model}: {report.checkpoint}")
+    sides = "both sides" if report.preprocessing.crop_mode == "squash" else "shorter side"
     typer.echo(
-        f"{report.evaluation.images} images of {config.data}, shorter side to {report.preprocessing.resize_px} pixels, "
+        f"{report.evaluation.images} images of {config.data}, {sides} to {report.preprocessing.resize_px} pixels, "
         f"crop of {report.preprocessing.image_size} (crop_pct {report.preprocessing.crop_pct:g}), "
         f"{report.preprocessing.interpolation}; {report.corrupt_images} images left out as undecodable\n"
     )

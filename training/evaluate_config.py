@@ -6,6 +6,8 @@ from typing import Annotated
 
 from typer import Option
 
+from deit.options import MODEL_SOURCES
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -15,17 +17,15 @@ class EvaluateConfig:
         Path,
         Option(help="Data set with a split test (or val), one parquet or tar file, or ImageNet V2's numbered folders."),
     ]
-    checkpoint: Annotated[
-        str, Option(help="Checkpoint folder, timm's tagged name, or a weights file (also DeiT's .pth) with --model.")
-    ]
-    model: Annotated[str | None, Option(help="timm's name of the architecture of a weights file.")] = None
+    checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]
+    architecture: Annotated[
+        str | None, Option(help="timm's name of what a weights file holds, unless it says so itself.")
+    ] = None
     crop_pct: Annotated[
         float | None,
         Option(help="Share of the shorter side that the crop keeps; the checkpoint's own unless given."),
     ] = None
-    teacher: Annotated[
-        str | None, Option(help="Tell how often the teacher agrees: checkpoint folder or timm's tagged name.")
-    ] = None
+    teacher: Annotated[str | None, Option(help=f"Report how often this model agrees: {MODEL_SOURCES}.")] = None
     real: Annotated[bool, Option("--real", help="Judge ImageNet's validation images by the ReaL labels as well.")] = (
         False
     )
@@ -40,9 +40,3 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
-        if Path(self.checkpoint).is_file() and self.model is None:
-            raise ValueError(
-                f"--checkpoint {self.checkpoint} does not say what it is: add --model, such as deit_tiny_patch16_224"
-            )
-        if not Path(self.checkpoint).is_file() and self.model is not None:
-            raise ValueError(f"--checkpoint {self.checkpoint} names its architecture itself: leave --model out")

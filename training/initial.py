@@ -7,30 +7,28 @@ does not fit and loads the rest without a word.
 import math
 from pathlib import Path
 
-import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from deit.checkpoint import WEIGHTS_FILE, read_checkpoint_config
-from deit.errors import CheckpointError, TrainingError
-from training.checkpoint import load_weights, read_pytorch, read_safetensors
+from deit.errors import CheckpointError
+from training.checkpoint import load_weights
+from training.opening import read_weights
 
 
 def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], antialias: bool) -> list[str]:
     """Load the weights that `spec` names, and return what was changed to make them fit, a sentence each.
 
     Args:
-        spec: a checkpoint folder, a weights file (safetensors, or PyTorch in DeiT's layout), or timm's tagged name.
+        spec: as training.opening understands it.
         label_names: the classes the model will decide among.
         antialias: of the position embedding's bicubic resizing: timm's way. DeiT resizes without.
 
     Raises:
-        CheckpointError: the weights cannot be read, or are those of another architecture.
-        TrainingError: `spec` is none of these.
+        CheckpointError: the weights are nowhere, cannot be read, or are those of another architecture.
     """
-    state, names = read_weights(spec)
+    state, names = read_weights(spec, "--initial-checkpoint")
     # weights are often passed on in half precision; what is resized or joined below is so in single precision
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     fresh = model.state_dict()
@@ -41,35 +39,11 @@ def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], a
         changes += _fit_depth(state, len(model.blocks))
     changes += _fit_heads(state, fresh, model)
     load_weights(model, state, source=Path(spec))
-    if names is not None and names != label_names and len(names) == len(label_names):
+    if names and names != label_names and len(names) == len(label_names):
         changes.append(
             f"the head is kept, though it was trained on other classes ({names[0]}, …) than these ({label_names[0]}, …)"
         )
     return changes
-
-
-def read_weights(spec: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """A state dictionary and, if it came with them, the names of its classes."""
-    path = Path(spec)
-    if path.is_dir():
-        return read_safetensors(path / WEIGHTS_FILE), read_checkpoint_config(path).label_names
-    if path.is_file():
-        content = read_safetensors(path) if path.suffix == ".safetensors" else read_pytorch(path)
-        state = content.get("model", content)
-        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise CheckpointError(
-                f"{path} is neither a state dictionary nor one under DeiT's key 'model': save the weights alone"
-            )
-        return dict(state), None
-    if timm.is_model(spec):
-        try:
-            return dict(timm.create_model(spec, pretrained=True).state_dict()), None
-        except (OSError, RuntimeError) as error:
-            raise TrainingError(f"the weights of {spec} cannot be had: {error}") from error
-    raise TrainingError(
-        f"--initial-checkpoint {spec!r} is neither a checkpoint folder, nor a weights file, nor a model of timm "
-        f"{timm.__version__}"
-    )
 
 
 def _fit_positions(

@@ -1,7 +1,6 @@
 """Students and teachers, made by timm, and the two heads of a distilled DeiT."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,11 +11,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from deit.checkpoint import read_checkpoint_config
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
-from training.checkpoint import load_checkpoint
 from training.features import Features, Taps, logits_and_features
+from training.opening import open_model
 
 
 def create_model(
@@ -27,7 +25,8 @@ def create_model(
     The class token starts from a normal distribution of std 0.02 as in DeiT; timm 1.0.31 uses 1e-6.
 
     Raises:
-        TrainingError: timm does not know the architecture or refuses an argument.
+        TrainingError: timm does not know the architecture or refuses an argument, or the model does not read RGB images
+            of this size.
     """
     defaults = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
     if defaults is None:
@@ -42,9 +41,33 @@ def create_model(
         )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise TrainingError(f"timm cannot make {architecture} with {model_args or 'its defaults'}: {error}") from error
+    _try_one_image(model, architecture, image_size or defaults.input_size[-1])
     if isinstance(model, VisionTransformer) and model.cls_token is not None:
         nn.init.trunc_normal_(model.cls_token, std=0.02)
     return model
+
+
+@torch.no_grad()
+def _try_one_image(model: nn.Module, architecture: str, image_size: int) -> None:
+    """Raises TrainingError when the model does not read the whole of an RGB square of this size."""
+    if isinstance(model, VisionTransformer) and not getattr(model.patch_embed, "dynamic_img_pad", False):
+        patch = int(model.patch_embed.patch_size[0])
+        if image_size % patch:  # timm's patches leave the last rows and columns out
+            below = image_size // patch * patch
+            sizes = " or ".join(str(size) for size in (below, below + patch) if size)
+            raise TrainingError(
+                f"{architecture} reads patches of {patch} x {patch} pixels, which do not fill images of {image_size} x "
+                f"{image_size}: give --image-size {sizes}, or another patch_size"
+            )
+    device = next(model.parameters()).device
+    try:
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        raise TrainingError(
+            f"{architecture} as it is set up cannot read RGB images of {image_size} x {image_size} pixels: {error}. "
+            "Look at --image-size and --model-arg."
+        ) from error
+    model.train()
 
 
 def choose_attention(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
@@ -141,16 +164,18 @@ class Teacher(nn.Module):
 def load_teacher(
     spec: str, *, label_names: tuple[str, ...], student: Preprocessing, image_size: int | None = None
 ) -> Teacher:
-    """The teacher named by a checkpoint folder or by timm's tagged name.
+    """The teacher of that name, as training.opening understands it.
 
     Args:
         image_size: side of the images it reads; its own when None. A transformer's positions are resized for it.
 
     Raises:
+        CheckpointError: it cannot be opened.
         TrainingError: it decides among other classes than the student. Its head is never replaced silently.
     """
-    model, preprocessing, names = open_model(spec, "--teacher")
-    if names is not None and names != label_names:
+    trained = open_model(spec, "--teacher")
+    model, preprocessing, names = trained.model, trained.preprocessing, trained.label_names
+    if names and names != label_names:
         raise TrainingError(
             f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
             "trained on these classes, in this order"
@@ -168,37 +193,6 @@ def load_teacher(
             raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
         preprocessing = replace(preprocessing, image_size=image_size)
     return Teacher(spec, model, preprocessing, student)
-
-
-def open_model(spec: str, option: str) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """A trained model in evaluation mode, what it expects of an image, and the names of its classes if it tells them.
-
-    Args:
-        spec: a checkpoint folder or timm's tagged name.
-        option: that named it, for the error.
-    """
-    if Path(spec).exists():
-        config = read_checkpoint_config(Path(spec))
-        return load_checkpoint(Path(spec)), config.preprocessing, config.label_names
-    if not timm.is_model(spec):
-        raise TrainingError(f"{option} {spec!r} is neither a checkpoint folder nor a model of timm {timm.__version__}")
-    try:
-        model: nn.Module = timm.create_model(spec, pretrained=True).eval()
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(f"the weights of {spec} cannot be had: {error}") from error
-    return model, timm_preprocessing(model), None
-
-
-def timm_preprocessing(model: nn.Module) -> Preprocessing:
-    """What timm knows of the images that a model of its expects."""
-    data = timm.data.resolve_model_data_config(model)
-    return Preprocessing(
-        image_size=data["input_size"][1],
-        crop_pct=data["crop_pct"],
-        interpolation=data["interpolation"],
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-    )
 
 
 def _some(names: tuple[str, ...]) -> str:

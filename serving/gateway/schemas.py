@@ -85,12 +85,16 @@ class ImageResults(OfModel):
 
 
 class PreprocessingBody(BaseModel):
-    """How the gateway makes pixels of a picture: resize the shorter side, crop the centre."""
+    """How the gateway makes pixels of a picture: resize, crop the centre."""
 
     model_config = ConfigDict(from_attributes=True)
 
     image_size: int = Field(description="Side of the square that the model reads, in pixels", examples=[224])
     crop_pct: float = Field(description="Share of the resized shorter side that the crop keeps", examples=[0.9])
+    crop_mode: str = Field(
+        description="center keeps the proportions, squash resizes both sides to the same length",
+        examples=["center"],
+    )
     interpolation: str = Field(examples=["bicubic"])
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -9,12 +9,12 @@ from benchmark.eager import eager_rate, pytorch_model
 from benchmark.perf_analyzer import PerfAnalyzerRun
 from benchmark.throughput import figures_of
 from benchmark.triton_statistics import Statistics
-from deit.errors import BenchmarkError
+from deit.errors import CheckpointError
 from tests.conftest import REPOSITORY_ROOT
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(BenchmarkError, match="'resnet5' is neither a checkpoint folder nor a model of timm"):
+    with pytest.raises(CheckpointError, match="--pytorch resnet5: there is no such file or folder"):
         pytorch_model("resnet5")
 
 

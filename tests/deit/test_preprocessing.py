@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +19,7 @@ def timm_pixels(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
         is_training=False,
         interpolation=preprocessing.interpolation,
         crop_pct=preprocessing.crop_pct,
-        crop_mode="center",
+        crop_mode=preprocessing.crop_mode,
         normalize=False,
     )
     return transform(image).permute(1, 2, 0).numpy()
@@ -40,6 +42,37 @@ def test_every_interpolation_equals_timms(interpolation: str) -> None:
     preprocessing = Preprocessing(**{**IMAGENET.__dict__, "interpolation": interpolation})
     image = photograph(301, 277)
     np.testing.assert_array_equal(resize_and_crop(image, preprocessing), timm_pixels(image, preprocessing))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (31, 97)])
+@pytest.mark.parametrize(("image_size", "crop_pct"), [(224, 0.875), (224, 1.0), (37, 0.61)])
+def test_squashed_pixels_equal_timms(size: tuple[int, int], image_size: int, crop_pct: float) -> None:
+    preprocessing = Preprocessing(
+        **{**IMAGENET.__dict__, "image_size": image_size, "crop_pct": crop_pct, "crop_mode": "squash"}
+    )
+    image = photograph(*size)
+    np.testing.assert_array_equal(resize_and_crop(image, preprocessing), timm_pixels(image, preprocessing))
+
+
+def test_a_description_without_a_crop_mode_crops_the_centre() -> None:
+    """Models that were exported before there was another."""
+    fields = {name: value for name, value in json.loads(IMAGENET.to_json()).items() if name != "crop_mode"}
+    assert Preprocessing.from_dict(fields) == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"input_size": (1, 224, 224)}, "input_size 1 x 224 x 224: must be 3 channels and a square"),
+        ({"input_size": (3, 224, 112)}, "input_size 3 x 224 x 112"),
+        ({"crop_mode": "border"}, "crop_mode 'border': must be one of center, squash"),
+    ],
+)
+def test_what_timm_has_and_we_have_not_is_named(changes: dict[str, object], finding: str) -> None:
+    timms = {**IMAGENET.__dict__, "input_size": (3, 224, 224)}
+    assert Preprocessing.from_timm(timms) == IMAGENET
+    with pytest.raises(ValueError, match=finding):
+        Preprocessing.from_timm({**timms, **changes})
 
 
 def test_pixels_equal_timms_on_real_photographs(shared_data) -> None:

@@ -95,7 +95,7 @@ def models(tmp_path_factory, checkpoint, pictures) -> Path:  # noqa: F811
     """What `deit export` writes for processors: a distilled model, in two versions of which the second is served."""
     repository = tmp_path_factory.mktemp("models")
     export = ExportConfig(
-        checkpoint=checkpoint, images=pictures, repository=repository, name="tiny", engine="onnxruntime"
+        checkpoint=str(checkpoint), images=pictures, repository=repository, name="tiny", engine="onnxruntime"
     )
     (version,) = export_models(export)
     shutil.copytree(version, version.with_name("2"))

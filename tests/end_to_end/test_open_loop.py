@@ -31,7 +31,7 @@ def url(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     repository = tmp_path_factory.mktemp("models")
     export_models(
         ExportConfig(
-            checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
+            checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
             architecture="deit_tiny_patch16_224",
             labels="imagenet-1k",
             crop_pct=0.875,

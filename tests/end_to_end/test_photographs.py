@@ -54,7 +54,7 @@ def client(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     repository = tmp_path_factory.mktemp("models")
     export_models(
         ExportConfig(
-            checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
+            checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
             architecture="deit_tiny_patch16_224",
             labels="imagenet-1k",
             crop_pct=0.875,
@@ -130,7 +130,7 @@ def test_evaluation_scores_what_the_gateway_scores_however_photographs_are_store
         EvaluateConfig(
             data=tmp_path / "test.parquet",
             checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
-            model="deit_tiny_patch16_224",
+            architecture="deit_tiny_patch16_224",
             crop_pct=0.875,
             device="cpu",
         )

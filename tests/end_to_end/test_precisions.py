@@ -28,7 +28,7 @@ def test_fp32_bf16_and_int8_answer_over_http_as_their_engines_do_alone(
     repository = tmp_path / "models"
     folders = export_models(
         ExportConfig(
-            checkpoint=checkpoint,
+            checkpoint=str(checkpoint),
             images=colours_data,
             repository=repository,
             name="tiny",
@@ -70,7 +70,7 @@ def test_real_deit_tiny_has_the_accuracy_over_http_that_the_gate_found(shared_da
     repository, source = tmp_path / "models", shared_data / "imagenet" / "sample500.parquet"
     folders = export_models(
         ExportConfig(
-            checkpoint=shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
+            checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
             architecture="deit_tiny_patch16_224",
             labels="imagenet-1k",
             crop_pct=0.875,

@@ -13,7 +13,8 @@ from deit.preprocessing import resize_and_crop
 from tests.end_to_end.conftest import serving
 from training.evaluate import joint_probabilities
 from training.images import LabelledImages, decode, open_images
-from training.model import Normalize, head_logits, open_model
+from training.model import Normalize, head_logits
+from training.opening import open_model
 from training.profile import StepProfile
 
 CONVNET = ("--model", "resnet18", "--model-arg", "channels=[8,16,16,16]", "--model-arg", "layers=[1,1,1,1]")
@@ -70,16 +71,17 @@ def test_the_papers_recipe_goes_from_folders_to_answers(
     parity = ("--parity-images", str(min(len(images), 64)))
     deit("export", "--checkpoint", student, "--name", "deit_ti", "--images", data, "--repository", repository, *parity)
 
-    model, preprocessing, label_names = open_model(str(student), "--checkpoint")
+    trained = open_model(str(student), "--checkpoint")
+    preprocessing = trained.preprocessing
     pixels = torch.from_numpy(resize_and_crop(decode(images, 3), preprocessing).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        expected = joint_probabilities(*head_logits(model, Normalize(preprocessing)(pixels)))[0].numpy()
+        expected = joint_probabilities(*head_logits(trained.model, Normalize(preprocessing)(pixels)))[0].numpy()
     with serving(repository) as url:
         answer = httpx.post(f"{url}/classify", files={"image": images.encoded(3)}, params={"top_k": 5}, timeout=60)
     assert answer.status_code == 200, answer.text
     predictions = answer.json()["predictions"]
     best = np.argsort(-expected)[:5]
-    assert [prediction["label"] for prediction in predictions] == [label_names[index] for index in best]
+    assert [prediction["label"] for prediction in predictions] == [trained.label_names[index] for index in best]
     # The gateway decodes and crops as above; the graph adds up in another order than PyTorch.
     np.testing.assert_allclose([prediction["probability"] for prediction in predictions], expected[best], atol=1e-5)
 

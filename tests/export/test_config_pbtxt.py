@@ -92,8 +92,10 @@ def test_what_was_judged_on_a_gpu_runs_on_every_gpu_and_nowhere_else(backend: st
 def test_batches_instances_and_queue_suit_where_the_engine_computes(
     engine: str, expected: tuple[int, int, int]
 ) -> None:
-    found = scheduling_of(ExportConfig(images=Path("x"), timm="deit", engine=engine))
+    found = scheduling_of(ExportConfig(images=Path("x"), checkpoint="deit", engine=engine))
     assert (found.max_batch_size, found.instances, found.queue_size) == expected
-    asked = ExportConfig(images=Path("x"), timm="deit", engine=engine, max_batch_size=16, instances=3, queue_size=9)
+    asked = ExportConfig(
+        images=Path("x"), checkpoint="deit", engine=engine, max_batch_size=16, instances=3, queue_size=9
+    )
     found = scheduling_of(asked)
     assert (found.max_batch_size, found.instances, found.queue_size) == (16, 3, 9)

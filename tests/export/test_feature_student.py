@@ -42,7 +42,7 @@ def test_the_graph_of_a_student_of_features_is_byte_for_byte_that_of_a_plain_one
     exported = [
         export_models(
             ExportConfig(
-                checkpoint=source,
+                checkpoint=str(source),
                 images=pictures,
                 repository=tmp_path / repository,
                 name="student",

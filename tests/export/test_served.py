@@ -12,7 +12,7 @@ from export.graph import export_graph
 from export.joint import JointClassifier
 from export.served import ServedBlock, served_form
 from tests.training.conftest import TINY, tiny_student
-from training.model import timm_preprocessing
+from training.opening import timm_preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_without_a_gpu_no_plan_is_built(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_tensorrt_is_a_choice_of_the_command() -> None:
-    assert ExportConfig(images=Path("x"), timm="deit", engine="tensorrt", precision="fp16").engine == "tensorrt"
+    assert ExportConfig(images=Path("x"), checkpoint="deit", engine="tensorrt", precision="fp16").engine == "tensorrt"
 
 
 def test_the_extra_for_gpus_is_serving_and_export_with_the_other_onnxruntime() -> None:

@@ -152,7 +152,7 @@ def test_a_weights_file_is_evaluated_as_the_architecture_it_is_given(tmp_path: P
         EvaluateConfig(
             data=data,
             checkpoint=str(tmp_path / "released.pth"),
-            model="deit_tiny_patch16_224",
+            architecture="deit_tiny_patch16_224",
             crop_pct=0.875,
             real=True,
             workers=0,
@@ -169,7 +169,7 @@ def test_the_released_deit_ti_is_right_on_most_photographs(shared_data: Path) ->
         EvaluateConfig(
             data=shared_data / "imagenet" / "sample500.parquet",
             checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
-            model="deit_tiny_patch16_224",
+            architecture="deit_tiny_patch16_224",
             crop_pct=0.875,
             device="cpu",
         )
@@ -183,7 +183,6 @@ def test_the_released_deit_ti_is_right_on_most_photographs(shared_data: Path) ->
     ("changes", "finding"),
     [
         ({"crop_pct": 1.5}, "must be above 0"),
-        ({"model": "deit_tiny_patch16_224"}, "leave --model out"),
     ],
 )
 def test_wrong_usage_is_named(changes: dict[str, object], finding: str) -> None:

@@ -50,7 +50,14 @@ def test_head_logits_average_to_timms_own_forward() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "arguments", "finding"),
-    [("deit_huge", {}, "has no model 'deit_huge'"), ("resnet18", {"patch_size": 4}, "timm cannot make resnet18")],
+    [
+        ("deit_huge", {}, "has no model 'deit_huge'"),
+        ("resnet18", {"patch_size": 4}, "timm cannot make resnet18"),
+        ("resnet18", {"in_chans": 1}, "cannot read RGB images of 16 x 16 pixels"),
+        ("deit_tiny_patch16_224", {"in_chans": 1}, "cannot read RGB images of 16 x 16 pixels"),
+        ("deit_tiny_patch16_224", {"img_size": 32}, "cannot read RGB images of 16 x 16 pixels"),
+        ("deit_tiny_patch16_224", {"patch_size": 7}, r"patches of 7 x 7 .* give --image-size 14 or 21"),
+    ],
 )
 def test_what_timm_cannot_make_is_named(architecture: str, arguments: dict[str, int], finding: str) -> None:
     with pytest.raises(TrainingError, match=finding):
@@ -92,11 +99,6 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, labels: tuple[str
     )
     with pytest.raises(TrainingError, match=finding):
         load_teacher(str(tmp_path / "teacher"), label_names=labels, student=IMAGENET)
-
-
-def test_a_teacher_that_is_nowhere_is_named() -> None:
-    with pytest.raises(TrainingError, match="neither a checkpoint folder nor a model of timm"):
-        load_teacher("runs/nobody/checkpoint", label_names=("a",), student=IMAGENET)
 
 
 def test_a_teacher_works_at_another_resolution_when_asked(tmp_path: Path) -> None:

@@ -48,19 +48,20 @@ function showOriginal(file, url, model) {
     const { naturalWidth: width, naturalHeight: height } = image;
     image.parentElement.classList.remove("blank");
     $("original-size").textContent = `${width} × ${height} pixels, ${bytes(file.size)}`;
-    if (model) showCrop(width, height, model.preprocessing.crop_pct);
+    if (model) showCrop(width, height, model.preprocessing);
   };
   if (image.src !== url) image.src = url;
   else if (image.complete) image.naturalWidth ? image.onload() : image.onerror();
 }
 
-// The centre square of the shorter side that the server's crop keeps.
-function showCrop(width, height, kept) {
-  const side = kept * Math.min(width, height);
+// What the server's crop keeps: a centre square of the shorter side, or a share of both sides.
+function showCrop(width, height, { crop_pct: kept, crop_mode }) {
+  const shorter = Math.min(width, height);
+  const [across, down] = (crop_mode === "squash" ? [1, 1] : [shorter / width, shorter / height]).map((share) => kept * share);
   const { style } = $("crop");
-  style.setProperty("--width", `${(side / width) * 100}%`);
-  style.setProperty("--height", `${(side / height) * 100}%`);
-  $("crop").hidden = side > 0.98 * Math.max(width, height);
+  style.setProperty("--width", `${across * 100}%`);
+  style.setProperty("--height", `${down * 100}%`);
+  $("crop").hidden = Math.min(across, down) > 0.98;
 }
 
 const bytes = (count) => (count < 1e6 ? `${Math.ceil(count / 1e3)} kB` : `${(count / 1e6).toFixed(1)} MB`);

@@ -5,10 +5,11 @@ import { $, element, percent } from "/static/dom.js";
 export function showCard(model, version) {
   $("card").hidden = false;
   $("card-name").textContent = `${model.name}, version ${version}`;
-  const { image_size, interpolation, crop_pct } = model.preprocessing;
+  const { image_size, interpolation, crop_pct, crop_mode } = model.preprocessing;
+  const side = crop_mode === "squash" ? "both sides, squashed" : "the shorter side";
   const origin = model.provenance;
   const facts = [
-    ["Input", `${image_size} × ${image_size} pixels, ${interpolation}, ${percent(crop_pct, 0)} of the shorter side`],
+    ["Input", `${image_size} × ${image_size} pixels, ${interpolation}, ${percent(crop_pct, 0)} of ${side}`],
     ["Classes", classes(model.labels)],
   ];
   if (origin && version === model.version) {
