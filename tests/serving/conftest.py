@@ -274,8 +274,9 @@ def commands(pids: list[int]) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
 
 
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").iterdir())
+def shared_memory(server: DeitServe) -> set[Path]:
+    """The regions of this server's Triton; other processes of the machine have theirs."""
+    return set(Path("/dev/shm").glob(f"deit-triton-{server.process.pid}-*"))
 
 
 @pytest.fixture
