@@ -1,4 +1,4 @@
-"""`deit benchmark gpu-check`, rehearsed on the CPU: every step runs the code that runs on a GPU, as small as possible."""
+"""`deit benchmark gpu-check`, rehearsed on the CPU: every step runs the code of a GPU, as small as possible."""
 
 import json
 import subprocess
