@@ -21,10 +21,10 @@ from benchmark.results import Environment, Figure, Record
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.model import ONNX_FILE, PROBABILITIES
-from deit.repository import model_folder, read_config, served_version
+from deit.repository.config import provenance_of
+from deit.repository.publishing import model_folder, read_config, served_version
 from export.engines import Engine, Run
 from export.speed import images_per_s
-from serving.triton.config import provenance_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from deit.errors import BenchmarkError
 from deit.labels import LABELS_FILE, read_labels
 from deit.model import CONFIG_FILE, ONNX_FILE, PREPROCESSING_PARAMETER, PROVENANCE_PARAMETER, Provenance
-from deit.repository import model_folder, read_config, served_version
+from deit.repository.publishing import model_folder, read_config, served_version
 
 # ONNX Runtime has no bfloat16 products for processors.
 RUN_BY_ONNXRUNTIME = ("fp32", "fp16", "int8")

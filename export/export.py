@@ -21,7 +21,7 @@ from rich.progress import track
 from deit import __version__
 from deit.errors import RepositoryError
 from deit.model import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE, Provenance
-from deit.repository import publish
+from deit.repository.publishing import publish
 from export import report
 from export.config import ExportConfig
 from export.configuration import Scheduling, model_config

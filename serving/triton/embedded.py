@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deit.errors import ServingError
+from deit.repository.models import model_names
 from serving.settings import TritonPorts
 from serving.triton.options import CONTROL_HEADER, LOOPBACK, triton_options
 from serving.triton.process import TritonProcess
-from serving.triton.repository import model_names
 from serving.triton.run_folder import remove_shared_memory, run_folder, shared_memory_prefix
 from serving.triton.snapshot import Offer, Snapshot
 from serving.triton.wheel import find_wheel

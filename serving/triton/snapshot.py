@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from deit.durable import write_file
 from deit.errors import RepositoryError
 from deit.model import CONFIG_FILE
-from serving.triton.repository import model_names
+from deit.repository.models import model_names
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@ from tritonclient.grpc import model_config_pb2
 
 from deit.model import Provenance
 from deit.preprocessing import Preprocessing
+from deit.repository.config import provenance_of, verification_of
 from export.configuration import Scheduling, model_config
-from serving.triton.config import provenance_of, verification_of
 from tests.training.conftest import TINY
 
 PROVENANCE = Provenance(

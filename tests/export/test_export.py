@@ -11,13 +11,13 @@ from PIL import Image
 from deit.errors import CheckpointError, DataError, DeitError, RepositoryError
 from deit.model import Provenance
 from deit.preprocessing import resize_and_crop
-from deit.repository import read_config
+from deit.repository.config import verification_of
+from deit.repository.doctor import examine
+from deit.repository.publishing import read_config
 from export.config import ExportConfig
 from export.export import export_models
 from export.joint import JointClassifier
 from export.served import served_form
-from serving.doctor import examine
-from serving.triton.config import verification_of
 from tests.export.conftest import LABELS
 from tests.training.conftest import TINY
 from training.checkpoint import load_checkpoint

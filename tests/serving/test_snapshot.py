@@ -3,7 +3,7 @@
 import pytest
 
 from deit.errors import RepositoryError
-from serving.triton.repository import model_names
+from deit.repository.models import model_names
 from serving.triton.snapshot import Snapshot
 from tests.serving.conftest import write_model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, read_labels
 from deit.model import CONFIG_FILE, MODEL_NAME
-from deit.repository import publish, read_config, served_version, versions
-from serving.doctor import examine_model
+from deit.repository.doctor import examine_model
+from deit.repository.publishing import publish, read_config, served_version, versions
 
 
 def promote(model: Path, repository: Path, name: str, version: int | None) -> int:

@@ -17,8 +17,8 @@ from deit.model import (
 )
 from deit.onnx_file import external_files
 from deit.preprocessing import Preprocessing
-from deit.repository import model_folders, read_config, served_version, staging_folder, versions
-from serving.triton.config import engine_of
+from deit.repository.config import engine_of
+from deit.repository.publishing import model_folders, read_config, served_version, staging_folder, versions
 
 # backend -> the file that it loads by default
 BACKENDS = {"onnxruntime": ONNX_FILE, "openvino": ONNX_FILE, "tensorrt": PLAN_FILE}

@@ -10,9 +10,9 @@ import pytest
 
 from deit.errors import RepositoryError
 from deit.onnx_file import external_files
-from deit.repository import read_config, served_version
-from serving.doctor import examine
-from serving.promotion import promote
+from deit.repository.doctor import examine
+from deit.repository.promotion import promote
+from deit.repository.publishing import read_config, served_version
 from tests.conftest import REPOSITORY_ROOT
 
 SHIPPED = REPOSITORY_ROOT / "model_repository" / "deit_cifar10"

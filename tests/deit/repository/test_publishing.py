@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-import deit.repository
 from deit.errors import RepositoryError
-from deit.repository import (
+from deit.repository import publishing
+from deit.repository.publishing import (
     publish,
     read_config,
     remove,
@@ -167,7 +167,7 @@ def test_the_second_writer_waits_for_the_first(tmp_path: Path, monkeypatch: pyte
         second.join(0.3)
         assert second.is_alive()
         assert versions(tmp_path / "tiny") == [1]
-        monkeypatch.setattr(deit.repository, "LOCK_WAIT_S", 0.1)
+        monkeypatch.setattr(publishing, "LOCK_WAIT_S", 0.1)
         with pytest.raises(RepositoryError, match="another process has been writing"):
             publish_tiny(tmp_path)
         monkeypatch.undo()
@@ -181,8 +181,8 @@ WRITERS = """
 import os
 import sys
 from pathlib import Path
-from deit.repository import publish, remove, serve_version, versions
-from tests.deit.test_repository import LABELS, config
+from deit.repository.publishing import publish, remove, serve_version, versions
+from tests.deit.repository.test_publishing import LABELS, config
 
 def write_for_ever(repository):
     while True:

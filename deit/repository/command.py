@@ -28,8 +28,8 @@ def list_models(repository: Repository = REPOSITORY) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from deit.repository import model_folders, read_config, served_version, versions
-    from serving.triton.config import engine_of, provenance_of
+    from deit.repository.config import engine_of, provenance_of
+    from deit.repository.publishing import model_folders, read_config, served_version, versions
 
     table = Table("model", "versions", "served", "precision", "backend", box=None)
     for name in model_folders(repository):
@@ -56,8 +56,8 @@ def show(
     from rich.console import Console
 
     from deit.model import REPORT_TABLE
-    from deit.repository import model_folder, read_config, served_version, versions
-    from serving.triton.config import engine_of, provenance_of, verification_of
+    from deit.repository.config import engine_of, provenance_of, verification_of
+    from deit.repository.publishing import model_folder, read_config, served_version, versions
 
     folder = model_folder(repository, name)
     served = served_version(folder)
@@ -96,7 +96,7 @@ def publish(
     version: Annotated[int | None, typer.Option(help="Version to take; the served one unless given.")] = None,
 ) -> None:
     """Copy a version of a model from another repository as the next version here, after `doctor` found it sound."""
-    from serving.promotion import promote
+    from deit.repository.promotion import promote
 
     number = promote(model, repository, name or model.resolve().name, version)
     print(repository / (name or model.resolve().name) / str(number))
@@ -109,7 +109,7 @@ def rollback(
     repository: Repository = REPOSITORY,
 ) -> None:
     """Serve another version of a model from the next load on; `deit models reload` makes a running server load it."""
-    from deit.repository import model_folder, serve_version, served_version, versions
+    from deit.repository.publishing import model_folder, serve_version, served_version, versions
 
     folder = model_folder(repository, name)
     before = served_version(folder)
@@ -131,7 +131,7 @@ def reload(
     No request fails: the old versions answer until the new ones have proven that they can. A version that does not is
     refused, and the old one serves on. Exit status: 0 done, 1 a model was refused.
     """
-    from serving.control import command_server
+    from deit.control import command_server
 
     changes = command_server(port, "reload")["changes"]
     for change in changes:
@@ -150,9 +150,9 @@ def remove(
     repository: Repository = REPOSITORY,
 ) -> None:
     """Remove a version that is not served, or a whole model."""
-    import deit.repository
+    from deit.repository import publishing
 
-    deit.repository.remove(repository, name, version)
+    publishing.remove(repository, name, version)
 
 
 @app.command()
@@ -163,7 +163,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what is wrong with a repository, and what to do. Exit status 1 when something is."""
-    from serving.doctor import examine
+    from deit.repository.doctor import examine
 
     findings = examine(repository, tensorrt=tensorrt)
     for finding in findings:
