@@ -14,7 +14,8 @@ import onnxruntime
 from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
-from deit.model import IMAGES, PLAN_FILE
+from deit.model import IMAGES
+from deit.repository.layout import PLAN_FILE
 
 Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""

@@ -186,6 +186,17 @@ def test_a_model_that_does_not_load_is_one_line_with_its_name(deit_serve, tmp_pa
     assert not server.children()
 
 
+def test_a_model_whose_engine_is_missing_is_one_line_with_the_way_out(deit_serve, tmp_path):
+    write_model(tmp_path / "models" / "tiny")
+    config = tmp_path / "models" / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "openvino"'))
+    (tmp_path / "openvino.py").write_text('raise ImportError("it is hidden from this test")')
+    server = deit_serve("--model-repository", tmp_path / "models", environment={"PYTHONPATH": str(tmp_path)})
+    assert server.wait() == 1
+    (line,) = [line for line in server.lines if line.startswith("deit: ")]
+    assert "tiny runs on OpenVINO, which cannot be imported here (it is hidden from this test); install the" in line
+
+
 def test_what_the_backend_cannot_honour_is_a_warning(deit_serve, tmp_path):
     write_model(tmp_path / "tiny")
     with (tmp_path / "tiny" / "config.pbtxt").open("a") as config:
