@@ -1,7 +1,7 @@
 """How the owner of a running server sends it commands: a line over a Unix socket, answered by a line of JSON.
 
 Not over HTTP: whoever may ask for answers need not be allowed to change what answers, and a page in a browser on this
-machine must not be able to. The server's half is `serving/control.py`.
+machine must not be able to. The server's half is `serving/embedded/control.py`.
 """
 
 import json
