@@ -13,7 +13,7 @@ from typing import Any
 from deit.control import control_socket
 from deit.errors import ServingError
 
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 
 
 def claim_control_socket(port: int) -> Path:
@@ -44,7 +44,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def control_server(path: Path, answer: Callable[[str], Awaitable[Answer]]) -> AsyncIterator[None]:
+async def control_server(path: Path, answer: Callable[[str], Awaitable[Reply]]) -> AsyncIterator[None]:
     """Answers commands while the block runs, each on a connection of its own."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
