@@ -119,7 +119,7 @@ def in_bulk(repository: Path, images: Path, output: Path, version: int | None) -
     """The version that a job ran and its probabilities by class, by the actors of the job without Ray's start."""
     model = read_model(repository, None, version)
     decode = Decode(str(images), model.preprocessing, 10**6)
-    classify = ClassifyBatch(str(output), model, 10, 16, 1)
+    classify = ClassifyBatch(str(output), model, 10, 16, 1, on_gpu=False)
     for part in find_parts(str(images), part_images=COUNT):
         classify(decode({"part": [part]}))
     return answers(output)
