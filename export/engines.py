@@ -14,8 +14,8 @@ import onnxruntime
 from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
-from deit.model import IMAGES, PLAN_FILE
-from deit.tensorrt_plan import profiles_for
+from deit.model import IMAGES
+from deit.tensorrt_plan import PLAN_FILE, profiles_for
 
 Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""

@@ -22,18 +22,10 @@ from rich.progress import track
 
 from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import (
-    FINGERPRINT_FILE,
-    IMAGES,
-    ONNX_FILE,
-    PLAN_FILE,
-    PROVENANCE_FILE,
-    REFERENCE_FILE,
-    REPORT_FILE,
-    REPORT_TABLE,
-    Provenance,
-)
-from deit.repository import publish
+from deit.model import IMAGES, Provenance
+from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
+from deit.repository.publishing import publish
+from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
 from export import findings
 from export.config import GPU_ENGINES, ExportConfig
 from export.config_pbtxt import model_config, scheduling_of

@@ -22,7 +22,7 @@ ALLOWED = {
     "export": ("deit", "training.model", "training.checkpoint", "training.images", "training.data"),
     "serving": ("deit",),
     "serving.gateway": ("deit", "serving.settings"),
-    "serving.embedded": ("deit", "serving.settings", "serving.gateway", "serving.triton"),
+    "serving.embedded": ("deit", "serving.settings", "serving.gateway"),
     "serving.client": ("deit",),
     "bulk": ("deit", "serving.gateway.images", "serving.gateway.errors"),
     "benchmark": ("deit", "training", "export", "serving"),

@@ -79,14 +79,13 @@ def test_a_second_signal_ends_at_once(deit_serve, model_repository):
 
 
 def test_kill_9_leaves_no_triton_no_stub_and_no_shared_memory(deit_serve, model_repository):
-    before = shared_memory()
     server = deit_serve("--model-repository", model_repository).wait_until_ready()
     children = server.children()
-    assert shared_memory() - before
+    assert shared_memory(server)
     server.process.kill()
     assert server.wait() == -signal.SIGKILL
     eventually(lambda: not any(map(is_alive, children)))
-    eventually(lambda: not shared_memory() - before)
+    eventually(lambda: not shared_memory(server))
 
 
 def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
@@ -100,16 +99,14 @@ def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
 
 def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_repository):
     """Nobody is left to remove its shared memory when the stub was killed first."""
-    before = shared_memory()
     killed = deit_serve("--model-repository", model_repository).wait_until_ready()
     stub = killed.children()[-1]
     os.kill(stub, signal.SIGKILL)
     killed.process.kill()
     killed.wait()
-    left = shared_memory() - before
-    assert left
+    assert shared_memory(killed)
     deit_serve("--model-repository", model_repository).wait_until_ready()
-    assert not left & shared_memory()
+    assert not shared_memory(killed)
 
 
 def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
@@ -187,6 +184,17 @@ def test_a_model_that_does_not_load_is_one_line_with_its_name(deit_serve, tmp_pa
     assert reason in line
     assert "Traceback" not in server.output
     assert not server.children()
+
+
+def test_a_model_whose_engine_is_missing_is_one_line_with_the_way_out(deit_serve, tmp_path):
+    write_model(tmp_path / "models" / "tiny")
+    config = tmp_path / "models" / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "openvino"'))
+    (tmp_path / "openvino.py").write_text('raise ImportError("it is hidden from this test")')
+    server = deit_serve("--model-repository", tmp_path / "models", environment={"PYTHONPATH": str(tmp_path)})
+    assert server.wait() == 1
+    (line,) = [line for line in server.lines if line.startswith("deit: ")]
+    assert "tiny runs on OpenVINO, which cannot be imported here (it is hidden from this test); install the" in line
 
 
 def test_what_the_backend_cannot_honour_is_a_warning(deit_serve, tmp_path):
