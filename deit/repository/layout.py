@@ -16,7 +16,7 @@ REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
 """In a version's folder: what the gate found, for programs and for people."""
 
 REFERENCE_FILE = "reference.npz"
-"""In a version's folder: `images`, uint8 (N, H, W, 3), and by the name of each output what PyTorch answers to them,
+"""In a version's folder: `images`, uint8 (N, H, W, 3), and what PyTorch answers to them by the name of each output,
 float32 (N, classes). Whoever runs the version elsewhere, such as a plan on another GPU, compares with it first.
 """
 
