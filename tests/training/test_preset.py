@@ -75,7 +75,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     [
         (None, "there is no such recipe. Ours are deit-b, .* or give the path"),
         ("epochs = ", "not a TOML file"),
-        ("epoch = 3", "there is no option epoch"),
+        ("epoch = 3", "no option is called epoch"),
     ],
 )
 def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: str | None, finding: str) -> None:
