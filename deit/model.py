@@ -9,6 +9,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deit.tensorrt_plan import FINGERPRINT_FILE as FINGERPRINT_FILE
+from deit.tensorrt_plan import PLAN_FILE as PLAN_FILE
+
 IMAGES = "images"
 """Input, uint8 (N, H, W, 3), RGB, already resized and cropped. Normalisation is the first layer of the graph."""
 
@@ -22,7 +25,6 @@ DISTILLATION_PROBABILITIES = "distillation_probabilities"
 """Output of a distilled model, float32 (N, classes): softmax of the distillation token's head."""
 
 ONNX_FILE = "model.onnx"
-PLAN_FILE = "model.plan"
 CONFIG_FILE = "config.pbtxt"
 
 PREPROCESSING_PARAMETER = "preprocessing"
@@ -37,11 +39,13 @@ VERIFICATION_PARAMETER = "verification"
 PROVENANCE_FILE = "provenance.json"
 """In the version's folder, which Triton does not read: the same as in its configuration, for people."""
 
-FINGERPRINT_FILE = "fingerprint.json"
-"""Beside a plan: the TensorRT, the GPU and the graph that it was built with and from."""
-
 REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
 """In the version's folder: what the gate found, for programs and for people."""
+
+REFERENCE_FILE = "reference.npz"
+"""In the version's folder: `images`, uint8 (N, H, W, 3), and by the name of each output what PyTorch answers to them,
+float32 (N, classes). Whoever runs the version elsewhere, such as a plan on another GPU, compares with it first.
+"""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
 """What a model may be called: a folder name that is safe in a URL and in a metric label."""

@@ -18,6 +18,7 @@ from deit.model import (
 from deit.onnx_file import external_files
 from deit.preprocessing import Preprocessing
 from deit.repository import model_folders, read_config, served_version, staging_folder, versions
+from deit.tensorrt_plan import release_of
 from serving.triton.config import engine_of
 
 # backend -> the file that it loads by default
@@ -122,11 +123,11 @@ def _model_file(file: Path, tensorrt: str | None) -> Iterator[str]:
 
 def _plan(file: Path, tensorrt: str | None) -> Iterator[str]:
     try:
-        built_with = str(json.loads((file.parent / FINGERPRINT_FILE).read_text())["tensorrt"])
+        built_with = str(json.loads((file.parent / FINGERPRINT_FILE).read_text())["machine"]["tensorrt"])
     except (OSError, ValueError, KeyError, TypeError):
         yield f"{file} has no {FINGERPRINT_FILE}, so the TensorRT that it was built with is not known: build it again"
         return
-    if tensorrt is not None and built_with != tensorrt:
+    if tensorrt is not None and built_with != release_of(tensorrt):
         yield (
             f"{file} was built with TensorRT {built_with}, and TensorRT {tensorrt} will load it: a plan runs on the "
             "version that built it alone; build it again with `deit export --engine tensorrt`"
