@@ -139,7 +139,8 @@ class Decoder:
         if self._start_failure is not None and self.findings():
             raise NotReady("no process can be started that decodes images")
         asked_s = time.monotonic()
-        is_large = (declared_pixels(content) or 0) >= LARGE_PIXELS
+        pixels = declared_pixels(content)
+        is_large = pixels is None or pixels >= LARGE_PIXELS  # as admission takes them
         if is_large:
             await self._large_turns.acquire()
         try:
