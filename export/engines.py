@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from deit.errors import RepositoryError
-from deit.model import IMAGES, PLAN_FILE
+from deit.model import IMAGES
+from deit.repository.layout import PLAN_FILE
 
 Run = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""

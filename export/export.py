@@ -20,7 +20,8 @@ from rich.progress import track
 
 from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE, Provenance
+from deit.model import Provenance
+from deit.repository.layout import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE
 from deit.repository.publishing import publish
 from export import report
 from export.config import ExportConfig

@@ -18,7 +18,8 @@ import onnx
 
 from deit.durable import replacement, write_file
 from deit.errors import RepositoryError
-from deit.model import FINGERPRINT_FILE, IMAGES
+from deit.model import IMAGES
+from deit.repository.layout import FINGERPRINT_FILE
 
 SUPPORTED = (10, 11)
 WORKSPACE_MIB = 2048

@@ -1,29 +1,51 @@
-"""What config.pbtxt says of a model beyond tensors: its `parameters`, which the exporter writes."""
+"""config.pbtxt: how Triton runs a model, and which versions of it.
 
-import json
-from typing import Any
+Schema: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+"""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from deit.model import PROVENANCE_PARAMETER, VERIFICATION_PARAMETER, Provenance
+from deit.errors import RepositoryError
 
 
-def provenance_of(config: model_config_pb2.ModelConfig) -> Provenance | None:
-    """Where the model came from, or None when nothing, or nothing readable, is said."""
+def read_config(file: Path) -> model_config_pb2.ModelConfig:
+    """Raises RepositoryError when the file is missing or is not a configuration."""
     try:
-        return Provenance.from_json(config.parameters[PROVENANCE_PARAMETER].string_value)
-    except ValueError:
-        return None
+        return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise RepositoryError(f"{file} is not a configuration that Triton reads: {error}") from error
 
 
-def verification_of(config: model_config_pb2.ModelConfig) -> dict[str, Any] | None:
-    """The summary of the gate's report, or None for a model that was published without one."""
-    try:
-        return dict(json.loads(config.parameters[VERIFICATION_PARAMETER].string_value))
-    except (ValueError, TypeError):
-        return None
+def chosen_versions(config: model_config_pb2.ModelConfig, present: Sequence[int]) -> tuple[int, ...]:
+    """The versions among `present`, oldest first, that Triton serves: by default the latest one."""
+    policy = config.version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return tuple(present)
+        case "specific":
+            return tuple(version for version in present if version in policy.specific.versions)
+        case _:
+            return tuple(present[-max(1, policy.latest.num_versions) :])
+
+
+def config_text(config: model_config_pb2.ModelConfig, versions: Sequence[int]) -> str:
+    """The text of config.pbtxt that makes Triton serve these versions."""
+    changed = model_config_pb2.ModelConfig()
+    changed.CopyFrom(config)
+    changed.version_policy.specific.versions[:] = versions
+    text: str = text_format.MessageToString(changed)
+    return text
+
+
+def parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
+    """The value under `key` of `parameters`, or "". Looking it up by [] would add the key to the configuration."""
+    return str(config.parameters[key].string_value) if key in config.parameters else ""
 
 
 def engine_of(config: model_config_pb2.ModelConfig) -> str:
-    """The name of the backend, also when only the older field `platform` gives it."""
+    """The name of the backend, or of the platform in configurations of older releases."""
     return str(config.backend or config.platform or "none")

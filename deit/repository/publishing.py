@@ -1,69 +1,33 @@
-"""A Triton model repository on the disk: `<model>/{config.pbtxt,labels.txt,<version>/...}`, changed whole.
+"""Changes of a model repository: publish, promote, roll back, remove; each is seen whole or not at all.
 
-Which version Triton serves stands in config.pbtxt, as `version_policy { specific }`, and the folder of a version keeps
-the configuration that it was published with. Publishing and going back are therefore one rename, that of config.pbtxt:
-a reader, and a Triton that loads at that moment, sees the old version with its configuration or the new one with its
-own. `latest` would serve the new version for a moment with the configuration of the old.
-
-Needs Triton's schema of config.pbtxt, which the extras [serving] and [export] bring.
+config.pbtxt names the version that Triton serves (`version_policy { specific }`), and each version keeps the
+configuration that it was published with. So publishing and rolling back end with one rename, that of config.pbtxt:
+whoever reads, or a Triton that loads at that moment, gets the old version with its configuration or the new one with
+its own. With Triton's usual policy `latest`, the new version would run for a moment with the old configuration.
 """
 
-import errno
-import fcntl
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from deit.durable import new_folder, sync, write_file
 from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, read_labels, write_labels
-from deit.model import CONFIG_FILE
-
-LOCK_WAIT_S = 30.0
-"""A writer holds the lock while it copies one model, a second or so; longer means that it hangs."""
-
-
-def read_config(file: Path) -> model_config_pb2.ModelConfig:
-    """A parsed config.pbtxt. Raises RepositoryError when it is missing or not one."""
-    try:
-        return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, ValueError, text_format.ParseError) as error:
-        raise RepositoryError(f"{file} is no configuration that Triton reads: {error}") from error
-
-
-def versions(model: Path) -> list[int]:
-    """The versions in a model's folder, oldest first."""
-    return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
-
-
-def served_version(model: Path) -> int | None:
-    """The version that Triton serves by config.pbtxt, or None when that one is not there."""
-    policy, present = read_config(model / CONFIG_FILE).version_policy, versions(model)
-    if policy.HasField("specific"):
-        return max(set(policy.specific.versions) & set(present), default=None)
-    return present[-1] if present else None  # `latest`, which is also Triton's default
-
-
-def model_folder(repository: Path, name: str) -> Path:
-    """The folder of a model. Raises RepositoryError that names the models there are."""
-    folder = repository / name
-    if not (folder / CONFIG_FILE).is_file():
-        names = ", ".join(model_folders(repository)) or "none"
-        raise RepositoryError(f"{repository} has no model {name!r}; it has: {names}")
-    return folder
-
-
-def model_folders(repository: Path) -> list[str]:
-    """Names of the folders that Triton would take for models. Raises RepositoryError without a repository."""
-    if not repository.is_dir():
-        raise RepositoryError(f"the model repository {repository} does not exist; name another with --repository")
-    return sorted(entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+from deit.repository.config import config_text, read_config
+from deit.repository.doctor import examine_version, newest_sound, rollback_command
+from deit.repository.layout import CONFIG_FILE, MODEL_NAME, models_command
+from deit.repository.lock import writing
+from deit.repository.models import (
+    find_model,
+    listed,
+    published_version,
+    read_served,
+    read_version,
+    version_numbers,
+)
 
 
 def publish(
@@ -84,135 +48,99 @@ def publish(
         RepositoryError: the model has other tensors or class names, another process is writing, or the disk is full.
             The repository is as it was.
     """
-    config = _copy(config)
-    config.name = name
     model = repository / name
-    with writing(repository) as staging, _told_when_unwritable(model):
-        if model.exists():
-            _refuse_other_interface(model, config, label_names)
-            _keep_own_configuration(model)
-        version = 1 + max(versions(model), default=0) if model.exists() else 1
-        text = _serving(config, version)
-        if model.exists():
-            with new_folder(model / str(version), staging=staging) as folder:
-                fill(folder)
-                (folder / CONFIG_FILE).write_text(text)
-            write_file(model / CONFIG_FILE, text)
-            return version
-        with new_folder(model, staging=staging) as folder:
-            write_file(folder / CONFIG_FILE, text)
-            write_labels(folder / LABELS_FILE, label_names)
-            (folder / str(version)).mkdir()
-            fill(folder / str(version))
-            (folder / str(version) / CONFIG_FILE).write_text(text)
+    named = model_config_pb2.ModelConfig()
+    named.CopyFrom(config)
+    named.name = name
+    with writing(repository) as staging, _explain_unwritable(model):
+        if not model.exists():
+            with new_folder(model, staging=staging) as folder:
+                write_labels(folder / LABELS_FILE, label_names)
+                (folder / "1").mkdir()
+                fill(folder / "1")
+                for file in (folder / CONFIG_FILE, folder / "1" / CONFIG_FILE):
+                    file.write_text(config_text(named, [1]))
+            return 1
+        _refuse_other_interface(model, named, label_names)
+        _keep_configurations(model)
+        version = 1 + max(version_numbers(model), default=0)
+        with new_folder(model / str(version), staging=staging) as folder:
+            fill(folder)
+            (folder / CONFIG_FILE).write_text(config_text(named, [version]))
+        write_file(model / CONFIG_FILE, config_text(named, [version]))
         return version
 
 
-def serve_version(repository: Path, name: str, version: int) -> None:
-    """Make `version` the one that Triton serves from its next load on, with the configuration of that version.
+def promote(model: Path, repository: Path, name: str, number: int | None = None) -> int:
+    """Copy a version of the model in the folder `model`, the served one by default, to another repository.
+
+    It becomes the next version of the model `name` there. Returns its number.
 
     Raises:
-        RepositoryError: there is no such version, or it was published by hand and keeps no configuration.
+        RepositoryError: the version is not sound, or the model there has another interface.
     """
-    model = model_folder(repository, name)
-    with writing(repository), _told_when_unwritable(model):
-        if version not in versions(model):
-            present = ", ".join(map(str, versions(model))) or "none"
-            raise RepositoryError(f"{model} has no version {version}; it has: {present}")
-        _keep_own_configuration(model)
-        own = model / str(version) / CONFIG_FILE
-        if not own.is_file():
-            raise RepositoryError(
-                f"{own.parent} keeps no {CONFIG_FILE}, so what it needs is not known: publish the version again"
-            )
-        write_file(model / CONFIG_FILE, _serving(read_config(own), version))
+    if not MODEL_NAME.fullmatch(name):
+        raise RepositoryError(f"--name {name!r}: must match {MODEL_NAME.pattern}")
+    version = read_version(model, number)
+    if findings := examine_version(version):
+        raise RepositoryError(f"{version.folder} is not published: {findings[0]}")
+
+    def copy_files(folder: Path) -> None:
+        """Content only: a link would lead out of the repository that it is copied to."""
+        for file in version.folder.iterdir():
+            if file.is_file() and file.name != CONFIG_FILE:
+                shutil.copyfile(file, folder / file.name)
+
+    return publish(repository, name, config=version.config, label_names=version.labels, fill=copy_files)
 
 
-def remove(repository: Path, name: str, version: int | None = None) -> None:
-    """Take a version away, or the whole model; it disappears by one rename, then its files are deleted.
+def serve_version(repository: Path, name: str, number: int) -> None:
+    """Make Triton serve this version from its next load on, with the configuration that it was published with.
 
     Raises:
-        RepositoryError: there is no such model or version, or the version is the one that is served.
+        RepositoryError: there is no such version, it is not sound, or it was made by hand and has no configuration.
     """
-    model = model_folder(repository, name)
-    with writing(repository) as staging, _told_when_unwritable(model):
-        target = model
-        if version is not None:
-            target = model / str(version)
-            if version not in versions(model):
-                raise RepositoryError(f"{model} has no version {version}")
-            if version == served_version(model):
-                raise RepositoryError(
-                    f"{target} is the version that is served: first go to another with `deit models rollback {name}`"
-                )
+    model = find_model(repository, name)
+    with writing(repository), _explain_unwritable(model):
+        with suppress(RepositoryError):  # a config.pbtxt that cannot be read is a reason to roll back, not to stop
+            _keep_configurations(model)
+        version = published_version(model, number)
+        if findings := examine_version(version):
+            raise RepositoryError(f"version {number} of {name} is not sound, nothing was changed: {findings[0]}")
+        write_file(model / CONFIG_FILE, config_text(version.config, [number]))
+
+
+def remove(repository: Path, name: str, number: int | None = None) -> None:
+    """Remove a version, or the whole model: it disappears by one rename, then its files are deleted.
+
+    Raises:
+        RepositoryError: there is no such model or version, or the version is served.
+    """
+    model = find_model(repository, name)
+    with writing(repository) as staging, _explain_unwritable(model):
+        target = model if number is None else _removable(model, number)
         target.rename(staging / target.name)
         sync(target.parent)
         shutil.rmtree(staging / target.name)
 
 
-@contextmanager
-def writing(repository: Path) -> Iterator[Path]:
-    """The repository's lock, which the kernel frees when its holder dies, and a folder to prepare changes in.
-
-    The folder lies beside the repository, because Triton takes every folder inside for a model, unless the repository
-    is a file system of its own. What a killed writer left there is removed.
-
-    Raises:
-        RepositoryError: another process holds the lock for too long.
-    """
-    repository.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(repository, os.O_RDONLY)
-    try:
-        _lock(descriptor, repository)
-        staging = staging_folder(repository)
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir()
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        os.close(descriptor)
+def _removable(model: Path, number: int) -> Path:
+    if number not in version_numbers(model):
+        raise RepositoryError(f"{model} has no version {number}; it has: {listed(version_numbers(model))}")
+    if number in read_served(model)[1]:
+        other = newest_sound(model, but=number)
+        first = f"serve another first, with {rollback_command(other)}" if other else "no other version is sound"
+        whole = models_command("remove", model.name, repository=model.parent)
+        raise RepositoryError(f"version {number} of {model.name} is served: {first}; {whole} removes the whole model")
+    return model / str(number)
 
 
-def staging_folder(repository: Path) -> Path:
-    """Where changes of the repository are prepared; it exists while one is made."""
-    beside = repository.absolute().parent
-    if beside.stat().st_dev == repository.stat().st_dev and os.access(beside, os.W_OK):
-        return beside / f".{repository.absolute().name}.publishing"
-    return repository / ".publishing"
-
-
-def _lock(descriptor: int, repository: Path) -> None:
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise RepositoryError(f"{repository} cannot be locked ({error.strerror}); use a local disk") from error
-        if time.monotonic() > deadline:
-            raise RepositoryError(
-                f"another process has been writing {repository} for {LOCK_WAIT_S:.0f} s: let that `deit export` or "
-                "`deit models` finish, or end it"
-            )
-        time.sleep(0.05)
-
-
-def _serving(config: model_config_pb2.ModelConfig, version: int) -> str:
-    """The text of `config` with this version as the served one."""
-    config = _copy(config)
-    config.version_policy.specific.versions[:] = [version]
-    text: str = text_format.MessageToString(config)
-    return text
-
-
-def _keep_own_configuration(model: Path) -> None:
-    """Give the served version its configuration, if it came without, so that there is a way back to it."""
-    version = served_version(model)
-    if version is not None and not (own := model / str(version) / CONFIG_FILE).exists():
-        write_file(own, _serving(read_config(model / CONFIG_FILE), version))
+def _keep_configurations(model: Path) -> None:
+    """Give served versions that came without a configuration the one that they run with, for the way back to them."""
+    config, served = read_served(model)
+    for number in served:
+        if not (own := model / str(number) / CONFIG_FILE).exists():
+            write_file(own, config_text(config, [number]))
 
 
 def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, label_names: tuple[str, ...]) -> None:
@@ -221,23 +149,15 @@ def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, l
         present = read_config(model / CONFIG_FILE)
         present_labels = read_labels(model / LABELS_FILE)
     except (RepositoryError, OSError, ValueError) as error:
-        raise RepositoryError(
-            f"{model} is no model that `deit export` wrote ({error}): choose another --name"
-        ) from error
+        raise RepositoryError(f"{model} was not written by `deit export` ({error}): choose another --name") from error
     if list(present.input) != list(config.input) or list(present.output) != list(config.output):
         raise RepositoryError(f"{model} has other inputs or outputs than this export: choose another --name")
     if present_labels != label_names:
         raise RepositoryError(f"{model} has other class names than this export: choose another --name")
 
 
-def _copy(config: model_config_pb2.ModelConfig) -> model_config_pb2.ModelConfig:
-    copy = model_config_pb2.ModelConfig()
-    copy.CopyFrom(config)
-    return copy
-
-
 @contextmanager
-def _told_when_unwritable(model: Path) -> Iterator[None]:
+def _explain_unwritable(model: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:

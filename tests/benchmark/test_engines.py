@@ -41,7 +41,7 @@ def test_the_shipped_model_runs_as_often_side_by_side_as_in_triton() -> None:
 
 
 def test_a_plan_is_not_measured_on_processors(tmp_path: Path) -> None:
-    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "1").mkdir(parents=True)
     (tmp_path / "tiny" / "config.pbtxt").write_text('backend: "tensorrt"\n')
     with pytest.raises(BenchmarkError, match="runs on tensorrt, which does not run on processors"):
         open_model(tmp_path, "tiny")

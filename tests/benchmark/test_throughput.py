@@ -14,7 +14,7 @@ from benchmark.work import gflop_per_image, pytorch_model
 from deit.checkpoint import WEIGHTS_FILE
 from deit.errors import BenchmarkError
 from deit.model import PROVENANCE_PARAMETER, Provenance
-from deit.repository.publishing import read_config
+from deit.repository.config import read_config
 from tests.conftest import REPOSITORY_ROOT
 
 

@@ -1,8 +1,10 @@
+import json
+
 from tritonclient.grpc import model_config_pb2
 
-from deit.model import Provenance
+from deit.model import PROVENANCE_PARAMETER, VERIFICATION_PARAMETER, Provenance
 from deit.preprocessing import Preprocessing
-from deit.repository.config import provenance_of, verification_of
+from deit.repository.config import parameter
 from export.configuration import Scheduling, model_config
 from tests.training.conftest import TINY
 
@@ -50,8 +52,8 @@ def test_the_configuration_says_everything() -> None:
     assert [warmup.batch_size for warmup in parsed.model_warmup] == [1, 16]
     assert parsed.parameters["intra_op_thread_count"].string_value == "1"
     assert Preprocessing.from_json(parsed.parameters["preprocessing"].string_value) == TINY
-    assert provenance_of(parsed) == PROVENANCE
-    assert verification_of(parsed) == {"top1": 0.5}
+    assert Provenance.from_json(parameter(parsed, PROVENANCE_PARAMETER)) == PROVENANCE
+    assert json.loads(parameter(parsed, VERIFICATION_PARAMETER)) == {"top1": 0.5}
 
 
 def test_an_engine_of_processors_asks_for_no_gpu() -> None:

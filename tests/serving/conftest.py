@@ -20,14 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from deit.labels import LABELS_FILE, write_labels
 from deit.model import (
     CLASS_PROBABILITIES,
-    CONFIG_FILE,
     DISTILLATION_PROBABILITIES,
     IMAGES,
-    ONNX_FILE,
     PREPROCESSING_PARAMETER,
     PROBABILITIES,
 )
 from deit.preprocessing import Preprocessing
+from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from serving.gateway.images import configure_pillow
 from tests.conftest import REPOSITORY_ROOT
 
