@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from benchmark.accuracy_command import AccuracyConfig
 from benchmark.answers import Pixels, Probabilities, ask_http, ask_onnx, ask_pytorch, ask_triton, onnx_session
+from benchmark.config import AccuracyConfig
 from benchmark.images import labelled_images
-from benchmark.options import addresses, console
+from benchmark.outcome import console
 from benchmark.repository import onnx_file
 from benchmark.results import Environment, Figure, Record
+from benchmark.server import addresses
 from deit.errors import BenchmarkError, DataError
 from deit.preprocessing import Preprocessing, resize_and_crop
 from deit.repository.models import ModelVersion, find_model, read_version

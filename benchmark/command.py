@@ -1,19 +1,16 @@
-"""`deit benchmark`: one module a measurement, whose command is light to import."""
+"""`deit benchmark`: a command for each measurement; what it needs is imported only when it runs."""
 
+import functools
 import signal
 import sys
 
 import typer
 
-from benchmark.accuracy_command import accuracy
-from benchmark.decoding_command import decoding
-from benchmark.engines_command import engines
-from benchmark.gateway_command import http
-from benchmark.peers_command import peers
-from benchmark.report_command import report
-from benchmark.strategies_command import strategies
-from benchmark.throughput_command import throughput
-from benchmark.train_command import train
+from benchmark.config import AccuracyConfig, HttpConfig, PeersConfig, ReportConfig, ThroughputConfig
+from benchmark.gpu_check.config import GpuCheckConfig
+from deit.options import command_of
+
+VERDICT_COLOURS = {"passed": "green", "failed": "red", "measured": "cyan", "not possible here": "yellow"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -25,12 +22,112 @@ def benchmark() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-app.command("accuracy")(accuracy)
-app.command("throughput")(throughput)
-app.command("http")(http)
-app.command("engines")(engines)
-app.command("decoding")(decoding)
-app.command("train")(train)
-app.command("strategies")(strategies)
-app.command("peers")(peers)
-app.command("report")(report)
+@app.command("accuracy")
+@command_of(AccuracyConfig)
+def accuracy(config: AccuracyConfig) -> None:
+    """How often a model is right, asked in several ways, and where they and its variants differ."""
+    from benchmark.accuracy import measure_accuracy
+    from benchmark.environment import this_environment
+    from benchmark.outcome import keep, this_command
+    from benchmark.wrong_answers import write_page
+
+    environment = this_environment()
+    judged = measure_accuracy(config, environment, command=this_command())
+    keep(judged.records, environment, config.results)
+    if config.page is not None:
+        write_page(config.page, judged)
+        typer.echo(f"wrong answers in {config.page}")
+
+
+@app.command("throughput")
+@command_of(ThroughputConfig)
+def throughput(config: ThroughputConfig) -> None:
+    """Images per second of a model in Triton, by batch size and concurrency, measured by perf_analyzer.
+
+    With --pytorch also the paper's way: the largest batch, the mean of 30 runs.
+    """
+    from benchmark.environment import this_environment
+    from benchmark.outcome import keep, this_command
+    from benchmark.throughput import measure_throughput
+
+    environment = this_environment()
+    keep(measure_throughput(config, environment, command=this_command()), environment, config.results)
+
+
+@app.command("http")
+@command_of(HttpConfig)
+def http(config: HttpConfig) -> None:
+    """Rate and latency of /classify with real photographs, and what it costs the machine."""
+    from benchmark.environment import this_environment
+    from benchmark.gateway import measure_http
+    from benchmark.outcome import keep, this_command
+
+    environment = this_environment()
+    keep(measure_http(config, environment, command=this_command()), environment, config.results)
+
+
+@app.command("peers")
+@command_of(PeersConfig)
+def peers(config: PeersConfig) -> None:
+    """The same model, images and client against other servers, in turns with ours."""
+    from benchmark.environment import this_environment
+    from benchmark.outcome import keep, this_command
+    from benchmark.peers.compare import compare_servers
+
+    environment = this_environment()
+    keep(compare_servers(config, environment, command=this_command()), environment, config.results)
+
+
+@app.command("gpu-check")
+@command_of(GpuCheckConfig)
+def gpu_check(config: GpuCheckConfig) -> None:
+    """Check a GPU host from end to end: rates, training, export, Triton, HTTP; minutes, unattended, resumable.
+
+    Prints what passed, failed or is not possible here and why, and ends with status 1 if something failed.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmark.gpu_check.check import run_steps
+    from benchmark.outcome import console
+
+    wide = Console(stderr=True, width=160) if not console.is_terminal else console
+    table = Table(title="gpu-check")
+    for heading in ("step", "verdict", "what", "found"):
+        table.add_column(heading, overflow="fold")
+    failed = 0
+    for outcome in run_steps(config, sys.argv[sys.argv.index("gpu-check") + 1 :]):
+        when = "earlier" if outcome.is_old else f"{outcome.seconds:.0f} s"
+        console.print(f"{outcome.step}: {len(outcome.findings)} findings, {when}")
+        for place, finding in enumerate(outcome.findings):
+            failed += finding.verdict == "failed"
+            table.add_row(
+                f"{outcome.step}, {when}" if place == 0 else "",
+                f"[{VERDICT_COLOURS[finding.verdict]}]{finding.verdict}[/]",
+                finding.name,
+                finding.text,
+            )
+    wide.print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("report")
+@command_of(ReportConfig)
+def report(config: ReportConfig) -> None:
+    """Tables and pictures of what was measured, as Markdown and as one HTML page. Measures nothing."""
+    from benchmark.report import drawn, filled, image_folder, markdown, page, read_report
+    from deit.durable import write_file
+
+    reports = functools.cache(functools.partial(read_report, config.results))
+    written = {
+        config.output / "report.md": markdown(reports(config.machine)),
+        config.output / "report.html": page(reports(config.machine)),
+    }
+    for document in config.document:
+        text = document.read_text()
+        written[document] = filled(text, reports, images=image_folder(document, config.images))
+        written |= {config.images / f"{name}.svg": svg for name, svg in drawn(text, reports).items()}
+    for path, content in written.items():
+        write_file(path, content)
+        typer.echo(f"wrote {path}")

@@ -6,9 +6,18 @@ Table 5 of arXiv:2012.12877; the settings were told in https://github.com/facebo
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import timm
 import torch
 from torch import nn
+
+from benchmark.results import Environment, Figure, Record
+from deit.checkpoint import read_checkpoint_config
+from deit.errors import BenchmarkError
+from training.checkpoint import load_checkpoint
+from training.model import timm_preprocessing
+from training.processes import choose_device
 
 RUNS = 30
 WARM_UP_RUNS = 5
@@ -63,3 +72,48 @@ def _time_s(model: nn.Module, images: torch.Tensor) -> float:
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - began
+
+
+def pytorch_model(name: str) -> tuple[nn.Module, int]:
+    """A model in evaluation mode and the side of its images in pixels.
+
+    Args:
+        name: a checkpoint folder, or timm's name, whose weights are then random: they do not change the time.
+
+    Raises:
+        BenchmarkError: it is neither.
+    """
+    if Path(name).is_dir():
+        return load_checkpoint(Path(name)).eval(), read_checkpoint_config(Path(name)).preprocessing.image_size
+    if not timm.is_model(name):
+        raise BenchmarkError(f"{name!r} is neither a checkpoint folder nor a model of timm {timm.__version__}")
+    model: nn.Module = timm.create_model(name).eval()
+    return model, timm_preprocessing(model).image_size
+
+
+def measure_eager(names: list[str], device_name: str, environment: Environment, *, command: str) -> list[Record]:
+    """A record for each model.
+
+    Raises:
+        BenchmarkError: a name is neither a checkpoint folder nor timm's.
+    """
+    device = choose_device(device_name)
+    opened = {name: pytorch_model(name) for name in names}  # all are found before the long part
+    records = []
+    for name, (model, image_size) in opened.items():
+        eager = eager_rate(model, image_size, device)
+        rate = Figure(
+            value=eager.images_per_s, unit="images/s", lowest=eager.lowest, highest=eager.highest, runs=eager.runs
+        )
+        records.append(
+            Record(
+                kind="eager",
+                model=name,
+                precision="fp32",
+                command=command,
+                environment=environment,
+                conditions={"batch_size": eager.batch_size, "device": device.type, "pytorch": name},
+                figures={"images_per_s": rate},
+            )
+        )
+    return records

@@ -10,15 +10,14 @@ from typing import Any
 
 from rich.progress import Progress
 
-from benchmark.gateway_command import HttpConfig
+from benchmark.config import HttpConfig
 from benchmark.images import read_photographs
 from benchmark.load import Load, closed_loop, open_loop, requests_of
-from benchmark.options import addresses, console
+from benchmark.outcome import console
 from benchmark.perf_analyzer import measure
 from benchmark.processes import ServerProcesses, Use
-from benchmark.queueing import ideal_tail
 from benchmark.results import Condition, Environment, Figure, Record
-from benchmark.server import CLASSIFY
+from benchmark.server import CLASSIFY, addresses
 from benchmark.triton_statistics import DURATIONS, Statistics, TritonModel
 from deit.errors import BenchmarkError
 
@@ -90,8 +89,6 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
             figures["engine_share"] = Figure(
                 value=figures["images_per_s"].value / figures["engine_images_per_s"].value, unit="share"
             )
-        if figures and isinstance(share := conditions.get("load"), float) and share < 1:
-            figures["ideal_p99_over_p50"] = Figure(value=ideal_tail(environment.cores, share), unit="ratio")
         return Record(
             kind="http",
             model=config.model,

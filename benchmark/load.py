@@ -33,7 +33,7 @@ MAX_REFUSALS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Response:
     """What became of one request.
 
     Attributes:
@@ -72,7 +72,7 @@ class Load:
         client_cpu_s: processor time of this process in the window.
     """
 
-    answers: tuple[Answer, ...]
+    answers: tuple[Response, ...]
     duration_s: float
     client_cpu_s: float
 
@@ -146,7 +146,7 @@ async def closed_loop(
     """
     clock = Clock()
     turn = 0
-    answers: list[Answer] = []
+    answers: list[Response] = []
     async with Connections(url, at_most=concurrency) as connections:
 
         async def worker() -> None:
@@ -173,7 +173,7 @@ async def each_once(url: str, requests: Sequence[bytes], *, concurrency: int) ->
     """Send every request once; the answers come in the order of `requests`."""
     clock = Clock()
     left = iter(range(len(requests)))
-    answers: list[Answer] = []
+    answers: list[Response] = []
     cpu_before = time.process_time()
     async with Connections(url, at_most=concurrency) as connections:
 
@@ -189,12 +189,12 @@ async def each_once(url: str, requests: Sequence[bytes], *, concurrency: int) ->
     )
 
 
-async def each_answered(url: str, requests: Sequence[bytes], *, concurrency: int) -> list[Answer]:
+async def each_answered(url: str, requests: Sequence[bytes], *, concurrency: int) -> list[Response]:
     """An answer to every request, in order; what an overloaded server refuses (429, 503) is sent again when it says.
 
     After MAX_REFUSALS refusals in a row of everything that is left, the refusals are the answers.
     """
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Response] = {}
     left, refusals = list(range(len(requests))), 0
     while left and refusals < MAX_REFUSALS:
         load = await each_once(url, [requests[place] for place in left], concurrency=concurrency)
@@ -207,7 +207,7 @@ async def each_answered(url: str, requests: Sequence[bytes], *, concurrency: int
     return [replace(answers[place], image=place) for place in range(len(requests))]
 
 
-def retry_after_s(refusal: Answer) -> float:
+def retry_after_s(refusal: Response) -> float:
     return float(refusal.headers.get("retry-after", 1))
 
 
@@ -264,7 +264,7 @@ class Connections:
             connection.close()
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
-    async def ask(self, request: bytes, *, image: int, due_s: float, clock: "Clock") -> Answer:
+    async def ask(self, request: bytes, *, image: int, due_s: float, clock: "Clock") -> Response:
         """Send one request and wait for its answer; what goes wrong is in the answer too."""
         async with self._turns:
             sent_s = clock.now_s()
@@ -286,7 +286,7 @@ class Connections:
                     self._idle.append(connection)
                 else:
                     connection.close()
-        return Answer(
+        return Response(
             image=image,
             due_s=due_s,
             sent_s=sent_s,

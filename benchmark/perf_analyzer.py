@@ -17,7 +17,7 @@ NEVER_STABLE = "unstable: no three windows of perf_analyzer agreed within 15 %"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class PerfAnalyzerRun:
     """One measurement: `concurrency` requests of `batch_size` images always in flight.
 
     Latencies are those of a request, which is a whole batch; the rate counts images. `stable` is False when
@@ -35,7 +35,7 @@ class Cell:
 
 def measure(
     environment: Path, *, url: str, model: str, batch_size: int, concurrency: int, requests: int, csv_file: Path
-) -> Cell:
+) -> PerfAnalyzerRun:
     """Run perf_analyzer once with random pixels over gRPC and keep its CSV.
 
     Args:
@@ -58,7 +58,7 @@ def measure(
         command, env={**os.environ, "LD_LIBRARY_PATH": libraries}, capture_output=True, text=True, check=False
     )
     if done.returncode == UNSTABLE:
-        return Cell(batch_size=batch_size, concurrency=concurrency, stable=False)
+        return PerfAnalyzerRun(batch_size=batch_size, concurrency=concurrency, stable=False)
     if done.returncode != 0 or not csv_file.is_file():
         words = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise BenchmarkError(
@@ -67,14 +67,14 @@ def measure(
     return read_cell(csv_file, batch_size=batch_size)
 
 
-def read_cell(csv_file: Path, *, batch_size: int) -> Cell:
+def read_cell(csv_file: Path, *, batch_size: int) -> PerfAnalyzerRun:
     """The one row of perf_analyzer's CSV. Its latencies are in microseconds, its rate in images."""
     with csv_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if len(rows) != 1:
         raise BenchmarkError(f"{csv_file} has {len(rows)} rows, one was measured: perf_analyzer left a level out")
     row = rows[0]
-    return Cell(
+    return PerfAnalyzerRun(
         batch_size=batch_size,
         concurrency=int(row["Concurrency"]),
         stable=True,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 """Raised when a field changes its meaning; older files are then read by nobody, and measured again."""
 
 Kind = Literal[
-    "machine_limit",  # rate of matrix products, the ceiling of everything
+    "machine_limit",  # rate of matrix products
     "eager",  # the paper's way: PyTorch, the largest batch, no server
     "engine",  # a graph in an inference engine, no server
     "throughput",  # Triton, by perf_analyzer
@@ -149,11 +149,6 @@ class Record:
 
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of a line."""
-    return _RECORD.json_schema()
 
 
 def results_file(folder: Path, environment: Environment) -> Path:

@@ -15,6 +15,7 @@ from typing import IO
 import httpx
 import psutil
 
+from benchmark.config import Served
 from benchmark.load import media_type_of
 from deit.errors import BenchmarkError
 
@@ -46,6 +47,16 @@ def our_server(repository: Path, *, default_model: str | None = None) -> Iterato
     with running(command, name="deit serve") as process:
         process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
         yield Server(url=url, triton_url=f"127.0.0.1:{grpc}", pid=process.pid)
+
+
+@contextlib.contextmanager
+def addresses(config: Served) -> Iterator[tuple[str, str]]:
+    """URL of the gateway and gRPC address of Triton, for as long as the block lasts."""
+    if config.serve is None:
+        yield config.url, config.triton_url
+        return
+    with our_server(config.serve, default_model=config.model) as server:
+        yield server.url, server.triton_url
 
 
 class Running:

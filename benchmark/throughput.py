@@ -1,50 +1,37 @@
-"""Throughput of one model: in Triton by perf_analyzer, in PyTorch the paper's way, beside the machine's limit."""
+"""Throughput of one model: in Triton by perf_analyzer, and in PyTorch the paper's way."""
 
 from itertools import product
 
 from rich.progress import track
 
-from benchmark.options import addresses, console
-from benchmark.perf_analyzer import NEVER_STABLE, Cell, measure
+from benchmark.config import ThroughputConfig
+from benchmark.outcome import console
+from benchmark.perf_analyzer import NEVER_STABLE, PerfAnalyzerRun, measure
 from benchmark.results import Environment, Figure, Record
-from benchmark.throughput_command import ThroughputConfig
+from benchmark.server import addresses
 from benchmark.triton_statistics import Statistics, TritonModel
 
-Cells = dict[tuple[int, int], list[tuple[Cell, Statistics]]]
+Cells = dict[tuple[int, int], list[tuple[PerfAnalyzerRun, Statistics]]]
 
 
 def measure_throughput(config: ThroughputConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each cell, and with --pytorch the limit of the machine and the rates in eager PyTorch.
+    """A record for each cell, and with --pytorch one for each model in eager PyTorch.
 
     Raises:
         BenchmarkError: perf_analyzer, Triton or a model is not there.
     """
-    models = []
+    records: list[Record] = []
     if config.pytorch:
-        # torch, which the image that only asks Triton does not have
-        from benchmark.in_pytorch import measure_in_pytorch, open_models
+        from benchmark.eager import measure_eager  # torch, which the image that only asks Triton does not have
 
-        models = open_models(config.pytorch)
+        records += measure_eager(config.pytorch, config.device, environment, command=command)
     with addresses(config) as (_, triton_url):
         triton = TritonModel(triton_url, config.model)
-        provenance, preprocessing = triton.description()
+        provenance, _ = triton.description()
         cells = measure_cells(config, triton, triton_url)
 
-    records: list[Record] = []
-    limits = None
-    if models:
-        records, limits = measure_in_pytorch(
-            models,
-            config.device,
-            environment,
-            command=command,
-            in_triton=provenance,
-            image_size=preprocessing.image_size,
-        )
     for (batch_size, concurrency), rounds in cells.items():
         figures, failure = figures_of(rounds)
-        if figures and limits is not None:
-            figures |= limits.share(figures["images_per_s"], provenance.precision)
         records.append(
             Record(
                 kind="throughput",
@@ -81,7 +68,7 @@ def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Ce
     return cells
 
 
-def figures_of(rounds: list[tuple[Cell, Statistics]]) -> tuple[dict[str, Figure], str | None]:
+def figures_of(rounds: list[tuple[PerfAnalyzerRun, Statistics]]) -> tuple[dict[str, Figure], str | None]:
     """The figures of the stable rounds of one cell; when there are none, why."""
     stable = [(cell, statistics) for cell, statistics in rounds if cell.stable]
     if not stable:

@@ -80,7 +80,7 @@ def _run(config: BulkConfig, model: StoredModel, job: Job, parts: list[Part]) ->
                 num_cpus=1,
             )
             .map_batches(
-                Classify,
+                ClassifyBatch,
                 fn_constructor_args=(config.output, ray.put(model), job.top_k, config.batch_size, config.model_threads),
                 batch_size=1,
                 concurrency=config.models,
@@ -122,7 +122,7 @@ class Decode:
         return {"part": [part], "pixels": [pixels.tobytes()], "problems": [problems]}
 
 
-class Classify:
+class ClassifyBatch:
     """From pixels to the part's file of answers."""
 
     def __init__(self, output: str, model: Any, top_k: int, batch_size: int, threads: int) -> None:

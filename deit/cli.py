@@ -10,19 +10,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from deit import __version__
 from deit.errors import DeitError
+from deit.installation import how_to_install
 
 # name -> (module with a typer `app`, one line of help)
 SUBCOMMANDS = {
     "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
     "evaluate": ("training.evaluate_command", "Tell the accuracy of every read-out of a model."),
     "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
-    "compare": ("training.compare_command", "Compare arms of training runs over the same seeds."),
-    "step-cost": ("training.cost_command", "Measure what each loss adds to a training step."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
     "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
     "classify-dataset": ("bulk.command", "Classify whole data sets on a Ray cluster."),
-    "classify": ("serving.classify_command", "Classify pictures with a running server."),
+    "classify": ("serving.client.classify_command", "Classify pictures with a running server."),
     "models": ("deit.repository.command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure a running server."),
 }
@@ -94,8 +93,7 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA_OF_MODULE:
             raise
-        extra = EXTRA_OF_MODULE[missing]
-        sys.exit(f"deit: {missing} is not installed; install it with: pip install 'deit-server[{extra}]'")
+        sys.exit(f"deit: {missing} is not installed; {how_to_install(EXTRA_OF_MODULE[missing])}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -18,7 +18,7 @@ def export(config: ExportConfig) -> None:
     equal PyTorch's on real images.
     """
     configure_logging("text")
-    from export.export import export_models  # after parsing, so that --help and wrong usage need no torch
+    from export.pipeline import export_models  # after parsing, so that --help and wrong usage need no torch
 
     for folder in export_models(config):
         print(folder)

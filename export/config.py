@@ -9,7 +9,8 @@ from typer import Option
 from deit.repository.layout import MODEL_NAME
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-ENGINES = ("auto", "onnxruntime", "openvino", "tensorrt")
+ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")
+GPU_ENGINES = ("cuda", "tensorrt")
 READOUTS = ("joint-probability", "joint-logit", "class", "distillation")
 
 
@@ -59,8 +60,8 @@ class ExportConfig:
     engine: Annotated[
         str,
         Option(
-            help="Who runs it: onnxruntime, openvino, or tensorrt (a plan, built on the GPU that it will run on). auto "
-            "measures those for processors here and takes the fastest that passes the gate."
+            help="Who runs it: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on the "
+            "GPU of this machine. auto measures those for processors here and takes the fastest that passes the gate."
         ),
     ] = "auto"
     readout: Annotated[
@@ -74,20 +75,31 @@ class ExportConfig:
         int | None, Option(min=1, help="How many of the images the graph is compared on; up to 512 unless given.")
     ] = None
 
-    max_batch_size: Annotated[int, Option(min=1, help="Most images Triton computes at once.")] = 32
+    max_batch_size: Annotated[
+        int | None,
+        Option(min=1, help="Most images Triton computes at once; 32 on processors and 128 on a GPU unless given."),
+    ] = None
     instances: Annotated[
-        int,
+        int | None,
         Option(
             min=1,
-            help="Copies of the model that compute side by side. With one, the embedded Triton now and then wakes half "
-            "a second late for a lone request.",
+            help="Copies of the model that compute side by side, on each GPU if it has one; 1 for a plan and else 2 "
+            "unless given. With one, the embedded Triton now and then wakes half a second late for a lone request.",
         ),
-    ] = 2
-    threads: Annotated[int, Option(min=0, help="CPU threads of each instance; 0: an equal share of the cores.")] = 0
+    ] = None
+    threads: Annotated[
+        int, Option(min=0, help="CPU threads of each instance; 0: an equal share of the cores, or one beside a GPU.")
+    ] = 0
     queue_delay_us: Annotated[
         int, Option(min=0, help="How long Triton waits for a fuller batch; above 0 every lone request waits that long.")
     ] = 0
-    queue_size: Annotated[int, Option(min=1, help="Requests that may wait before Triton refuses more.")] = 256
+    queue_size: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Requests that may wait before Triton refuses more; 256 on processors and 4096 on a GPU unless given.",
+        ),
+    ] = None
     queue_timeout_ms: Annotated[
         int,
         Option(min=1, help="Longest wait in the queue; also the ceiling of the deadlines that requests may ask for."),

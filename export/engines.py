@@ -1,4 +1,4 @@
-"""The engines that run a graph on processors, as Triton's backends of the same names run it."""
+"""The engines that run a graph, as Triton's backends run it."""
 
 import os
 from collections.abc import Callable
@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
+from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
+from deit.installation import how_to_install
 from deit.model import IMAGES
 from deit.repository.layout import PLAN_FILE
 
-Run = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
+Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""
 
 
@@ -25,14 +28,16 @@ class Engine:
     Attributes:
         backend: Triton's name of it: "onnxruntime", "openvino" or "tensorrt".
         precision: of the graph.
+        on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
-        threads: of one instance; 0: an equal share of the cores.
+        threads: CPU threads of one instance; 0: an equal share of the cores, or one beside a GPU.
         instances: that compute side by side.
         max_batch_size: the largest batch; a plan is built for it.
     """
 
     backend: str
     precision: str = "fp32"
+    on_gpu: bool = False
     bf16: bool = False
     threads: int = 0
     instances: int = 2
@@ -40,13 +45,16 @@ class Engine:
 
     @property
     def title(self) -> str:
+        """As in --engine, and how it differs from others of that name."""
+        if self.backend == "onnxruntime" and self.on_gpu:
+            return "cuda"
         return f"{self.backend}{', rest bf16' if self.bf16 else ''}"
 
     @property
     def parameters(self) -> dict[str, str]:
         """By the names of NVIDIA's native backends."""
         if self.backend == "onnxruntime":
-            return {"intra_op_thread_count": str(self.threads)}
+            return {"intra_op_thread_count": str(self.threads or int(self.on_gpu))}
         if self.backend == "tensorrt":
             return {}
         return {
@@ -55,16 +63,18 @@ class Engine:
             **({"HINT_BF16": "YES"} if self.bf16 else {}),
         }
 
-    def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+    def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
         """Raises RepositoryError that says why this engine cannot run the graph."""
         if self.backend == "tensorrt":
             return self._load_tensorrt(onnx_file, outputs)
+        if self.on_gpu:
+            return _load_cuda(onnx_file, outputs)
         threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.instances)
         if self.backend == "onnxruntime":
             return _load_onnxruntime(onnx_file, outputs, threads)
         return _load_openvino(onnx_file, outputs, threads, bf16=self.bf16)
 
-    def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Run:
+    def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
         from export.tensorrt_plan import Profile, build_plan, load_tensorrt
         from export.tensorrt_run import load_plan
 
@@ -90,7 +100,7 @@ def candidates(precision: str, asked: str) -> list[Engine]:
     """The engines that may run a variant here, best known first.
 
     Args:
-        asked: "onnxruntime", "openvino", "tensorrt" or "auto", which is those of processors.
+        asked: one of `config.ENGINES`; "auto" is those of processors, so a GPU is used only when it was asked for.
 
     Raises:
         RepositoryError: none of them can, and why.
@@ -99,33 +109,47 @@ def candidates(precision: str, asked: str) -> list[Engine]:
         from export.tensorrt_plan import refuse_without_gpu
 
         refuse_without_gpu()
-        return [Engine(backend="tensorrt", precision=precision)]
+        return [Engine(backend="tensorrt", precision=precision, on_gpu=True)]
+    if asked == "cuda":
+        refuse_without_cuda()
+        return [Engine(backend="onnxruntime", precision=precision, on_gpu=True)]
     openvino = [Engine(backend="openvino", precision=precision, bf16=bf16) for bf16 in OPENVINO_BF16[precision]]
     onnxruntime_ = [] if precision == "bf16" else [Engine(backend="onnxruntime", precision=precision)]
     if asked != "onnxruntime" and not has_openvino():
         if asked == "openvino" or precision == "bf16":
             raise RepositoryError(
-                f"{precision} on a processor runs on OpenVINO, which is not installed: "
-                "pip install 'deit-server[openvino]'"
+                f"{precision} on a processor runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
             )
         openvino = []
     found = {"auto": openvino + onnxruntime_, "openvino": openvino, "onnxruntime": onnxruntime_}[asked]
     if not found:
         raise RepositoryError(
             "ONNX Runtime has no bfloat16 products for processors, so it cannot run this variant here: take "
-            "--engine openvino (pip install 'deit-server[openvino]'), or --engine tensorrt on a machine with a GPU"
+            "--engine openvino, or --engine cuda or tensorrt on a machine with a GPU"
         )
     return found
 
+
+# Of onnxruntime; its warnings, of inserted casts and of shapes that stay on the CPU, are of no use here.
+LOG_ERRORS = 3
 
 # Whether OpenVINO runs in bfloat16 what a variant leaves in float32: fp32 promises float32, the others measure both.
 OPENVINO_BF16 = {"fp32": (False,), "fp16": (False,), "bf16": (False, True), "int8": (True, False)}
 
 
-def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -> Run:
+def refuse_without_cuda() -> None:
+    """Raises RepositoryError before anything is exported, when ONNX Runtime cannot compute on a GPU here."""
+    value = onnx.helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, [1])
+    result = onnx.helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Exp", ["value"], ["result"])], "probe", [value], [result])
+    opset = onnx.helper.make_opsetid("", 17)
+    _cuda_session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString())
+
+
+def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -> Infer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warnings of inserted casts are of no use here
+    options.log_severity_level = LOG_ERRORS
     try:
         session = onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
@@ -134,7 +158,27 @@ def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -
     return lambda images: session.run(names, {IMAGES: images})
 
 
-def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Run:
+def _load_cuda(onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
+    try:
+        session = _cuda_session(onnx_file)
+    except RepositoryError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise RepositoryError(f"ONNX Runtime cannot run {onnx_file.name} on CUDA: {error}") from error
+    names = list(outputs)
+    return lambda images: session.run(names, {IMAGES: images})
+
+
+def _cuda_session(graph: Path | bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = LOG_ERRORS
+    try:
+        return gpu_session(graph, options, [cuda_provider()])
+    except GpuUnavailableError as error:
+        raise RepositoryError(f"--engine cuda computes on a GPU, and none can be used here: {error}") from error
+
+
+def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Infer:
     import openvino
 
     core = openvino.Core()

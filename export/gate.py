@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.engines import Run
+from export.engines import Infer
 from export.joint import JointClassifier
 
 Images = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
-BATCH_SIZES = (1, 7, 32)  # the graph must not have taken the example's batch for a constant
+BATCH_SIZES = (1, 7)  # and the largest: the graph must not have taken the example's batch for a constant
+SMALLEST_CROWD = 32
 REFERENCE_BATCH = 32
 NEIGHBOURS = 8
 """Images that are asked alone as well as inside a batch."""
@@ -79,7 +80,7 @@ class Judgement:
         max_difference: largest difference of any probability of any output from PyTorch's.
         agreement: share of the images that keep PyTorch's first answer.
         top1, reference_top1: on the same images; None without labels.
-        neighbours: largest difference between an image asked alone and inside a batch of 32.
+        neighbours: largest difference between an image asked alone and inside the largest batch.
         extremes: largest difference on an image all 0, all 255 and noise.
         failures: why it may not be published, in sentences; empty when it may.
     """
@@ -112,12 +113,14 @@ def reference(
     )
 
 
-def judge(run: Run, expected: Reference, precision: str, engine: str) -> Judgement:
-    """Ask the engine everything that the gate wants to know."""
-    images = expected.images
-    outputs = _concatenated([run(images[part]) for part in _parts(len(images))])
+def judge(
+    run: Infer, expected: Reference, precision: str, engine: str, *, largest_batch: int = SMALLEST_CROWD
+) -> Judgement:
+    """Ask the engine everything that the gate wants to know, in batches of up to `largest_batch`, but at least 32."""
+    images, most = expected.images, max(largest_batch, SMALLEST_CROWD)
+    outputs = _concatenated([run(images[part]) for part in _parts(len(images), (*BATCH_SIZES, most))])
     alone = _concatenated([run(image[None]) for image in images[:NEIGHBOURS]])
-    crowd = np.resize(images, (max(BATCH_SIZES), *images.shape[1:]))  # repeats few images
+    crowd = np.resize(images, (most, *images.shape[1:]))  # repeats few images
     together = [output[: len(alone[0])] for output in run(crowd)]
     extremes = run(expected.extremes)
     found = Judgement(
@@ -168,11 +171,11 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
             yield f"top-1 falls by {100 * loss:.2f} points, allowed are {100 * allowed.top1_loss:.1f}"
 
 
-def _parts(count: int) -> Iterator[slice]:
+def _parts(count: int, sizes: tuple[int, ...]) -> Iterator[slice]:
     """Batches of different sizes that together are all images."""
     start = 0
     while start < count:
-        for size in BATCH_SIZES:
+        for size in sizes:
             if start < count:
                 yield slice(start, start + size)
             start += size

@@ -15,8 +15,11 @@ from export.joint import JointClassifier
 # has to recognise GELU in five operators.
 OPSET = 20
 
+# From 23 on attention is one operator.
+OPSET_FOR_GPU = 23
 
-def export_graph(classifier: JointClassifier, image_size: int, path: Path) -> None:
+
+def export_graph(classifier: JointClassifier, image_size: int, path: Path, *, opset: int = OPSET) -> None:
     """Write `classifier` to `path` as ONNX.
 
     Raises:
@@ -32,7 +35,7 @@ def export_graph(classifier: JointClassifier, image_size: int, path: Path) -> No
                 classifier.eval(),
                 (example,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=[IMAGES],
                 output_names=list(classifier.output_names),
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
@@ -44,14 +47,42 @@ def export_graph(classifier: JointClassifier, image_size: int, path: Path) -> No
         ) from error
     assert program is not None  # with dynamo=True it returns a program
     program.save(path, external_data=False)
+    cast_first(path)
     check_graph(path)
 
 
+def cast_first(path: Path) -> None:
+    """Let everything that reads the uint8 images read what they are cast to: torch's exporter takes the batch size from
+    the images themselves, and TensorRT does nothing with uint8 but cast it (https://github.com/NVIDIA/TensorRT/issues/3985).
+    """
+    model = onnx.load(path)
+    nodes = model.graph.node
+    cast = next((node for node in nodes if node.op_type == "Cast" and list(node.input) == [IMAGES]), None)
+    if cast is None:
+        return  # which check_graph reports
+    for node in nodes:
+        if node.op_type == "Shape" and list(node.input) == [IMAGES]:
+            node.input[0] = cast.output[0]
+    first = onnx.NodeProto()
+    first.CopyFrom(cast)
+    nodes.remove(cast)
+    nodes.insert(0, first)
+    onnx.save(model, path)
+
+
 def check_graph(path: Path) -> None:
-    """Raises RepositoryError when the file is no valid ONNX, or keeps weights in other files."""
+    """Raises RepositoryError when the file is no valid ONNX, keeps weights in other files, or does more with the uint8
+    images than cast them.
+    """
     graph = onnx.load(path, load_external_data=False).graph
     if any(tensor.external_data for tensor in graph.initializer):
         raise RepositoryError(f"{path} keeps weights in other files; a served model is one file")
+    readers = [node.op_type for node in graph.node if IMAGES in node.input]
+    if readers != ["Cast"]:
+        raise RepositoryError(
+            f"{path} reads its uint8 input {IMAGES} in {', '.join(readers) or 'no operator'}, and TensorRT takes one "
+            "Cast alone"
+        )
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

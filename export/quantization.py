@@ -1,9 +1,12 @@
-"""int8: products of uint8 activations and int8 weights, with scales found on real images.
+"""int8: products of uint8 or int8 activations and int8 weights, with scales found on real images.
 
 Weights have a scale for each output channel. "static" writes the scales of the activations into the graph as
 QuantizeLinear and DequantizeLinear (Q/DQ), which ONNX Runtime, OpenVINO and TensorRT read; "mixed" does so but for the
 products that read GELU's output, whose few large values make every step coarse; "dynamic" lets ONNX Runtime find the
 scales anew for each batch, so that an image's answer depends on its neighbours.
+
+For processors activations are uint8 with a zero point, which uses all steps and which their instructions multiply. For
+GPUs both sides are int8 around zero: TensorRT takes no other zero point (https://github.com/NVIDIA/TensorRT/issues/4698).
 """
 
 import tempfile
@@ -25,16 +28,20 @@ from onnxruntime.quantization import (
 from deit.model import IMAGES
 
 METHODS = ("static", "mixed", "dynamic")
+GPU_METHODS = ("static", "mixed")
 
 BATCH = 16
 
 
-def quantize(onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, method: str) -> None:
+def quantize(
+    onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, method: str, symmetric: bool = False
+) -> None:
     """Write the int8 form of a float32 graph.
 
     Args:
         images: to find the ranges of the activations on, uint8 (N, H, W, 3); other images than those of the gate.
-        method: one of METHODS.
+        method: one of METHODS, or of GPU_METHODS when `symmetric`.
+        symmetric: all zero points are 0, as GPUs want them.
     """
     weights = weighted_products(onnx_file, after_gelu=method != "mixed")
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,11 +61,15 @@ def quantize(onnx_file: Path, target: Path, images: npt.NDArray[np.uint8], *, me
             nodes_to_quantize=weights,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             # the results go on in float: to LayerNorm, softmax, GELU and the residual stream, which are not quantized
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                "ActivationSymmetric": symmetric,
+                "WeightSymmetric": True,
+            },
         )
 
 

@@ -19,24 +19,38 @@ from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from export.fused import FusedBlock
 from export.joint import JointClassifier
+from export.product import Product
 
 
-def served_form(classifier: JointClassifier, dtype: torch.dtype = torch.float32) -> JointClassifier:
+def served_form(
+    classifier: JointClassifier, dtype: torch.dtype = torch.float32, *, for_gpu: bool = False
+) -> JointClassifier:
     """A copy of `classifier` to export, in evaluation mode, with the products in `dtype`.
 
-    A model that is no ViT of timm's stays as it is, in float32.
+    A model that is not one of timm's ViTs stays as it is, in float32.
+
+    Args:
+        for_gpu: fuse attention and its three products, and compute the patches in `dtype` too: pixels are whole
+            numbers to 255, which half precision holds exactly, and float32 products are slow on GPUs.
     """
     served = deepcopy(classifier).eval()
     model = served.model
     if not isinstance(model, VisionTransformer):
         return served
     if _is_plain_embedding(model.patch_embed):
-        model.patch_embed = ServedPatches(model.patch_embed.proj, served.scale, served.shift)
+        model.patch_embed = ServedPatches(
+            model.patch_embed.proj, served.scale, served.shift, dtype if for_gpu else torch.float32
+        )
         served.normalises = False
-    blocks = [ServedBlock(block, dtype) if _is_plain(block) else block for block in model.blocks]
-    if model.global_pool == "token" and isinstance(blocks[-1], ServedBlock):
-        blocks[-1].kept_tokens = model.num_prefix_tokens
+    kind = FusedBlock if for_gpu else ServedBlock
+    blocks = [kind(block, dtype) if _is_plain(block) else block for block in model.blocks]
+    if for_gpu and isinstance(blocks[0], FusedBlock):
+        residual = blocks[0].residual_dtype
+        blocks = [Cast(residual), *blocks, Cast(torch.float32)]  # embeddings before, norm and heads after: float32
+    if model.global_pool == "token" and isinstance(blocks[-1 - for_gpu], ServedBlock | FusedBlock):
+        blocks[-1 - for_gpu].kept_tokens = model.num_prefix_tokens
     model.blocks = nn.Sequential(*blocks)
     return served
 
@@ -75,14 +89,14 @@ class ServedPatches(nn.Module):
     convolution(pixels * scale + shift) with a stride of its kernel's size.
     """
 
-    def __init__(self, projection: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, projection: nn.Conv2d, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         weight = projection.weight.detach().double()
         bias = (weight * shift.double()).sum(dim=(1, 2, 3))
         if projection.bias is not None:
             bias += projection.bias.detach()
         rows = (weight * scale.double()).permute(0, 2, 3, 1).flatten(1)
-        self.product = Product(rows, bias, torch.float32)
+        self.product = Product(rows, bias, dtype)
         self.height, self.width = projection.kernel_size
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -90,20 +104,19 @@ class ServedPatches(nn.Module):
         # In each row of patches, lines of pixels cut into pieces: a piece is contiguous, so one transposition is all
         pieces = pixels.reshape(-1, self.height, columns, self.width * pixels.shape[3])
         patches = pieces.transpose(1, 2).reshape(-1, rows * columns, self.product.weight.shape[1])
-        result: Tensor = self.product(patches)
+        result: Tensor = self.product(patches).float()
         return result
 
 
-class Product(nn.Module):
-    """A linear layer in its own precision: the input is cast to it, the output is in it."""
+class Cast(nn.Module):
+    """Changes the type of the tokens."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        self.dtype = dtype
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.linear(inputs.to(self.weight.dtype), self.weight, self.bias)
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.to(self.dtype)
 
 
 class ServedBlock(nn.Module):

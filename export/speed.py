@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from export.engines import Run
+from export.engines import Infer
 
 ROUNDS = 5
 ROUND_S = 0.8
 WARM_UPS = 2
 
 
-def images_per_s(engines: list[list[Run]], batch: npt.NDArray[np.uint8]) -> list[float]:
+def images_per_s(engines: list[list[Infer]], batch: npt.NDArray[np.uint8]) -> list[float]:
     """The median rate of each engine over interleaved rounds, so that a busy moment of the machine hits all alike.
 
     Args:
@@ -37,7 +37,7 @@ def images_per_s(engines: list[list[Run]], batch: npt.NDArray[np.uint8]) -> list
     return [statistics.median(measured) for measured in rates]
 
 
-def _calls_until(run: Run, batch: npt.NDArray[np.uint8], deadline: float) -> int:
+def _calls_until(run: Infer, batch: npt.NDArray[np.uint8], deadline: float) -> int:
     calls = 0
     while not calls or time.perf_counter() < deadline:  # the engines release the interpreter
         run(batch)

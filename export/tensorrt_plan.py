@@ -18,6 +18,7 @@ import onnx
 
 from deit.durable import replacement, write_file
 from deit.errors import RepositoryError
+from deit.installation import how_to_install
 from deit.model import IMAGES
 from deit.repository.layout import FINGERPRINT_FILE
 
@@ -62,6 +63,7 @@ def trtexec_line(onnx_file: Path, plan: Path, *, image_size: int, profile: Profi
     """The shell line that builds the same plan with NVIDIA's tool, in the image that will serve it.
 
     `--stronglyTyped` is what 10 needs and 11 accepts without effect; neither gets a precision flag, which 11 refuses.
+    TF32, which is on by default, would give float32 products the precision of float16.
     """
     shape = f"x{image_size}x{image_size}x3"
     arguments = [
@@ -69,6 +71,7 @@ def trtexec_line(onnx_file: Path, plan: Path, *, image_size: int, profile: Profi
         f"--onnx={onnx_file}",
         f"--saveEngine={plan}",
         "--stronglyTyped",
+        "--noTF32",
         f"--minShapes={IMAGES}:{profile.smallest}{shape}",
         f"--optShapes={IMAGES}:{profile.tuned}{shape}",
         f"--maxShapes={IMAGES}:{profile.largest}{shape}",
@@ -97,8 +100,8 @@ def load_tensorrt() -> Any:
         tensorrt = importlib.import_module("tensorrt")
     except ImportError as error:
         raise RepositoryError(
-            f"a plan needs TensorRT and a GPU, and TensorRT cannot be imported here ({error}): install "
-            "'deit-server[gpu]' on the machine that will serve, or run the trtexec line of docs/export.md there"
+            f"a plan needs TensorRT and a GPU, and TensorRT cannot be imported here ({error}); on the machine that "
+            f"will serve, run the trtexec line of docs/export.md, or {how_to_install('gpu')}"
         ) from error
     major = int(tensorrt.__version__.partition(".")[0])
     if major not in SUPPORTED:
@@ -165,6 +168,7 @@ def _build(tensorrt: Any, onnx_file: Path, *, profile: Profile, cache: Path) -> 
         raise RepositoryError(f"TensorRT {tensorrt.__version__} cannot read {onnx_file}: {errors}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, WORKSPACE_MIB * 2**20)
+    config.clear_flag(tensorrt.BuilderFlag.TF32)  # on by default, with which fp32 has the precision of fp16
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector tells types only then
     timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
     config.set_timing_cache(timings, ignore_mismatch=False)

@@ -1,61 +1,189 @@
-"""What the user of `deit serve` and `deit triton` may set, validated once."""
+"""What the user of `deit serve` and `deit triton` may set. Each option is declared here, once, and checked once.
+
+`deit/options.py` makes the command line and the environment variables of it: --max-images and DEIT_MAX_IMAGES.
+"""
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from typer import Option
 
 from deit.log import LogFormat
+from deit.options import Secret, named, wrong
 
 # Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
 # warning as an error, so a larger limit would not hold.
 PILLOW_MAX_IMAGE_PIXELS = 89_478_485
 
+# The panels of --help.
+MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonPorts:
+    """Where the embedded Triton listens."""
+
+    grpc: Annotated[
+        int,
+        Option(
+            "--triton-grpc-port",
+            help="gRPC port of the embedded Triton. Change it if 8001 is taken.",
+            rich_help_panel=TRITON,
+        ),
+    ] = 8001
+    metrics: Annotated[
+        int,
+        Option(
+            "--triton-metrics-port",
+            help="Metrics port of the embedded Triton. Change it if 8002 is taken.",
+            rich_help_panel=TRITON,
+        ),
+    ] = 8002
+    http: Annotated[
+        int | None,
+        Option(
+            "--triton-http-port",
+            help="HTTP port of the embedded Triton, only on loopback. Open it for perf_analyzer or a health check; "
+            "it is closed by default.",
+            rich_help_panel=TRITON,
+        ),
+    ] = None
+
+    def by_flag(self) -> dict[str, int]:
+        flags = {"--triton-grpc-port": self.grpc, "--triton-metrics-port": self.metrics}
+        return flags if self.http is None else {**flags, "--triton-http-port": self.http}
+
+    def __post_init__(self) -> None:
+        ports = self.by_flag()
+        for flag, port in ports.items():
+            if not 1 <= port <= 65535:
+                raise wrong(flag, port, "choose a port from 1 to 65535")
+        if len(set(ports.values())) < len(ports):
+            listed = ", ".join(f"{named(flag)} is {port}" for flag, port in ports.items())
+            raise ValueError(f"{listed}: two services of Triton cannot share a port; give each its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonSettings:
+    """What `deit serve` and `deit triton` both set about models and Triton."""
+
+    model_repository: Annotated[
+        Path,
+        Option(help="Folder of models that `deit export` wrote. Set it to serve your own.", rich_help_panel=MODELS),
+    ] = Path("model_repository")
+    start_timeout_s: Annotated[
+        float,
+        Option(
+            help="Seconds until every model must be loaded. Raise it if Triton builds TensorRT engines.",
+            rich_help_panel=TRITON,
+        ),
+    ] = 120.0
+    ports: TritonPorts = TritonPorts()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start_timeout_s < math.inf:
+            raise wrong("--start-timeout-s", self.start_timeout_s, "give seconds above 0; the default is 120")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """How `deit serve` and `deit triton` log."""
+
+    format: Annotated[
+        LogFormat,
+        Option(
+            "--log-format",
+            help="Format of the log on stderr. Choose json if a program reads it.",
+            rich_help_panel=LOG,
+        ),
+    ] = "text"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost, and all together.
+    """What one request may cost, and all requests together."""
 
-    Attributes:
-        max_body_bytes: of the request body, before anything is parsed.
-        max_image_pixels: width x height, checked in the header before decoding.
-        max_images: in one form.
-        request_timeout_s: from the first byte of the body to the answer.
-        max_wait_s: how long an image may take, from its arrival to its answer, before further requests are refused.
-        max_in_flight_bytes: of all bodies together.
-        max_in_flight_pixels: of all images that wait or are decoded, above which no large one is let in.
-    """
-
-    max_body_bytes: int = 10 * 2**20
-    max_image_pixels: int = 25_000_000
-    max_images: int = 64
-    request_timeout_s: float = 10.0
-    max_wait_s: float = 0.5
-    max_in_flight_bytes: int = 256 * 2**20
-    max_in_flight_pixels: int = 100_000_000
+    max_body_bytes: Annotated[
+        int,
+        Option(
+            help="Largest request body in bytes. Raise it for larger photographs; each request may take this much "
+            "memory.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 10 * 2**20
+    max_image_pixels: Annotated[
+        int,
+        Option(
+            help="Largest width x height of an image. Raise it for cameras above 25 megapixels; decoding takes up to "
+            "32 bytes per pixel.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 25_000_000
+    max_images: Annotated[
+        int,
+        Option(
+            help="Most images in one request. Raise it, and --max-body-bytes, for large batches of small images.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 64
+    request_timeout_s: Annotated[
+        float,
+        Option(
+            help="Seconds from the first byte of a request to its response; beyond it, 504. Raise it for slow uploads, "
+            "lower it if callers give up sooner.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 10.0
+    max_wait_s: Annotated[
+        float,
+        Option(
+            help="Seconds that an image may take from arrival to answer; beyond it, new requests get 429. Raise it if "
+            "callers would rather wait.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 0.5
+    max_in_flight_bytes: Annotated[
+        int,
+        Option(
+            help="Total size in bytes of all bodies in flight; beyond it, 429. Lower it if memory is short.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 256 * 2**20
+    max_in_flight_pixels: Annotated[
+        int,
+        Option(
+            help="Total pixels of all images that wait or are being decoded; beyond it, large images get 429. Raise it "
+            "if the machine has many cores.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 100_000_000
 
     def __post_init__(self) -> None:
-        if self.max_body_bytes < 1:
-            raise ValueError(f"--max-body-bytes {self.max_body_bytes}: must be at least 1; the default is 10485760")
-        if not 1 <= self.max_image_pixels <= PILLOW_MAX_IMAGE_PIXELS:
-            raise ValueError(
-                f"--max-image-pixels {self.max_image_pixels}: must be between 1 and {PILLOW_MAX_IMAGE_PIXELS}, "
-                "above which Pillow refuses an image as a decompression bomb"
-            )
-        if self.max_images < 1:
-            raise ValueError(f"--max-images {self.max_images}: must be at least 1; the default is 64")
-        if not 0 < self.request_timeout_s < float("inf"):
-            raise ValueError(f"--request-timeout-s {self.request_timeout_s}: must be above 0; the default is 10")
-        if not 0 < self.max_wait_s < float("inf"):
-            raise ValueError(f"--max-wait-s {self.max_wait_s}: must be above 0; the default is 0.5")
-        for flag, value in (
-            ("--max-in-flight-bytes", self.max_in_flight_bytes),
-            ("--max-in-flight-pixels", self.max_in_flight_pixels),
+        for flag, count, default in (
+            ("--max-body-bytes", self.max_body_bytes, Limits.max_body_bytes),
+            ("--max-images", self.max_images, Limits.max_images),
+            ("--max-in-flight-bytes", self.max_in_flight_bytes, Limits.max_in_flight_bytes),
+            ("--max-in-flight-pixels", self.max_in_flight_pixels, Limits.max_in_flight_pixels),
         ):
-            if value < 1:
-                raise ValueError(f"{flag} {value}: must be at least 1")
+            if count < 1:
+                raise wrong(flag, count, f"give at least 1; the default is {default}")
+        for flag, seconds, usual in (
+            ("--request-timeout-s", self.request_timeout_s, Limits.request_timeout_s),
+            ("--max-wait-s", self.max_wait_s, Limits.max_wait_s),
+        ):
+            if not 0 < seconds < math.inf:
+                raise wrong(flag, seconds, f"give seconds above 0; the default is {usual:g}")
+        if not 1 <= self.max_image_pixels <= PILLOW_MAX_IMAGE_PIXELS:
+            raise wrong(
+                "--max-image-pixels",
+                self.max_image_pixels,
+                f"give 1 to {PILLOW_MAX_IMAGE_PIXELS}; Pillow refuses larger images as decompression bombs",
+            )
 
 
 def processes_by_cores() -> int:
@@ -68,144 +196,204 @@ DecodingMode = Literal["exact", "fast"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How images are decoded.
+    """How images are decoded."""
 
-    Attributes:
-        processes: that decode, each one image at a time.
-        mode: exact decodes every pixel; fast lets libjpeg decode large JPEGs at a fraction of their size, and
-            resizes only what the crop keeps.
-    """
-
-    processes: int = field(default_factory=processes_by_cores)
-    mode: DecodingMode = "exact"
+    processes: Annotated[
+        int,
+        Option(
+            "--decoders",
+            help="Processes that decode images. Lower it to save memory.",
+            show_default="one more than cores",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = field(default_factory=processes_by_cores)
+    mode: Annotated[
+        DecodingMode,
+        Option(
+            "--decode",
+            help="exact decodes every pixel; fast scales large JPEGs down while it decodes them. Choose fast if images "
+            "are large and speed matters more than equal pixels.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = "exact"
 
     def __post_init__(self) -> None:
         if not 1 <= self.processes <= 256:
-            raise ValueError(f"--decoders {self.processes}: must be from 1 to 256; leave it out for the cores and one")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TritonPorts:
-    """Where the embedded Triton listens, on loopback. `http` is None unless perf_analyzer needs it."""
-
-    grpc: int = 8001
-    metrics: int = 8002
-    http: int | None = None
-
-    def by_flag(self) -> dict[str, int]:
-        flags = {"--triton-grpc-port": self.grpc, "--triton-metrics-port": self.metrics}
-        return flags if self.http is None else {**flags, "--triton-http-port": self.http}
-
-    def __post_init__(self) -> None:
-        ports = self.by_flag()
-        for flag, port in ports.items():
-            if not 1 <= port <= 65535:
-                raise ValueError(f"{flag} {port}: must be a port from 1 to 65535")
-        if len(set(ports.values())) < len(ports):
-            listed = ", ".join(f"{flag} {port}" for flag, port in ports.items())
-            raise ValueError(f"{listed}: two services of Triton cannot share a port; give each its own")
+            raise wrong("--decoders", self.processes, "give 1 to 256, or leave it out for one more than cores")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """The whole of `deit serve`.
+    """The options of `deit serve`."""
 
-    Attributes:
-        model_repository: the folder Triton loads; without meaning when `triton_url` is set.
-        api_keys_file: SHA-256 and name of each key that may ask.
-        insecure: listen beyond this machine without keys.
-        rate_limit: requests a second for each key.
-        cors_origins: of pages elsewhere that may ask from a browser.
-        triton_url: HOST:PORT of a Triton's gRPC service elsewhere, or None to start the embedded one.
-        default_model: answers requests that name no model; None takes the first by name.
-        metrics_port: for /metrics alone, without keys; None shows them on `port`.
-        log_requests: a line for each request, but not for refusals under load.
-        start_timeout_s: until Triton must have loaded every model.
-        allow_reload: take commands of this user to load other models while serving.
-        triton_restarts: how often in a row the embedded Triton is started again; 0 ends the server instead.
-    """
-
-    model_repository: Path
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_keys_file: Path | None = None
-    insecure: bool = False
-    rate_limit: float | None = None
-    cors_origins: tuple[str, ...] = ()
-    triton_url: str | None = None
-    triton_ports: TritonPorts = TritonPorts()
-    default_model: str | None = None
-    start_timeout_s: float = 120.0
-    allow_reload: bool = False
-    triton_restarts: int = 5
-    limits: Limits = Limits()
+    triton: TritonSettings = TritonSettings()
+    default_model: Annotated[
+        str | None,
+        Option(
+            help="Model for requests that name none; unset, the first by name. Set it if you serve several.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    allow_reload: Annotated[
+        bool,
+        Option(
+            "--allow-reload",
+            help="Let `deit models reload` load new versions while the server runs. Leave it off where other users "
+            "have accounts on this machine.",
+            rich_help_panel=MODELS,
+        ),
+    ] = False
+    triton_url: Annotated[
+        str | None,
+        Option(
+            metavar="HOST:PORT",
+            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here.",
+            rich_help_panel=TRITON,
+        ),
+    ] = None
+    triton_restarts: Annotated[
+        int,
+        Option(
+            help="Restarts of a failing embedded Triton in a row before the server gives up. Set 0 if an orchestrator "
+            "restarts the server.",
+            rich_help_panel=TRITON,
+        ),
+    ] = 5
+    host: Annotated[
+        str,
+        Option(
+            help="Address to listen on. 0.0.0.0 accepts other machines: set API keys, and put a TLS proxy in front.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        Option(help="Port to listen on; 0 picks a free one. Change it if 8080 is taken.", rich_help_panel=GATEWAY),
+    ] = 8080
+    metrics_port: Annotated[
+        int | None,
+        Option(
+            help="Port for /metrics alone, open without a key; unset, /metrics is on --port. Set it if Prometheus "
+            "has no key.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = None
     decoding: Decoding = field(default_factory=Decoding)
-    metrics_port: int | None = None
-    log_requests: bool = True
-    log_format: LogFormat = "text"
+    api_keys_file: Annotated[
+        Path | None,
+        Option(
+            help="File of the accepted API keys, a SHA-256 and a name per line. Or put the keys themselves into "
+            "DEIT_API_KEYS, separated by commas.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    api_keys: Secret | None = None
+    """Accepted API keys, separated by commas, from DEIT_API_KEYS only."""
+    insecure: Annotated[
+        bool,
+        Option(
+            "--insecure",
+            help="Accept other machines without API keys. Set it only where something else keeps strangers out.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = False
+    rate_limit: Annotated[
+        float | None,
+        Option(
+            help="Requests per second for each API key; unset, no limit. Set it if one client crowds out the others.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    cors_origins: Annotated[
+        str,
+        Option(
+            help="Web pages elsewhere whose scripts may send requests, separated by commas, such as "
+            "https://app.example.org.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = ""
+    limits: Limits = Limits()
+    log: LogSettings = LogSettings()
+    log_requests: Annotated[
+        bool,
+        Option(help="Log a line per request. Turn it off if a proxy does.", rich_help_panel=LOG),
+    ] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"--port {self.port}: must be a port from 1 to 65535, or 0 for any free one")
+            raise wrong("--port", self.port, "choose a port from 1 to 65535, or 0 for any free one")
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
-            raise ValueError(f"--metrics-port {self.metrics_port}: must be a port from 1 to 65535")
+            raise wrong("--metrics-port", self.metrics_port, "choose a port from 1 to 65535")
         if self.metrics_port is not None and self.metrics_port == self.port:
-            raise ValueError(f"--metrics-port {self.metrics_port} is also --port; leave it out to have /metrics there")
-        if self.rate_limit is not None and not 0 < self.rate_limit < float("inf"):
-            raise ValueError(f"--rate-limit {self.rate_limit}: must be above 0, in requests a second")
-        for origin in self.cors_origins:
+            raise wrong("--metrics-port", self.metrics_port, "--port has it too; leave it out to have /metrics there")
+        if self.rate_limit is not None and not 0 < self.rate_limit < math.inf:
+            raise wrong("--rate-limit", self.rate_limit, "give requests per second above 0, or leave it out")
+        for origin in self.origins:
             if not re.fullmatch(r"https?://[^\s/?#*]+", origin):
-                raise ValueError(
-                    f"--cors-origins {origin!r}: must be the origin of a page, such as https://app.example.org, "
-                    "without a path and without *"
+                raise wrong(
+                    "--cors-origins",
+                    repr(origin),
+                    "give origins of pages such as https://app.example.org, without a path and without *",
                 )
         if self.triton_url is not None:
             if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}", self.triton_url):
-                raise ValueError(
-                    f"--triton-url {self.triton_url!r}: must be HOST:PORT of Triton's gRPC service, "
-                    "without http://, such as triton:8001"
+                raise wrong(
+                    "--triton-url",
+                    repr(self.triton_url),
+                    "give HOST:PORT of Triton's gRPC service, without http://, such as triton:8001",
                 )
-            if self.allow_reload:
-                raise ValueError(
-                    "--allow-reload belongs to the embedded Triton; one elsewhere is told to load models there"
-                )
-            if self.triton_ports.http is not None:
-                raise ValueError(
-                    "--triton-http belongs to the embedded Triton, and --triton-url uses another one: drop either"
-                )
-        elif self.port in self.triton_ports.by_flag().values():
-            raise ValueError(f"--port {self.port} is also a port of the embedded Triton; choose another for either")
+            for flag, is_set in (
+                ("--allow-reload", self.allow_reload),
+                ("--triton-http-port", self.triton.ports.http is not None),
+            ):
+                if is_set:
+                    raise ValueError(
+                        f"{named(flag)} is for the embedded Triton, and {named('--triton-url')} uses another one: "
+                        "drop either"
+                    )
+        elif self.port in self.triton.ports.by_flag().values():
+            raise wrong("--port", self.port, "the embedded Triton has this port too; choose another for either")
         if self.triton_restarts < 0:
-            raise ValueError(f"--triton-restarts {self.triton_restarts}: must be 0 or more; the default is 5")
-        if self.start_timeout_s <= 0:
-            raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")
+            raise wrong("--triton-restarts", self.triton_restarts, "give 0 or more; the default is 5")
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """--cors-origins, one by one."""
+        return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StandaloneSettings:
-    """The whole of `deit triton`.
+    """The options of `deit triton`."""
 
-    Attributes:
-        host: IPv4 address of gRPC and metrics. Triton's HTTP port, when open, stays on loopback.
-        insecure: `host` may be beyond this machine.
-    """
-
-    model_repository: Path
-    host: str = "127.0.0.1"
-    ports: TritonPorts = TritonPorts()
-    insecure: bool = False
-    start_timeout_s: float = 120.0
-    log_format: LogFormat = "text"
+    triton: TritonSettings = TritonSettings()
+    host: Annotated[
+        str,
+        Option(
+            help="IPv4 address of gRPC and metrics. Set 0.0.0.0 in a container.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = "127.0.0.1"
+    insecure: Annotated[
+        bool,
+        Option(
+            "--insecure",
+            help="Accept other machines, although Triton checks no API keys. Set it only where the network lets nobody "
+            "but the gateway through.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = False
+    log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
         try:
             is_loopback = ipaddress.IPv4Address(self.host).is_loopback
         except ValueError as error:
-            raise ValueError(f"--host {self.host!r}: must be an IPv4 address, such as 127.0.0.1 or 0.0.0.0") from error
+            raise wrong("--host", repr(self.host), "give an IPv4 address, such as 127.0.0.1 or 0.0.0.0") from error
         if not is_loopback and not self.insecure:
-            raise ValueError(
-                f"--host {self.host} admits other machines, and Triton asks nobody for a key: "
-                "say --insecure where the network lets only the gateway through"
+            raise wrong(
+                "--host",
+                self.host,
+                f"this accepts other machines, and Triton checks no API keys; add {named('--insecure')} where the "
+                "network lets nobody but the gateway through",
             )
-        if self.start_timeout_s <= 0:
-            raise ValueError(f"--start-timeout-s {self.start_timeout_s}: must be above 0; the default is 120")

@@ -1,7 +1,5 @@
 """`deit train`."""
 
-import os
-
 import typer
 
 from deit.log import configure_logging
@@ -11,8 +9,8 @@ from training.config import TrainConfig
 app = typer.Typer()
 
 
-@app.command(context_settings={"auto_envvar_prefix": "DEIT_TRAIN"})
-@command_of(TrainConfig)
+@app.command()
+@command_of(TrainConfig, "DEIT_TRAIN")
 def train(config: TrainConfig) -> None:
     """Train a teacher, or distil a DeiT student from one.
 
@@ -23,13 +21,6 @@ def train(config: TrainConfig) -> None:
     An option that is not given is read from DEIT_TRAIN_<OPTION>, then from --preset.
     """
     configure_logging("text")
-    # imports after parsing, so that --help and wrong usage need no torch
-    if config.explain:
-        from training.explain import explain_epoch
-
-        if os.environ.get("RANK", "0") == "0":  # torchrun's first process tells for all
-            typer.echo(explain_epoch(config, processes=int(os.environ.get("WORLD_SIZE", "1"))))
-        return
-    from training.loop import train
+    from training.loop import train  # after parsing, so that --help and wrong usage need no torch
 
     train(config)

@@ -62,9 +62,6 @@ class TrainConfig:
     runs: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs")
     resume: Annotated[bool, Option("--resume", help="Go on after the last epoch that RUNS/NAME finished.")] = False
 
-    explain: Annotated[
-        bool, Option("--explain", help="Only tell which images an epoch reads, in which order and process.")
-    ] = False
     profile: Annotated[bool, Option("--profile", help="Tell after each epoch where the time of its steps went.")] = (
         False
     )
@@ -200,6 +197,18 @@ class TrainConfig:
     mixing_probability: Annotated[float, Option(min=0, max=1, help="Share of the batches that are mixed.")] = 1.0
     label_smoothing: Annotated[float, Option(min=0, max=0.9)] = 0.1
 
+    pixel_bank: Annotated[
+        bool,
+        Option(
+            "--pixel-bank",
+            help="For small images of one size: decode all once, keep them on the device, crop and flip them there.",
+        ),
+    ] = False
+    evaluate_every: Annotated[
+        int,
+        Option(min=1, help="Evaluate, and save checkpoint and resume.pt, after each so many epochs and the last."),
+    ] = 1
+
     max_corrupt_share: Annotated[
         float, Option(min=0, max=1, help="Share of the images that may be undecodable; they are counted and skipped.")
     ] = 0.01
@@ -251,6 +260,10 @@ class TrainConfig:
             raise ValueError(
                 f"--warmup-learning-rate {self.warmup_learning_rate:g} is above --learning-rate "
                 f"{self.learning_rate:g}: the warm-up would fall"
+            )
+        if self.pixel_bank and self.auto_augment is not None:
+            raise ValueError(
+                f"--auto-augment {self.auto_augment} with --pixel-bank, which has no such operations: leave one out"
             )
         if self.device_batch_size is not None and self.batch_size % self.device_batch_size:
             raise ValueError(
@@ -305,7 +318,7 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the weights, as plain data: all but where the run lies, what it runs on and what it tells."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for other in ("runs", "resume", "device", "workers", "explain", "profile", "report"):
+        for other in ("runs", "resume", "device", "workers", "profile", "report", "evaluate_every"):
             del values[other]
         return values
 

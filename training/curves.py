@@ -42,7 +42,10 @@ def draw_curves(logs: list[Path], output: Path) -> None:
             key = f"test_{readout}_top1"
             if key in metrics[-1]:
                 label = f"{name}, {title}" if "test_joint_top1" in metrics[-1] else name
-                accuracy_axes.plot(epochs, [100 * line[key] for line in metrics], label=label)
+                evaluated = [line for line in metrics if key in line]
+                accuracy_axes.plot(
+                    [line["epoch"] for line in evaluated], [100 * line[key] for line in evaluated], label=label
+                )
     loss_axes.set(xlabel="epoch", ylabel="training loss")
     accuracy_axes.set(xlabel="epoch", ylabel="test top-1, %")
     for axes in (loss_axes, accuracy_axes):

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 100  # images tried in place of one that cannot be decoded
 
+SMALL_PX = 32
+"""Models of at most this many pixels are trained on padded crops, larger ones on resized crops."""
+
 
 class AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Images to train on: (uint8 (3, H, W), class index, index of the image if it cannot be decoded, else -1).
@@ -130,7 +133,7 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
         normalize=False,
     ).transforms
     mend_posterize(steps)
-    if config.image_size <= 32:
+    if config.image_size <= SMALL_PX:
         # resizing leaves an image of the right size as it is
         resize = transforms.Resize(config.image_size, transforms.InterpolationMode.BICUBIC)
         steps[:1] = [resize, transforms.RandomCrop(config.image_size, padding=4)]

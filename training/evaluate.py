@@ -5,8 +5,9 @@ section 4, "Classification with our approach: joint classifiers"), and "joint_lo
 what DeiT's and timm's code answer with.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,64 @@ class Evaluation:
     disagreement: tuple[tuple[float, ...], ...]
 
 
-@torch.inference_mode()
+class Tally:
+    """What one model gets right, summed up batch by batch on the device."""
+
+    def __init__(self) -> None:
+        self._readouts: list[str] = []
+        self._deciders: list[str] = []
+        self._correct = self._real_correct = self._differ = torch.zeros(0)
+        self._totals = torch.zeros(0)  # images, images with ReaL labels
+
+    def add(self, scores: dict[str, Tensor], decisions: dict[str, Tensor], labels: Tensor, real: Tensor | None) -> None:
+        """Count a batch.
+
+        Args:
+            scores: of each read-out, (N, classes).
+            decisions: of all else that decides: the label, the teacher, (N,) each.
+            real: the classes that ReaL finds, bool (N, classes).
+        """
+        decisions = decisions | {name: logits.argmax(dim=-1) for name, logits in scores.items()}
+        if not self._readouts:
+            self._readouts, self._deciders = list(scores), list(decisions)
+            self._correct = labels.new_zeros(len(scores), 2)
+            self._real_correct = torch.zeros_like(self._correct)
+            self._differ = labels.new_zeros(len(decisions), len(decisions))
+            self._totals = labels.new_zeros(2)
+        stacked = torch.stack(list(decisions.values()))
+        self._differ += (stacked[:, None] != stacked[None]).sum(dim=-1)
+        truth = nn.functional.one_hot(labels, next(iter(scores.values())).shape[1]).bool()
+        self._correct += _hits(scores, truth)
+        self._totals[0] += len(labels)
+        if real is not None:
+            self._real_correct += _hits(scores, real)
+            self._totals[1] += real.any(dim=-1).sum()
+
+    def result(self, processes: Processes, *, with_real: bool) -> Evaluation:
+        """The shares of all processes' images."""
+        for counts in (self._correct, self._real_correct, self._differ, self._totals):
+            processes.sum(counts)
+        count, real_count = self._totals.tolist()
+        accuracy = {}
+        for place, name in enumerate(self._readouts):
+            for column, k in enumerate((1, 5)):
+                accuracy[f"{name}_top{k}"] = self._correct[place, column].item() / count
+                if with_real:
+                    accuracy[f"{name}_real_top{k}"] = self._real_correct[place, column].item() / max(real_count, 1)
+        matrix = tuple(tuple(number / count for number in row) for row in self._differ.tolist())
+        return Evaluation(images=count, accuracy=accuracy, deciders=tuple(self._deciders), disagreement=matrix)
+
+
 def evaluate(
-    model: nn.Module,
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *arguments: Any, **named: Any
+) -> Evaluation:
+    """Evaluate one model; the other arguments are those of `evaluate_together`."""
+    return evaluate_together({"": model}, batches, *arguments, **named)[""]
+
+
+@torch.inference_mode()
+def evaluate_together(
+    models: dict[str, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     normalize: Normalize,
     device: torch.device,
@@ -47,58 +103,30 @@ def evaluate(
     processes: Processes = Processes(),  # noqa: B008  frozen
     teacher: Teacher | None = None,
     real: Tensor | None = None,
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> Evaluation:
-    """Evaluate in float32, whatever the training ran in.
+) -> dict[str, Evaluation]:
+    """Evaluate the models by name, reading the images once, in float32 whatever the training ran in.
 
     Args:
         batches: uint8 images (N, 3, H, W), class indices (N,) with -1 for an undecodable image, image indices (N,).
         real: the classes that ReaL finds in each image of the split, bool (images, classes).
-        on_batch: called with the number of images of each batch, for a progress bar.
     """
-    was_training = model.training
-    model.eval()
-    names: list[str] = []
-    correct = real_correct = differ = torch.zeros(0, dtype=torch.int64, device=device)
-    totals = torch.zeros(2, dtype=torch.int64, device=device)  # images, images with ReaL labels
+    were_training = {name: model.training for name, model in models.items()}
+    tallies = {name: Tally() for name in models}
+    for model in models.values():
+        model.eval()
     for images, labels, indices in batches:
         readable = labels >= 0
         corrupt.add(indices[~readable].tolist())
         images, labels = normalize(images[readable].to(device)), labels[readable].to(device)
-        scores = readouts(model, images)
         decisions = {LABEL: labels}
         if teacher is not None:
             decisions[TEACHER] = teacher(images).argmax(dim=-1)
-        decisions |= {name: logits.argmax(dim=-1) for name, logits in scores.items()}
-        if not names:
-            names = list(decisions)
-            correct = torch.zeros(len(scores), 2, dtype=torch.int64, device=device)
-            real_correct = torch.zeros_like(correct)
-            differ = torch.zeros(len(names), len(names), dtype=torch.int64, device=device)
-
-        stacked = torch.stack(list(decisions.values()))
-        differ += (stacked[:, None] != stacked[None]).sum(dim=-1)
-        truth = nn.functional.one_hot(labels, next(iter(scores.values())).shape[1]).bool()
-        correct += _hits(scores, truth)
-        totals[0] += len(labels)
-        if real is not None:
-            truth = real[indices[readable]].to(device)
-            real_correct += _hits(scores, truth)
-            totals[1] += truth.any(dim=-1).sum()
-        on_batch(len(readable))
-    model.train(was_training)
-
-    for counts in (correct, real_correct, differ, totals):
-        processes.sum(counts)
-    count, real_count = totals.tolist()
-    accuracy = {}
-    for place, name in enumerate(scores):
-        for column, k in enumerate((1, 5)):
-            accuracy[f"{name}_top{k}"] = correct[place, column].item() / count
-            if real is not None:
-                accuracy[f"{name}_real_top{k}"] = real_correct[place, column].item() / max(real_count, 1)
-    matrix = tuple(tuple(number / count for number in row) for row in differ.tolist())
-    return Evaluation(images=count, accuracy=accuracy, deciders=tuple(names), disagreement=matrix)
+        truth = None if real is None else real[indices[readable]].to(device)
+        for name, model in models.items():
+            tallies[name].add(readouts(model, images), decisions, labels, truth)
+    for name, model in models.items():
+        model.train(were_training[name])
+    return {name: tally.result(processes, with_real=real is not None) for name, tally in tallies.items()}
 
 
 def readouts(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -1,63 +1,13 @@
 """`deit evaluate`."""
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated
+from dataclasses import asdict
 
 import typer
-from typer import Option
 
 from deit.log import configure_logging
 from deit.options import command_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What to evaluate, and on what."""
-
-    data: Annotated[
-        Path,
-        Option(help="Data set with a split test (or val), one parquet or tar file, or ImageNet V2's numbered folders."),
-    ]
-    checkpoint: Annotated[
-        str, Option(help="Checkpoint folder, timm's tagged name, or a weights file (also DeiT's .pth) with --model.")
-    ]
-    model: Annotated[str | None, Option(help="timm's name of the architecture of a weights file.")] = None
-    crop_pct: Annotated[
-        float | None,
-        Option(help="Share of the shorter side that the crop keeps; the checkpoint's own unless given."),
-    ] = None
-    teacher: Annotated[
-        str | None, Option(help="Tell how often the teacher agrees: checkpoint folder or timm's tagged name.")
-    ] = None
-    real: Annotated[bool, Option("--real", help="Judge ImageNet's validation images by the ReaL labels as well.")] = (
-        False
-    )
-    cosines: Annotated[
-        Path | None,
-        Option(help="Measure the cosine of both tokens in each layer and plot it to this file (.png, .svg, .pdf)."),
-    ] = None
-    output: Annotated[Path | None, Option(help="Write all numbers to this file, as JSON.")] = None
-    batch_size: Annotated[int, Option(min=1)] = 256
-    workers: Annotated[int, Option(min=0, help="Processes that decode.")] = 2
-    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
-    max_corrupt_share: Annotated[
-        float, Option(min=0, max=1, help="Share of the images that may be undecodable; they are counted and skipped.")
-    ] = 0.01
-
-    def __post_init__(self) -> None:
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
-        if self.cosines is not None and self.cosines.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--cosines {self.cosines}: must end in .png, .svg or .pdf")
-        if Path(self.checkpoint).is_file() and self.model is None:
-            raise ValueError(
-                f"--checkpoint {self.checkpoint} does not say what it is: add --model, such as deit_tiny_patch16_224"
-            )
-        if not Path(self.checkpoint).is_file() and self.model is not None:
-            raise ValueError(f"--checkpoint {self.checkpoint} names its architecture itself: leave --model out")
-
+from training.evaluate_config import EvaluateConfig
 
 READOUT_NAMES = {
     "class": "class token",
@@ -77,7 +27,9 @@ def evaluate(config: EvaluateConfig) -> None:
     Works under torchrun: each process takes its share of the images, and the sums are exact.
     """
     configure_logging("text")
-    from training.report import evaluate_checkpoint  # after parsing, so that --help and wrong usage need no torch
+    from training.evaluate_checkpoint import (
+        evaluate_checkpoint,  # after parsing, so that --help and wrong usage need no torch
+    )
 
     report = evaluate_checkpoint(config)
     if report is None:  # another process tells
@@ -101,17 +53,3 @@ def evaluate(config: EvaluateConfig) -> None:
     typer.echo("\nshare of the images decided differently\n" + " " * 14 + "".join(f"{name:>14}" for name in deciders))
     for name, row in zip(deciders, report.evaluation.disagreement, strict=True):
         typer.echo(f"{name:14}" + "".join(f"{share:14.4f}" for share in row))
-
-    if report.cosines is not None:
-        typer.echo("\ncosine of class and distillation token, ± standard deviation over images")
-        typer.echo(
-            f"learned tokens {report.cosines.tokens:.3f}, with positions {report.cosines.tokens_with_positions:.3f}"
-        )
-        for block, (mean, deviation) in enumerate(report.cosines.blocks, start=1):
-            typer.echo(f"after block {block:2}  {mean:6.3f} ± {deviation:.3f}")
-        for title, (mean, deviation) in (
-            ("final norm", report.cosines.final_norm),
-            ("head rows", report.cosines.heads),
-        ):
-            typer.echo(f"{title:14}  {mean:6.3f} ± {deviation:.3f}")
-        typer.echo(f"plotted in {config.cosines}")

@@ -1,10 +1,15 @@
 """The course of a run as TensorBoard shows it: `tensorboard --logdir runs` lays all runs over each other."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 POINTS_PER_EPOCH = 50
 """Steps of an epoch that become points of a curve; a run of 375,300 steps would otherwise write hundreds of MB."""
@@ -15,7 +20,7 @@ SPLITS = ("test_ema", "test")
 class Events:
     """Curves by step, within the epochs and of each one's evaluation."""
 
-    def __init__(self, writer: SummaryWriter | None, steps_per_epoch: int) -> None:
+    def __init__(self, writer: "SummaryWriter | None", steps_per_epoch: int) -> None:
         self._writer = writer
         self._steps_per_epoch = steps_per_epoch
         self._every = max(steps_per_epoch // POINTS_PER_EPOCH, 1)
@@ -43,6 +48,12 @@ def event_file(folder: Path, *, first_step: int, steps_per_epoch: int, enabled: 
     TensorBoard, because this run draws them again.
     """
     if not enabled:
+        yield Events(None, steps_per_epoch)
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # a bare machine has torch and no tensorboard
+    except ModuleNotFoundError as error:
+        logger.warning("%s is not installed: the run writes no event files, only metrics.jsonl", error.name)
         yield Events(None, steps_per_epoch)
         return
     with SummaryWriter(str(folder), purge_step=first_step) as writer:

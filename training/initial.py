@@ -31,6 +31,8 @@ def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], a
         TrainingError: `spec` is none of these.
     """
     state, names = read_weights(spec)
+    # weights are often passed on in half precision; what is resized or joined below is so in single precision
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     fresh = model.state_dict()
     changes = []
     if isinstance(model, VisionTransformer) and "pos_embed" in state:

@@ -60,8 +60,8 @@ def choose_device(name: str) -> torch.device:
     """The device by torch's name; auto is a GPU if there is one. Under torchrun each process takes a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda":  # with its number, for which `torch.cuda.set_device` and timm ask
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -1,12 +1,17 @@
 """Where the time of a run's steps goes, part by part."""
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 import torch
 
 LEARNING = ("teacher", "student", "backward", "optimiser")
 """The parts that are the model, its loss and the optimiser. The others are what a loop costs around them."""
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 PARTS = ("data", "transfer", "augmentation", *LEARNING, "average", "rest")
 
@@ -15,26 +20,38 @@ PARTS = ("data", "transfer", "augmentation", *LEARNING, "average", "rest")
 class StepProfile:
     """The seconds of each part of each step; costs nothing unless enabled.
 
-    At the end of each part the device is waited for: otherwise a GPU's work would be counted where the host happens to
-    wait for it. So a profiled run on a GPU is somewhat slower than a run.
+    The parts of a step are functions, which `timed` wraps; what they leave of a step's time is the rest. Before and
+    after each the device is waited for: otherwise a GPU's work would be counted where the host happens to wait for it.
+    So a profiled run on a GPU is somewhat slower than a run.
     """
 
     device: torch.device
     enabled: bool
     steps: list[dict[str, float]] = field(default_factory=list)
-    _since: float = 0.0
 
-    def start_step(self) -> None:
-        if self.enabled:
-            self.steps.append(dict.fromkeys(PARTS, 0.0))
-            self._since = self._now()
+    def timed(self, part: str, function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+        """The function, whose time counts as that of `part`, one of PARTS, in the step in which it is called."""
+        if not self.enabled:
+            return function
 
-    def end(self, part: str) -> None:
-        """Count the time since the last call as that of `part`, one of PARTS."""
-        if self.enabled:
-            now = self._now()
-            self.steps[-1][part] += now - self._since
-            self._since = now
+        def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Returned:
+            began = self._now()
+            result = function(*arguments, **named)
+            self.steps[-1][part] += self._now() - began
+            return result
+
+        return call
+
+    def each(self, steps: Iterable[int]) -> Iterator[int]:
+        """The numbers of an epoch's steps; what lies between two of them is a step."""
+        self.steps.clear()
+        for step in steps:
+            if self.enabled:
+                began, parts = self._now(), dict.fromkeys(PARTS, 0.0)
+                self.steps.append(parts)
+            yield step
+            if self.enabled:
+                parts["rest"] = self._now() - began - sum(parts.values())
 
     def _now(self) -> float:
         if self.device.type == "cuda":

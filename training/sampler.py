@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from deit.errors import TrainingError
+from training.config import TrainConfig
+from training.processes import Processes
 from training.seeds import Purpose, derived_seed
 
 
@@ -61,6 +64,25 @@ class Shares:
     @property
     def parts(self) -> int:
         return self.processes * self.accumulation
+
+
+def share_out(config: TrainConfig, processes: Processes) -> Shares:
+    """How the processes share a step's batch. Raises TrainingError when it cannot be shared equally."""
+    device_batch = config.device_batch_size or config.batch_size // processes.count
+    accumulation, rest = divmod(config.batch_size, device_batch * processes.count)
+    if rest or not accumulation:
+        raise TrainingError(
+            f"--batch-size {config.batch_size} cannot be shared by {processes.count} processes with {device_batch} "
+            "images at a time: choose a multiple, or another --device-batch-size"
+        )
+    if config.mixes and device_batch % 2:
+        raise TrainingError(
+            f"each of {processes.count} processes would take {device_batch} images, but mixup pairs them: choose an "
+            "even --device-batch-size"
+        )
+    return Shares(
+        batch_size=config.batch_size, processes=processes.count, rank=processes.rank, accumulation=accumulation
+    )
 
 
 class EpochSampler(Sampler[list[Draw]]):

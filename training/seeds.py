@@ -1,7 +1,7 @@
 """Seeds that depend on nothing but the run's seed and the place in the run they are for.
 
-An epoch's order, an image's augmentation and a device batch's mixing each draw from a seed of their own, so the
-numbers are the same whichever process draws them, and however often the run was interrupted.
+An epoch's order and crops, an image's augmentation and a device batch's mixing each draw from a seed of their own, so
+the numbers are the same whichever process draws them, and however often the run was interrupted.
 """
 
 import random
@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     ORDER = 1
     IMAGE = 2
     BATCH = 3
+    CROPS = 4
 
 
 def derived_seed(seed: int, epoch: int, purpose: Purpose, *place: int) -> int:

@@ -55,7 +55,7 @@ def _markdown(name: str, settings: dict[str, Any], origin: dict[str, Any], metri
             "|---|--:|--:|--:|",
             *(
                 f"| {title} | {last[f'{key}_top1']:.2%} | {last[f'{key}_top5']:.2%} | "
-                f"{max(line[f'{key}_top1'] for line in metrics):.2%} |"
+                f"{max(line[f'{key}_top1'] for line in metrics if f'{key}_top1' in line):.2%} |"
                 for title, key in rows
             ),
             "",

@@ -5,15 +5,15 @@ from typing import Any
 import bentoml
 from PIL import Image
 
-from benchmark.peers.classifier import Classifier, peer_settings
+from benchmark.peers.classifier import PeerClassifier, peer_settings
 
 SETTINGS = peer_settings()
 
 
 @bentoml.service(workers=SETTINGS.workers, traffic={"timeout": 60}, metrics={"enabled": False})
-class Server:
+class BentoService:
     def __init__(self) -> None:
-        self.classifier = Classifier(SETTINGS)
+        self.classifier = PeerClassifier(SETTINGS)
 
     @bentoml.api(route="/classify")
     def classify(self, image: Image.Image, /) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def peer_settings() -> PeerSettings:
     return PeerSettings(**json.loads(os.environ[SETTINGS]))
 
 
-class Classifier:
+class PeerClassifier:
     """The model of one worker."""
 
     def __init__(self, settings: PeerSettings) -> None:

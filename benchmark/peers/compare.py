@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from benchmark.config import OURS, PeersConfig
 from benchmark.images import read_photographs
 from benchmark.load import each_answered, requests_of
-from benchmark.options import console
+from benchmark.outcome import console
 from benchmark.peers.entrant import Entrant, Window, measure
 from benchmark.peers.side_by_side import side_by_side
 from benchmark.peers.tuning import Shape, shapes
-from benchmark.peers_command import OURS, PeersConfig
 from benchmark.repository import onnx_file
 from benchmark.results import Environment, Figure, Kind, Record
 from deit.errors import BenchmarkError

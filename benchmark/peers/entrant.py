@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmark.config import PeersConfig
 from benchmark.load import Load, closed_loop, requests_of
 from benchmark.peers.tuning import Shape, peer_server
-from benchmark.peers_command import PeersConfig
 from benchmark.processes import ServerProcesses, Use
 from benchmark.repository import only, onnx_file
 from benchmark.server import CLASSIFY, our_server

@@ -9,13 +9,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 
-from benchmark.peers.classifier import Classifier, peer_settings
+from benchmark.peers.classifier import PeerClassifier, peer_settings
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = peer_settings()
-    app.state.classifier = Classifier(settings)
+    app.state.classifier = PeerClassifier(settings)
     with ThreadPoolExecutor(settings.workers) as app.state.pool:
         yield
 
@@ -26,7 +26,7 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/classify")
 async def classify(request: Request) -> Any:
     content = await request.body()
-    classifier: Classifier = request.app.state.classifier
+    classifier: PeerClassifier = request.app.state.classifier
 
     def compute() -> dict[str, Any]:
         return classifier.answers([classifier.pixels(content)])[0]

@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Body
 
-from benchmark.peers.classifier import Classifier, peer_settings
+from benchmark.peers.classifier import PeerClassifier, peer_settings
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self.classifier = Classifier(peer_settings())
+        self.classifier = PeerClassifier(peer_settings())
 
     def decode_request(self, request: Annotated[bytes, Body()]) -> Pixels:
         return self.classifier.pixels(request)

@@ -4,14 +4,14 @@ from typing import Any
 
 from mosec import Server, Worker
 
-from benchmark.peers.classifier import Classifier, peer_settings
+from benchmark.peers.classifier import PeerClassifier, peer_settings
 
 SETTINGS = peer_settings()
 
 
-class Classify(Worker):
+class MosecWorker(Worker):
     def __init__(self) -> None:
-        self.classifier = Classifier(SETTINGS)
+        self.classifier = PeerClassifier(SETTINGS)
 
     def deserialize(self, data: bytes) -> bytes:
         return data
@@ -23,7 +23,7 @@ class Classify(Worker):
 if __name__ == "__main__":
     server = Server()
     server.append_worker(
-        Classify,
+        MosecWorker,
         num=SETTINGS.workers,
         max_batch_size=SETTINGS.max_batch_size,
         max_wait_time=int(SETTINGS.batch_delay_s * 1000),

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from rich.progress import Progress
 
-from benchmark.options import console
+from benchmark.config import PeersConfig
+from benchmark.outcome import console
 from benchmark.peers.entrant import Entrant, Window, measure
-from benchmark.peers_command import PeersConfig
 from benchmark.results import Figure
 
 

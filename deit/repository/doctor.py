@@ -11,6 +11,7 @@ from google.protobuf import empty_pb2
 from google.protobuf.message import DecodeError
 
 from deit.errors import RepositoryError
+from deit.installation import how_to_install
 from deit.model import PROBABILITIES
 from deit.repository.layout import CONFIG_FILE, FINGERPRINT_FILE, MODEL_NAME, PLAN_FILE, models_command
 from deit.repository.lock import staging_folder
@@ -25,8 +26,8 @@ from deit.repository.models import (
     version_numbers,
 )
 
-PYTHON_BACKENDS = ("onnxruntime", "openvino")
-"""Backends of the embedded Triton that import the Python package of their name."""
+PYTHON_BACKENDS = {"onnxruntime": "serving", "openvino": "openvino"}
+"""Backends of the embedded Triton that import the Python package of their name, with the extra that brings it."""
 
 # In a TensorProto the entry `location` of external_data, field 13: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 EXTERNAL_WEIGHTS = re.compile(rb"\x6a.{1,2}\x0a\x08location\x12", re.DOTALL)
@@ -159,7 +160,7 @@ def _missing_package(version: ModelVersion) -> Iterator[str]:
     if find_spec("pytriton") and version.engine in PYTHON_BACKENDS and not find_spec(version.engine):
         yield (
             f"version {version.number} of {version.name} runs on {version.engine}, and the Triton that `deit serve` "
-            f"starts here has none: install the package {version.engine}, or export with another --engine"
+            f"starts here has none: {how_to_install(PYTHON_BACKENDS[version.engine])}, or export with another --engine"
         )
 
 

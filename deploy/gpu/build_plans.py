@@ -97,7 +97,7 @@ def build(model: Path, target: Path, cache: Path, trtexec: str) -> bool:
     (target / "config.pbtxt").write_text(re.sub(r'(default_model_filename: )".*"', r'\1"model.plan"', config))
     for onnx in sorted(model.glob("*/model.onnx")):
         command = [
-            *(trtexec, f"--onnx={onnx}", f"--saveEngine={target / onnx.parent.name / 'model.plan'}"),
+            *(trtexec, f"--onnx={onnx}", f"--saveEngine={target / onnx.parent.name / 'model.plan'}", "--noTF32"),
             *(f"--minShapes={name}:1x{dims}", f"--optShapes={name}:{max(1, most // 2)}x{dims}"),
             *(f"--maxShapes={name}:{most}x{dims}", f"--timingCacheFile={cache / 'timing.cache'}", "--skipInference"),
         ]

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -14,15 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from deit import __version__
-from serving.api_keys import ApiKeys
 from serving.gateway.admission import Admission
+from serving.gateway.api_keys import ApiKeys
 from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
 from serving.gateway.classification import Classifier
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
     MEDIA_TYPE,
-    PROBLEM_SCHEMA,
     InvalidParameter,
     MalformedRequest,
     MethodNotAllowed,
@@ -35,14 +34,15 @@ from serving.gateway.errors import (
 from serving.gateway.metrics import Metrics
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
-from serving.gateway.readiness import Readiness
+from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
+from serving.gateway.tracing import Tracing
 from serving.gateway.triton_client import TritonClient
-from serving.reload import Reloader
 from serving.settings import Limits
-from serving.supervisor import Supervisor
-from serving.tracing import Tracing
+
+Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
+"""What runs while the application does, such as the watch over an embedded Triton."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ def create_app(
     decoder: Decoder,
     metrics: Metrics,
     tracing: Tracing | None = None,
-    supervisor: Supervisor | None = None,
-    reloader: Reloader | None = None,
+    companions: Sequence[Companion] = (),
+    pins_versions: bool = False,
     shows_metrics: bool = True,
     logs_requests: bool = True,
 ) -> FastAPI:
-    """The application for these models of the Triton at `triton_url`, which `supervisor` starts again when it fails."""
+    """The application for these models of the Triton at `triton_url`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,19 +84,15 @@ def create_app(
             classifier=Classifier(client, decoder),
             readiness=readiness,
             shows_metrics=shows_metrics,
-            pins_versions=reloader is not None,
+            pins_versions=pins_versions,
         )
         await decoder.start()
         await readiness.ask()  # /readyz tells the truth from the first request on
-        watches = [asyncio.create_task(readiness.watch())]
-        if supervisor is not None:
-            watches.append(asyncio.create_task(supervisor.watch(readiness)))
-        async with contextlib.nullcontext() if reloader is None else reloader.commands(readiness):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(in_background(readiness.watch()))
+            for companion in companions:
+                await stack.enter_async_context(companion(readiness))
             yield
-        for watch in watches:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
         decoder.close()
         await client.close()
         if tracing is not None:
@@ -131,7 +127,7 @@ def create_app(
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
     app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
-    _describe_problems(app, asks_for_keys=access.keys is not None)
+    _describe_keys(app, asks_for_keys=access.keys is not None)
     return app
 
 
@@ -163,8 +159,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> JSONResp
     return MalformedRequest(str(error.detail)).response()
 
 
-def _describe_problems(app: FastAPI, *, asks_for_keys: bool) -> None:
-    """Put problem details, in place of FastAPI's own validation errors, and keys into OpenAPI."""
+def _describe_keys(app: FastAPI, *, asks_for_keys: bool) -> None:
+    """Put keys into OpenAPI, and take FastAPI's own validation errors out."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -173,7 +169,6 @@ def _describe_problems(app: FastAPI, *, asks_for_keys: bool) -> None:
             schemas = schema["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            schemas["Problem"] = PROBLEM_SCHEMA
             unauthorized = documented(Unauthorized)
             if asks_for_keys:
                 schema["components"]["securitySchemes"] = KEY_SCHEMES

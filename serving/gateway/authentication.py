@@ -6,7 +6,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.api_keys import ApiKeys
+from serving.gateway.api_keys import ApiKeys
 from serving.gateway.errors import Problem, RateLimited, Unauthorized
 from serving.gateway.record import record_of
 

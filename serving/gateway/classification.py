@@ -13,7 +13,7 @@ from serving.gateway.errors import DeadlineExceeded, MalformedRequest
 from serving.gateway.models import ServedModel
 from serving.gateway.pixels import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
-from serving.gateway.schemas import Answer, Heads, Prediction
+from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
 from serving.gateway.triton_client import Probabilities, TritonClient
 
 
@@ -36,7 +36,9 @@ class Classifier:
         self._client = client
         self._decoder = decoder
 
-    async def answer(self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord) -> Answer:
+    async def answer(
+        self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord
+    ) -> ImageAnswer:
         """The answer for one image.
 
         Raises:
@@ -72,7 +74,7 @@ class Classifier:
         if question.min_probability is not None:
             predictions = [each for each in predictions if each.probability >= question.min_probability]
             abstained = not predictions
-        return Answer(
+        return ImageAnswer(
             version=answer.version,
             predictions=predictions,
             abstained=abstained,
@@ -81,15 +83,15 @@ class Classifier:
         )
 
 
-def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[Prediction]:
+def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[PredictionBody]:
     """The `count` most probable classes, best first; of equals the lower index."""
     candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count].tolist()
-    return [Prediction(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
+    return [PredictionBody(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
 
 
-def compare(class_head: Probabilities, distillation_head: Probabilities, question: Question) -> Heads:
-    return Heads.model_validate(
+def compare(class_head: Probabilities, distillation_head: Probabilities, question: Question) -> HeadsBody:
+    return HeadsBody.model_validate(
         {
             "class": best(class_head, question.model.labels, question.top_k),
             "distillation": best(distillation_head, question.model.labels, question.top_k),

@@ -184,7 +184,7 @@ class DecoderProcess:
         self.is_usable = True
         self._loop = asyncio.get_running_loop()
         self._is_ready: asyncio.Future[None] = self._loop.create_future()
-        self._work: Work | None = None
+        self._work: DecodingJob | None = None
         self._farewell: asyncio.Task[None] | None = None
         self._cpu_limit_s = max(LEAST_CPU_LIMIT_S, CPU_S_PER_MEGAPIXEL * limits.max_image_pixels / 1e6)
         region_bytes = max(SMALLEST_REGION_BYTES, limits.max_body_bytes)
@@ -227,7 +227,7 @@ class DecoderProcess:
     def begin(self, content: bytes, preprocessing: Preprocessing, mode: str) -> asyncio.Future[ModelInput]:
         """Decode an upload. Never cancel the future; without `is_usable` after it the process must be killed."""
         self.is_usable = False
-        self._work = Work(
+        self._work = DecodingJob(
             self._loop.create_future(), preprocessing.image_size, self._loop.call_later(HANG_S, self._give_up)
         )
         self._region[: len(content)] = content
@@ -259,7 +259,7 @@ class DecoderProcess:
         elif self._work is not None:  # else it was given up
             self._answer(self._finish(), json.loads(message))
 
-    def _answer(self, work: "Work", reply: dict[str, Any]) -> None:
+    def _answer(self, work: "DecodingJob", reply: dict[str, Any]) -> None:
         self.is_usable = True
         if "problem" in reply:
             work.decoding.set_exception(PROBLEMS[reply["problem"]](reply["detail"]))
@@ -288,7 +288,7 @@ class DecoderProcess:
     def _give_up(self) -> None:
         self._finish().decoding.set_exception(DecoderLost(f"the image was not decoded within {HANG_S:g} s"))
 
-    def _finish(self) -> "Work":
+    def _finish(self) -> "DecodingJob":
         """What was at hand, and from now on is no more."""
         assert self._work is not None
         work, self._work = self._work, None
@@ -296,7 +296,7 @@ class DecoderProcess:
         return work
 
 
-class Work(NamedTuple):
+class DecodingJob(NamedTuple):
     """An image at hand. `hang` gives it up after HANG_S."""
 
     decoding: asyncio.Future[ModelInput]

@@ -17,7 +17,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
 from serving.gateway.record import RequestRecord
-from serving.tracing import Tracing
+from serving.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("serving.request")

@@ -23,7 +23,7 @@ from deit.model import (
     Provenance,
 )
 from deit.preprocessing import Preprocessing
-from serving.triton.connection import connect
+from serving.gateway.connection import connect
 
 logger = logging.getLogger(__name__)
 

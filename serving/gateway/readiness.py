@@ -6,9 +6,10 @@ requests for it are refused at once until it answers again, and those that wait 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import numpy as np
 
@@ -33,6 +34,18 @@ LONGEST_SILENCE_S = 15.0
 # A dead stub stays dead (Triton from 24.06 to 25.11 does not start another); what is only silent may be busy or paused.
 LOSS_ENDS_S = 1.5
 SILENCE_ENDS_S = 8.0
+
+
+@contextlib.asynccontextmanager
+async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Work that goes on while the block runs."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 class Readiness:
@@ -77,7 +90,7 @@ class Readiness:
             self._lose(name, NotReady(reason))
 
     async def watch(self) -> None:
-        """Ask for ever; a task of the application."""
+        """Ask for ever."""
         while True:
             await self.ask()
             await asyncio.sleep(LOOK_EVERY_S)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-from serving.tracing import RequestTrace
+from serving.gateway.tracing import RequestTrace
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
+from serving.gateway.connection import CHANNEL_OPTIONS
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded, Problem
-from serving.triton.connection import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelOutput:
     """Attributes:
     version: of the model that gave the answer.
     probabilities: float32 (classes,).
@@ -82,7 +82,7 @@ class TritonClient:
         version: str = "",
         with_heads: bool = False,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> ModelOutput:
         """Probabilities of one image, uint8 (H, W, 3).
 
         Args:
@@ -122,7 +122,7 @@ class TritonClient:
         self._last_success_s[model] = now_s
         before_s = self._usual_answer_s.get(model, now_s - asked_s)
         self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
-        return Answer(
+        return ModelOutput(
             version=response.model_version,
             probabilities=outputs[PROBABILITIES],
             heads=(outputs[CLASS_PROBABILITIES], outputs[DISTILLATION_PROBABILITIES]) if with_heads else None,

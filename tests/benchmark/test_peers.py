@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.config import PEERS, PeersConfig
 from benchmark.images import read_photographs
-from benchmark.load import Answer, Load
-from benchmark.peers.classifier import Classifier, PeerSettings
+from benchmark.load import Load, Response
+from benchmark.peers.classifier import PeerClassifier, PeerSettings
 from benchmark.peers.compare import Entrant, answers_of, ours_for, refuse_other_answers
 from benchmark.peers.entrant import Window
 from benchmark.peers.environments import REQUIREMENTS
 from benchmark.peers.side_by_side import figures_of_pairs
 from benchmark.peers.tuning import shapes
-from benchmark.peers_command import PEERS, PeersConfig
 from benchmark.repository import onnx_file
 from deit.errors import BenchmarkError
 from deit.repository.models import read_version
@@ -41,7 +41,7 @@ def test_what_the_peers_do_with_an_image_is_what_ours_does(photographs_folder):
     settings = PeerSettings(
         onnx_file=str(onnx_file(model)), preprocessing=model.preprocessing.to_json(), port=0, workers=1, threads=1
     )
-    classifier = Classifier(settings)
+    classifier = PeerClassifier(settings)
     images = read_photographs(photographs_folder).images
     found = [
         {each["index"]: each["probability"] for each in answer["predictions"]}
@@ -52,7 +52,7 @@ def test_what_the_peers_do_with_an_image_is_what_ours_does(photographs_folder):
 
 
 def window(answered, cpu_s):
-    answers = tuple(Answer(image=0, due_s=0.0, sent_s=0.0, done_s=1.0, status=200, body=b"") for _ in range(answered))
+    answers = tuple(Response(image=0, due_s=0.0, sent_s=0.0, done_s=1.0, status=200, body=b"") for _ in range(answered))
     return Window(load=Load(answers=answers, duration_s=2.0, client_cpu_s=0.1), server_cpu_s=cpu_s, memory_mib=100.0)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.environment import this_environment
-from benchmark.results import Environment, Figure, Record, append, json_schema, read, results_file
+from benchmark.results import Environment, Figure, Record, append, read, results_file
 from deit.errors import BenchmarkError
 
 
@@ -69,9 +69,3 @@ def test_a_line_that_is_no_measurement_is_named(environment, tmp_path, change, f
     with pytest.raises(BenchmarkError, match=r"results\.jsonl:2 is not a measurement") as error:
         read([file])
     assert finding in str(error.value)
-
-
-def test_the_schema_is_told_as_json_schema(environment):
-    schema = json_schema()
-    assert set(schema["required"]) >= {"kind", "model", "precision", "command", "environment"}
-    assert schema["additionalProperties"] is False

@@ -5,31 +5,12 @@ import pytest
 import timm
 import torch
 
-from benchmark.eager import eager_rate
-from benchmark.in_pytorch import is_made_from
-from benchmark.perf_analyzer import Cell
+from benchmark.eager import eager_rate, pytorch_model
+from benchmark.perf_analyzer import PerfAnalyzerRun
 from benchmark.throughput import figures_of
 from benchmark.triton_statistics import Statistics
-from benchmark.work import gflop_per_image, pytorch_model
-from deit.checkpoint import WEIGHTS_FILE
 from deit.errors import BenchmarkError
-from deit.model import PROVENANCE_PARAMETER, Provenance
-from deit.repository.config import read_config
 from tests.conftest import REPOSITORY_ROOT
-
-
-@pytest.mark.parametrize(
-    ("name", "gflop"),
-    [
-        # twice the multiplications of: 198 tokens, 12 blocks, linear layers and attention, patches and two heads
-        ("deit_tiny_distilled_patch16_224", 2.522),
-        ("deit_tiny_patch16_224", 2.507),
-        ("resnet18", 3.628),  # torchvision tells 1.81 billion multiplications
-    ],
-)
-def test_the_arithmetic_of_a_model_is_counted(name, gflop):
-    model, image_size = pytorch_model(name)
-    assert gflop_per_image(model, image_size) == pytest.approx(gflop, rel=1e-3)
 
 
 def test_an_unknown_model_is_named():
@@ -48,10 +29,12 @@ def counted(images: int, executions: int) -> Statistics:
     return Statistics(images, executions, images, {"queue": 0.5, "compute_infer": 1.0})
 
 
-def cell(images_per_s: float | None) -> Cell:
+def cell(images_per_s: float | None) -> PerfAnalyzerRun:
     if images_per_s is None:
-        return Cell(batch_size=1, concurrency=8, stable=False)
-    return Cell(batch_size=1, concurrency=8, stable=True, images_per_s=images_per_s, p50_ms=8.0, p95_ms=9.0, p99_ms=9.5)
+        return PerfAnalyzerRun(batch_size=1, concurrency=8, stable=False)
+    return PerfAnalyzerRun(
+        batch_size=1, concurrency=8, stable=True, images_per_s=images_per_s, p50_ms=8.0, p95_ms=9.0, p99_ms=9.5
+    )
 
 
 def test_a_cell_tells_the_median_of_its_stable_rounds_and_how_full_batches_were():
@@ -69,15 +52,6 @@ def test_a_cell_that_was_never_stable_says_so():
     assert figures == {}
     assert failure is not None
     assert failure.startswith("unstable")
-
-
-def test_a_served_model_gets_its_share_of_the_limit_only_from_the_model_that_it_was_made_from(tmp_path):
-    config = read_config(REPOSITORY_ROOT / "model_repository" / "deit_cifar10" / "config.pbtxt")
-    provenance = Provenance.from_json(config.parameters[PROVENANCE_PARAMETER].string_value)
-    assert is_made_from("deit_tiny_distilled_patch16_224.fb_in1k", provenance)
-    assert not is_made_from("deit_small_distilled_patch16_224", provenance)
-    (tmp_path / WEIGHTS_FILE).write_bytes(b"other weights of the same architecture")
-    assert not is_made_from(str(tmp_path), provenance)
 
 
 def test_asking_triton_alone_needs_no_torch():

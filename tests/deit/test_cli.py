@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deit import __version__
+from deit.installation import how_to_install
 
 DEIT = Path(sys.executable).with_name("deit")
 
@@ -54,6 +55,4 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setitem(cli.EXTRA_OF_MODULE, "torch_that_is_not_there", "training")
     with pytest.raises(SystemExit) as exit_:
         cli.main()
-    assert exit_.value.code == (
-        "deit: torch_that_is_not_there is not installed; install it with: pip install 'deit-server[training]'"
-    )
+    assert exit_.value.code == (f"deit: torch_that_is_not_there is not installed; {how_to_install('training')}")

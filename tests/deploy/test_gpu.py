@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.embedded.command_line import triton_options
 from serving.settings import TritonPorts
-from serving.triton.options import triton_options
 from tests.conftest import REPOSITORY_ROOT
 
 GPU = REPOSITORY_ROOT / "deploy" / "gpu"
@@ -83,6 +83,7 @@ def test_a_plan_is_built_once_for_a_machine(machine):
     size = re.search(r"dims: (\d+)", (machine.root / "models/deit_cifar10/config.pbtxt").read_text())[1]
     assert f"--minShapes=images:1x{size}x{size}x3" in command
     assert f"--maxShapes=images:32x{size}x{size}x3" in command
+    assert "--noTF32" in command.split(), "float32 is float32"
     assert (machine.model / "1/model.plan").read_text().startswith("plan of")
     assert not (machine.model / "1/model.onnx").exists()
     config = (machine.model / "config.pbtxt").read_text()

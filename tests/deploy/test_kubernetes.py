@@ -123,9 +123,9 @@ def test_only_gateways_reach_triton(objects):
 
 
 def test_grace_is_longer_than_what_stopping_takes(objects):
-    from serving.launcher import LATE_REQUESTS_S
+    from serving.embedded.command_line import EXIT_TIMEOUT_S
+    from serving.gateway.server import LATE_REQUESTS_S
     from serving.settings import Limits
-    from serving.triton.options import EXIT_TIMEOUT_S
 
     drains = {"deit-gateway": LATE_REQUESTS_S + Limits().request_timeout_s + 1, "deit-triton": EXIT_TIMEOUT_S + 5}
     for name, drain_s in drains.items():
@@ -166,7 +166,7 @@ def test_a_gateway_that_goes_fails_no_request(model_repository):
     (grpc, metrics) = free_ports(2)
     environment = {each["name"]: each["value"] for each in container["env"] if each["name"] == "DEIT_LOG_FORMAT"}
     triton = subprocess.Popen(
-        [sys.executable, "-m", "deit", "triton", f"--grpc-port={grpc}", f"--metrics-port={metrics}"],
+        [sys.executable, "-m", "deit", "triton", f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"],
         env={**os.environ, "DEIT_MODEL_REPOSITORY": str(model_repository)},
         stderr=subprocess.PIPE,
         text=True,

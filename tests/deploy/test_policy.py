@@ -84,9 +84,9 @@ def test_a_service_starts_when_what_it_needs_is_well(project):
 
 def test_grace_is_longer_than_the_drains(project):
     """The gateway: late requests 1 s, then the longest request and 1 s; Triton: its own 10 s and 5 s."""
-    from serving.launcher import LATE_REQUESTS_S
+    from serving.embedded.command_line import EXIT_TIMEOUT_S
+    from serving.gateway.server import LATE_REQUESTS_S
     from serving.settings import Limits
-    from serving.triton.options import EXIT_TIMEOUT_S
 
     grace = {
         name: int(project["services"][name]["stop_grace_period"].removesuffix("s")) for name in ("gateway", "triton")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmark.load import Load, closed_loop, open_loop, requests_of
 from export.config import ExportConfig
-from export.export import export_models
+from export.pipeline import export_models
 from tests.end_to_end.conftest import serving
 from training.images import ParquetImages
 

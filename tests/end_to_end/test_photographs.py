@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from export.config import ExportConfig
-from export.export import export_models
+from export.pipeline import export_models
 from tests.end_to_end.conftest import serving
 from training.checkpoint import read_pytorch
 from training.images import ParquetImages

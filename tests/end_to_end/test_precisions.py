@@ -11,7 +11,7 @@ from deit.preprocessing import Preprocessing, resize_and_crop
 from deit.repository.config import read_config
 from export.config import ExportConfig
 from export.engines import Engine
-from export.export import export_models
+from export.pipeline import export_models
 from tests.end_to_end.conftest import serving
 from tests.export.conftest import checkpoint  # noqa: F401  a fixture
 from tests.training.conftest import TINY

@@ -6,7 +6,7 @@ import torch
 
 from deit.checkpoint import read_checkpoint_config
 from export.config import ExportConfig
-from export.export import export_models
+from export.pipeline import export_models
 from tests.training.conftest import TINY, TINY_ARGS
 from tests.training.test_loop import config as training_config
 from training.checkpoint import load_checkpoint, save_checkpoint

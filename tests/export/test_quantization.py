@@ -3,8 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
 from deit.preprocessing import resize_and_crop
 from export.graph import export_graph
@@ -34,6 +36,31 @@ def test_scales_are_per_output_channel_and_found_on_the_images(tmp_path: Path, m
     nodes = Counter(node.op_type for node in graph.node)
     assert nodes["LayerNormalization"] == 5
     assert nodes["QuantizeLinear"] <= products  # queries, keys and values share theirs
+
+
+@pytest.mark.parametrize(("method", "products"), [("static", 13), ("mixed", 11)])
+def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products: int) -> None:
+    """Of activations and of weights, which keep a scale for each output channel; and the answers stay close."""
+    classifier = JointClassifier(tiny_student(), TINY).eval()
+    export_graph(served_form(classifier), 16, tmp_path / "float.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, method=method, symmetric=True)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    assert [node.op_type for node in graph.node if "images" in node.input] == ["Cast"]
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantized = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    zero_points = [constants[node.input[2]] for node in quantized]
+    assert {zero_point.dtype for zero_point in zero_points} == {np.dtype(np.int8)}
+    assert not any(zero_point.any() for zero_point in zero_points)
+    weights = [node for node in quantized if constants.get(node.input[0], np.zeros(())).ndim == 2]
+    assert len(weights) == products
+    for node in weights:
+        assert constants[node.input[1]].shape == (constants[node.input[0]].shape[1],)
+
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = classifier(torch.from_numpy(images))[0].numpy()
+    np.testing.assert_allclose(session.run(["probabilities"], {"images": images})[0], expected, atol=0.02)
 
 
 def test_what_calibrates_does_not_judge(colours_data: Path) -> None:

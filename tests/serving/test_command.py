@@ -1,5 +1,6 @@
-"""The command line of `deit serve`: help, environment, exit status. No Triton is started."""
+"""The command lines of `deit serve` and `deit triton`: help, environment, exit status. No Triton is started."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,13 +8,15 @@ import sys
 import pytest
 from typer.main import get_command
 
-from serving.command import app
+from serving import command, triton_command
 from tests.conftest import REPOSITORY_ROOT
 
+SERVE, TRITON = ({option.name: option for option in get_command(each.app).params} for each in (command, triton_command))
 
-def run(*arguments, **environment):
+
+def run(*arguments, name="serve", **environment):
     return subprocess.run(
-        [sys.executable, "-m", "deit", "serve", *arguments],
+        [sys.executable, "-m", "deit", name, *arguments],
         cwd=REPOSITORY_ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -23,30 +26,57 @@ def run(*arguments, **environment):
     )
 
 
-def test_every_option_has_an_environment_variable_and_a_help_line():
-    for option in get_command(app).params:
-        assert option.envvar == "DEIT_" + option.name.upper()
+@pytest.mark.parametrize("options", [SERVE, TRITON], ids=["serve", "triton"])
+def test_every_option_has_an_environment_variable_and_a_help_line(options):
+    for name, option in options.items():
+        assert option.opts == ["--" + name.replace("_", "-")]
+        assert option.envvar == "DEIT_" + name.upper()
         assert option.help.endswith(".")
 
 
-def test_help_loads_no_heavy_library():
-    code = (
-        "import sys; sys.argv = ['deit', 'serve', '--help']\n"
-        "import deit.cli\n"
-        "try: deit.cli.main()\n"
-        "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'timm', 'fastapi', 'uvicorn', 'grpc', 'tritonclient', 'numpy', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "--triton-url" in result.stdout
+def test_an_option_of_both_commands_is_the_same_in_both():
+    """But for the address: Triton takes IPv4 only and checks no API keys."""
+    shared = SERVE.keys() & TRITON.keys()
+    assert shared >= {"model_repository", "start_timeout_s", "triton_grpc_port", "log_format"}
+    for name in shared:
+        assert SERVE[name].default == TRITON[name].default
+        assert SERVE[name].help == TRITON[name].help or name in ("host", "insecure")
+
+
+@pytest.mark.parametrize(("name", "options"), [("serve", SERVE), ("triton", TRITON)])
+def test_help_fits_80_columns(name, options):
+    text = run("--help", name=name, COLUMNS="80").stdout
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for option in options.values():
+        assert {*option.opts, option.envvar} <= set(text.replace("]", " ").split())
+
+
+@pytest.mark.parametrize(("name", "options"), [("serve", SERVE), ("triton", TRITON)])
+def test_the_resolved_settings_are_logged_first(name, options, tmp_path):
+    """The start fails, because there is no model repository."""
+    given = ["--log-format=json", f"--model-repository={tmp_path / 'none'}"]
+    result = run(*given, name=name, DEIT_TRITON_GRPC_PORT="9001", DEIT_START_TIMEOUT_S="")
+    settings = json.loads(result.stderr.splitlines()[0])
+    assert settings["event"] == "settings"
+    assert options.keys() <= settings.keys()
+    assert settings["model_repository"] == str(tmp_path / "none")
+    assert settings["triton_grpc_port"] == 9001
+    assert settings["start_timeout_s"] == 120
+
+
+def test_no_log_holds_an_api_key():
+    key = "a-key-of-more-than-20-characters"
+    arguments = ("--port=0", "--triton-url=127.0.0.1:1", "--start-timeout-s=0.1")
+    for log_format in ("text", "json"):
+        result = run(*arguments, f"--log-format={log_format}", DEIT_API_KEYS=key)
+        assert "hidden" in result.stderr
+        assert key not in result.stderr
 
 
 @pytest.mark.parametrize(
-    "argument", ["--port=99999", "--port=x", "--triton-url=http://a:1", "--log-format=xml", "--nope"]
+    "argument",
+    ["--port=99999", "--port=x", "--triton-url=http://a:1", "--log-format=xml", "--nope", "--api-keys=in-sight-of-all"],
 )
 def test_wrong_usage_is_status_2(argument):
     result = run(argument)

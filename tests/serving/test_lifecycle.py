@@ -123,7 +123,7 @@ def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
 
 
 def test_triton_opens_its_http_port_only_when_asked(deit_serve, model_repository, free_port):
-    server = deit_serve("--model-repository", model_repository, "--triton-http", f"--triton-http-port={free_port}")
+    server = deit_serve("--model-repository", model_repository, f"--triton-http-port={free_port}")
     server.wait_until_ready()
     assert httpx.get(f"http://127.0.0.1:{free_port}/v2/health/ready").status_code == 200
 
@@ -154,6 +154,11 @@ def ask_for_unknown_accelerator(model):
         config.write('optimization { execution_accelerators { cpu_execution_accelerator [ { name: "magic" } ] } }\n')
 
 
+def promise_a_gpu(model):
+    config = model / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_AUTO", "KIND_GPU"))
+
+
 def contradict_preprocessing(model):
     config = model / "config.pbtxt"
     config.write_text(config.read_text().replace('\\"image_size\\": 32', '\\"image_size\\": 64'))
@@ -168,6 +173,7 @@ def contradict_preprocessing(model):
         (remove_version, "version"),
         (remove_labels, "labels.txt"),
         (ask_for_unknown_accelerator, "magic"),
+        (promise_a_gpu, "GPU"),
         (contradict_preprocessing, "[-1, 64, 64, 3]"),
     ],
 )
@@ -181,6 +187,17 @@ def test_a_model_that_does_not_load_is_one_line_with_its_name(deit_serve, tmp_pa
     assert reason in line
     assert "Traceback" not in server.output
     assert not server.children()
+
+
+def test_a_model_whose_engine_is_missing_is_one_line_with_the_way_out(deit_serve, tmp_path):
+    write_model(tmp_path / "models" / "tiny")
+    config = tmp_path / "models" / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "openvino"'))
+    (tmp_path / "openvino.py").write_text('raise ImportError("it is hidden from this test")')
+    server = deit_serve("--model-repository", tmp_path / "models", environment={"PYTHONPATH": str(tmp_path)})
+    assert server.wait() == 1
+    (line,) = [line for line in server.lines if line.startswith("deit: ")]
+    assert "tiny runs on OpenVINO, which cannot be imported here (it is hidden from this test); install the" in line
 
 
 def test_what_the_backend_cannot_honour_is_a_warning(deit_serve, tmp_path):
@@ -206,4 +223,4 @@ def test_several_models_are_served_and_one_is_the_default(deit_serve, tmp_path):
 def test_a_default_model_that_is_not_there_is_one_line(deit_serve, model_repository):
     server = deit_serve("--model-repository", model_repository, "--default-model=big")
     assert server.wait() == 1
-    assert "deit: --default-model big is not served; choose from: tiny" in server.output
+    assert "deit: --default-model (DEIT_DEFAULT_MODEL) is big, which is not served; choose from: tiny" in server.output

@@ -1,31 +1,25 @@
 """Settings refuse what cannot work, in words that say what to do."""
 
-from pathlib import Path
-
 import pytest
 
-from serving.settings import Limits, ServeSettings, TritonPorts
-
-
-def settings(**changes):
-    return ServeSettings(model_repository=Path("models"), **changes)
+from serving.settings import Decoding, Limits, ServeSettings, StandaloneSettings, TritonPorts, TritonSettings
 
 
 @pytest.mark.parametrize("url", ["triton:8001", "127.0.0.1:8001", "[::1]:8001", "triton.models.svc.cluster.local:1"])
 def test_an_address_of_a_triton_elsewhere(url):
-    assert settings(triton_url=url).triton_url == url
+    assert ServeSettings(triton_url=url).triton_url == url
 
 
 @pytest.mark.parametrize("url", ["triton", "http://triton:8001", "triton:grpc", "", ":8001", "a b:1"])
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ValueError, match=r"--triton-url .* HOST:PORT"):
-        settings(triton_url=url)
+        ServeSettings(triton_url=url)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_outside_the_range_is_refused(port):
     with pytest.raises(ValueError, match="--port"):
-        settings(port=port)
+        ServeSettings(port=port)
     with pytest.raises(ValueError, match="--triton-grpc-port"):
         TritonPorts(grpc=port)
 
@@ -33,13 +27,16 @@ def test_a_port_outside_the_range_is_refused(port):
 def test_two_services_on_one_port_are_refused():
     with pytest.raises(ValueError, match="share a port"):
         TritonPorts(grpc=8002, metrics=8002)
-    with pytest.raises(ValueError, match="--port 8001"):
-        settings(port=8001)
+    with pytest.raises(ValueError, match=r"--port \(DEIT_PORT\) is 8001"):
+        ServeSettings(port=8001)
 
 
 def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
-    with pytest.raises(ValueError, match="drop either"):
-        settings(triton_url="triton:8001", triton_ports=TritonPorts(http=8000))
+    embedded = TritonSettings(ports=TritonPorts(http=8000))
+    with pytest.raises(ValueError, match=r"--triton-http-port \(DEIT_TRITON_HTTP_PORT\) .*--triton-url .*drop either"):
+        ServeSettings(triton_url="triton:8001", triton=embedded)
+    with pytest.raises(ValueError, match=r"--allow-reload .*--triton-url .*drop either"):
+        ServeSettings(triton_url="triton:8001", allow_reload=True)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +59,44 @@ def test_limits_that_cannot_hold_are_refused(name, value):
         Limits(**{name: value})
 
 
+@pytest.mark.parametrize("processes", [0, 257])
+def test_a_number_of_decoders_that_cannot_run_is_refused(processes):
+    with pytest.raises(ValueError, match=r"--decoders \(DEIT_DECODERS\) is"):
+        Decoding(processes=processes)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_start_that_never_ends_is_refused(timeout):
+    with pytest.raises(ValueError, match="--start-timeout-s"):
+        TritonSettings(start_timeout_s=timeout)
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1", "0.0.0.0", "192.0.2.1"])
+def test_triton_alone_listens_on_loopback_or_says_insecure(host):
+    with pytest.raises(ValueError, match=r"--host \(DEIT_HOST\) is"):
+        StandaloneSettings(host=host)
+
+
+def test_origins_are_separated_by_commas():
+    settings = ServeSettings(cors_origins="https://a.example, http://b.example:8080,")
+    assert settings.origins == ("https://a.example", "http://b.example:8080")
+    assert ServeSettings().origins == ()
+
+
 @pytest.mark.parametrize("origin", ["*", "example.org", "https://a.example/path", "https://*.example.org", "null"])
 def test_what_is_no_origin_of_a_page_is_refused(origin):
     with pytest.raises(ValueError, match="--cors-origins"):
-        settings(cors_origins=(origin,))
+        ServeSettings(cors_origins=f"https://app.example.org, {origin}")
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_a_rate_limit_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match="--rate-limit"):
-        settings(rate_limit=rate)
+        ServeSettings(rate_limit=rate)
 
 
 def test_metrics_on_a_port_of_their_own_need_another_one():
-    with pytest.raises(ValueError, match="--metrics-port 8080 is also --port"):
-        settings(metrics_port=8080)
+    with pytest.raises(ValueError, match=r"--metrics-port \(DEIT_METRICS_PORT\) is 8080: --port has it too"):
+        ServeSettings(metrics_port=8080)
     with pytest.raises(ValueError, match="--metrics-port"):
-        settings(metrics_port=0)
+        ServeSettings(metrics_port=0)

@@ -13,15 +13,15 @@ from deit.errors import DataError, TrainingError
 from tests.conftest import COLOURS, encoded, photograph
 from tests.training.conftest import TINY, tiny_student
 from training.checkpoint import save_checkpoint
-from training.cosines import token_cosines
-from training.data import CorruptImages, evaluation_batches
+from training.data import CorruptImages
 from training.evaluate import evaluate, joint_probabilities
-from training.evaluate_command import EvaluateConfig, app
+from training.evaluate_checkpoint import evaluate_checkpoint
+from training.evaluate_command import app
+from training.evaluate_config import EvaluateConfig
 from training.images import open_images
 from training.model import Normalize, Teacher, create_model
 from training.processes import Processes
 from training.real_labels import real_labels
-from training.report import evaluate_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -107,30 +107,6 @@ def test_real_labels_are_refused_for_other_images(tmp_path: Path, colours_data: 
         real_labels(open_images(imagenet_validation(tmp_path, ["dog.jpeg"]), "test"))
 
 
-def test_cosines_are_those_of_the_tokens_in_each_block(colours_data: Path) -> None:
-    model = tiny_student().eval()
-    with torch.no_grad():
-        model.dist_token.copy_(model.cls_token)
-        model.pos_embed[:, 1] = model.pos_embed[:, 0]
-        model.head_dist.weight.copy_(-model.head.weight)
-    batches = evaluation_batches(open_images(colours_data, "test"), TINY, batch_size=16, workers=0)
-    found = token_cosines(model, batches, Normalize(TINY), CPU)
-    assert (found.tokens, found.tokens_with_positions) == pytest.approx((1, 1))
-    assert len(found.blocks) == 2
-    assert all(cosine == pytest.approx((1, 0), abs=1e-3) for cosine in (*found.blocks, found.final_norm))
-    assert found.heads == pytest.approx((-1, 0), abs=1e-6)
-
-
-def test_cosines_of_blocks_match_a_hook(colours_data: Path) -> None:
-    model, seen = tiny_student().eval(), []
-    model.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(output))
-    batches = list(evaluation_batches(open_images(colours_data, "test"), TINY, batch_size=16, workers=0))
-    found = token_cosines(model, batches, Normalize(TINY), CPU)
-    tokens = torch.cat(seen)
-    cosines = nn.functional.cosine_similarity(tokens[:, 0], tokens[:, 1], dim=-1)
-    assert found.blocks[0] == pytest.approx((cosines.mean().item(), cosines.std(correction=0).item()), abs=1e-5)
-
-
 def test_the_command_tells_every_read_out_with_its_crop(checkpoint: Path, colours_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
     arguments = ["--data", colours_data, "--checkpoint", checkpoint, "--teacher", checkpoint, "--output", output]
@@ -145,15 +121,6 @@ def test_the_command_tells_every_read_out_with_its_crop(checkpoint: Path, colour
     assert deciders == ["label", "teacher", "class", "distillation", "joint", "joint_logit"]
     # the teacher is the same model, answering with the mean of the logits
     assert report["evaluation"]["disagreement"][deciders.index("teacher")][deciders.index("joint_logit")] == 0
-
-
-def test_cosines_are_plotted(checkpoint: Path, colours_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    settings = {"data": colours_data, "checkpoint": str(checkpoint), "workers": 0, "device": "cpu"}
-    report = evaluate_checkpoint(EvaluateConfig(**settings, cosines=tmp_path / "cosines.svg"))
-    assert report is not None
-    assert report.cosines is not None
-    assert "final norm" in (tmp_path / "cosines.svg").read_text()
 
 
 def test_processes_count_every_image_once(checkpoint: Path, colours_data: Path, tmp_path: Path) -> None:
@@ -215,7 +182,6 @@ def test_the_released_deit_ti_is_right_on_most_photographs(shared_data: Path) ->
 @pytest.mark.parametrize(
     ("changes", "finding"),
     [
-        ({"cosines": Path("plot.txt")}, "must end in"),
         ({"crop_pct": 1.5}, "must be above 0"),
         ({"model": "deit_tiny_patch16_224"}, "leave --model out"),
     ],

@@ -1,4 +1,4 @@
-"""The scripts of training/recipes, with a `deit` that notes what it was asked."""
+"""The scripts of training/recipes, with a `deit` and a `python` that note what they were asked."""
 
 import fcntl
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from studies.comparison import read_comparison
 from tests.conftest import REPOSITORY_ROOT
 from tests.training.test_preset import parsed
-from training.comparison import read_comparison
 
 RECIPES = REPOSITORY_ROOT / "training" / "recipes"
 
@@ -27,11 +27,12 @@ mkdir -p "$DEIT_TRAIN_RUNS/$3"
 
 @pytest.fixture
 def noted(tmp_path: Path) -> object:
-    """Runs a recipe and gives its exit status and what it asked of `deit`."""
+    """Runs a recipe and gives its exit status and what it asked of `deit` and `python`."""
     deit = tmp_path / "bin" / "deit"
     deit.parent.mkdir()
     deit.write_text(NOTING_DEIT)
     deit.chmod(0o755)
+    deit.with_name("python").symlink_to(deit)
 
     def run(recipe: str, *arguments: str, **environment: str) -> tuple[int, list[str]]:
         notes = tmp_path / "notes"
@@ -52,7 +53,7 @@ def test_a_recipe_trains_every_arm_of_its_comparison_with_options_that_exist(
     status, asked = noted(f"{recipe}.sh", "data", *teacher)
     assert status == 0
     *runs, report = asked
-    assert report.startswith(f"compare {RECIPES}/{recipe}.toml --data data")
+    assert report.startswith(f"-m studies.compare {RECIPES}/{recipe}.toml --data data")
     assert len(runs) - (not teacher) == 3 * len(read_comparison(RECIPES / f"{recipe}.toml").arms)
     configs = [parsed(*line.split()[1:]) for line in runs]
     for arm in read_comparison(RECIPES / f"{recipe}.toml").arms:
@@ -72,11 +73,37 @@ def test_the_arm_without_a_teacher_is_the_same_in_both_recipes(noted: object) ->
     assert second == [f"{line} --resume" for line in first]
 
 
+def test_the_gpu_recipe_distils_each_variant_from_one_convnet_and_judges_it(noted: object, tmp_path: Path) -> None:
+    status, asked = noted("cifar10-gpu.sh", "data", "weights.pth", VARIANTS="8:96 12:128", STUDENT_OPTIONS="--epochs 5")
+    assert status == 0
+    teacher, *students = [parsed(*line.split()[1:]) for line in asked if line.startswith("train")]
+    assert (teacher.name, teacher.model, teacher.pixel_bank) == ("cifar10-resnet34d", "resnet34d", True)
+    runs = tmp_path / "runs"
+    assert {(student.name, *student.model_arg, student.image_size) for student in students} == {
+        ("cifar10-student-8-96", "depth=8", 96),
+        ("cifar10-student-12-128", "depth=12", 128),
+    }
+    for student in students:
+        assert (student.teacher, student.distillation) == (f"{runs}/cifar10-resnet34d/checkpoint", "hard")
+        assert (student.initial_checkpoint, student.epochs) == ("weights.pth", 5)
+    evaluated = [line.split()[4] for line in asked if line.startswith("evaluate")]
+    assert evaluated == [f"{runs}/cifar10-student-{variant}/checkpoint" for variant in ("8-96", "12-128")]
+
+
+def test_a_gpu_recipe_whose_student_failed_fails_and_judges_none(noted: object) -> None:
+    status, asked = noted("cifar10-gpu.sh", "data", "weights.pth", KILLED="cifar10-student-8-96")
+    assert status != 0
+    assert not any(line.startswith("evaluate") for line in asked)
+    status, again = noted("cifar10-gpu.sh", "data", "weights.pth")
+    assert status == 0
+    assert all(line.endswith("--resume") for line in again if line.startswith("train"))
+
+
 @pytest.mark.parametrize("killed", ["KILLED", "KILLED_EARLY"])
 def test_a_recipe_that_was_stopped_goes_on_where_it_was(noted: object, killed: str) -> None:
     status, asked = noted("vitkd-miniature.sh", "data", **{killed: "miniature-nkd-s1"})
     assert status != 0
-    assert not any(line.startswith("compare") for line in asked)
+    assert not any("studies.compare" in line for line in asked)
     status, again = noted("vitkd-miniature.sh", "data")
     assert status == 0
     first = {line.split()[2] for line in asked if line.startswith("train")}

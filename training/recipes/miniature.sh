@@ -34,4 +34,4 @@ for seed in $seeds; do
         "--distillation hard --model deit_tiny_distilled_patch16_224 --teacher $teacher"
 done | xargs -P "$jobs" -L 1 "$here/run.sh"
 
-deit compare "$here/miniature.toml" --data "$1" --runs "$runs" --output "$runs/miniature.md"
+"$(dirname "$(command -v deit)")/python" -m studies.compare "$here/miniature.toml" --data "$1" --runs "$runs" --output "$runs/miniature.md"

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Start a run, or go on with it where it was stopped; what is done is left as it is.
 #
-#     training/recipes/run.sh NAME OPTION...      options of deit train; DEIT_TRAIN_DATA and DEIT_TRAIN_RUNS count too
+#     training/recipes/run.sh NAME OPTION...      options of deit train; DEIT_TRAIN_DATA and DEIT_TRAIN_RUNS count too,
+#                                                 and DEIT, the command, where it is another than deit
 set -eu
 name=$1
 shift
@@ -17,4 +18,4 @@ elif [ -d "$folder" ]; then # killed before it had written its settings
     rm -f "$folder"/provenance.json "$folder"/.provenance.json.* "$folder"/.config.json.*
     rmdir "$folder"
 fi
-deit train --name "$name" "$@" || exit 255 # at which xargs starts no other run
+${DEIT:-deit} train --name "$name" "$@" || exit 255 # at which xargs starts no other run

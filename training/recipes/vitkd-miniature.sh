@@ -32,4 +32,4 @@ for seed in $seeds; do
     echo "miniature-vitkd-nkd-s$seed --preset vitkd-miniature --seed $seed --teacher $teacher"
 done | xargs -P "$jobs" -L 1 "$here/run.sh"
 
-deit compare "$here/vitkd-miniature.toml" --data "$1" --runs "$runs" --output "$runs/vitkd-miniature.md"
+"$(dirname "$(command -v deit)")/python" -m studies.compare "$here/vitkd-miniature.toml" --data "$1" --runs "$runs" --output "$runs/vitkd-miniature.md"

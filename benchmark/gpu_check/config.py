@@ -1,0 +1,64 @@
+"""Options of `deit benchmark gpu-check`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from benchmark.config import RESULTS, ResultsOption
+
+STEPS = ("host", "products", "models", "training", "export", "engines", "triton", "http")
+"""In the order in which they run: a later step may need the files of an earlier one."""
+
+WORK = Path("runs/gpu-check")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuCheckConfig:
+    """What to check, and with which files."""
+
+    images: Annotated[
+        Path | None,
+        Option(
+            help="Photographs: a folder of image files, or a parquet file. The steps training, export, engines, triton "
+            "and http need some, 64 or more."
+        ),
+    ] = None
+    checkpoint: Annotated[
+        Path | None,
+        Option(
+            help="Trained DeiT to export: a checkpoint folder, or a weights file of `--architecture`. Without one, the "
+            "steps export, engines, triton and http are not possible."
+        ),
+    ] = None
+    architecture: Annotated[
+        str | None, Option(help="timm's name of the architecture of a weights file, such as deit_tiny_patch16_224.")
+    ] = None
+    step: Annotated[
+        list[str] | None, Option(help=f"Run only these of the steps {', '.join(STEPS)}. Repeatable. Default: all.")
+    ] = None
+    again: Annotated[
+        bool, Option("--again", help="Repeat steps that have finished. By default a second call resumes the first.")
+    ] = False
+    rehearse: Annotated[
+        bool,
+        Option("--rehearse", help="Run every step on the CPU with tiny settings, to test the check itself."),
+    ] = False
+    work: Annotated[Path, Option(help="Folder for what the steps write: findings, logs, exported models.")] = WORK
+    results: ResultsOption = RESULTS
+
+    def __post_init__(self) -> None:
+        for name in self.step or ():
+            if name not in STEPS:
+                raise ValueError(f"--step {name}: choose from {', '.join(STEPS)}")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps to run, in their order."""
+        return tuple(name for name in STEPS if not self.step or name in self.step)
+
+    @property
+    def repository(self) -> Path:
+        """The model repository that the step `export` fills."""
+        return self.work / "model_repository"

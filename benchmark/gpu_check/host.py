@@ -1,0 +1,127 @@
+"""The step `host`: what this machine has that the GPU paths need. And what every step knows of the machine."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.gpu_check.finding import Finding, NotPossible, judged
+from benchmark.results import Condition, Environment, Figure, Kind, Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmark.gpu_check.config import GpuCheckConfig
+
+SHARED_MEMORY_MIB = 512
+"""What two instances with batches of 128 images of 224 pixels take in /dev/shm, with room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The machine, for records; `rehearse`: everything runs on the CPU, as small as possible."""
+
+    environment: Environment
+    command: str
+    rehearse: bool
+
+    def device(self) -> "torch.device":
+        """The GPU, or the CPU in a rehearsal. Raises NotPossible where PyTorch finds no GPU."""
+        import torch
+
+        if self.rehearse:
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise NotPossible(f"PyTorch {torch.__version__} finds no GPU: see the step host")
+        return torch.device("cuda")
+
+    def record(
+        self,
+        kind: Kind,
+        model: str,
+        precision: str,
+        conditions: dict[str, Condition],
+        figures: dict[str, Figure],
+        failure: str | None = None,
+    ) -> Record:
+        return Record(
+            kind=kind,
+            model=model,
+            precision=precision,
+            command=self.command,
+            environment=self.environment,
+            conditions=conditions,
+            figures=figures,
+            failure=failure,
+        )
+
+
+def check(config: "GpuCheckConfig", host: Host) -> Iterator[Finding]:
+    """Driver, PyTorch, libraries, shared memory."""
+    yield Finding(
+        name="machine",
+        verdict="measured",
+        text=f"{host.environment.machine}, {host.environment.memory_gib} GiB, {host.environment.system}, "
+        f"Python {platform.python_version()}",
+    )
+    yield driver()
+    yield pytorch(host)
+    yield library("libcuda.so.1", "the driver, which CUDA programs load")
+    yield library(f"libpython3.{sys.version_info.minor}.so.1.0", "the embedded Triton's Python backend links to it")
+    yield library("libnvinfer.so.11", "TensorRT 11, for plans")
+    yield shared_memory()
+
+
+def driver() -> Finding:
+    if shutil.which("nvidia-smi") is None:
+        return Finding(name="driver", verdict="not possible here", text="nvidia-smi is not installed")
+    query = "name,driver_version,memory.total,compute_cap,clocks.max.sm,power.limit"
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return judged("driver", done.returncode == 0, (done.stdout or done.stderr).strip().replace("\n", "; "))
+
+
+def pytorch(host: Host) -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        text = f"{torch.__version__} finds no GPU"
+        return Finding(name="PyTorch", verdict="measured" if host.rehearse else "failed", text=text)
+    properties = torch.cuda.get_device_properties(0)
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return judged(
+        "PyTorch",
+        True,
+        f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}: {properties.name}, "
+        f"{properties.multi_processor_count} multiprocessors, {properties.total_memory / 2**30:.0f} GiB, "
+        f"{torch.cuda.device_count()} GPU",
+    )
+
+
+def library(name: str, purpose: str) -> Finding:
+    """Whether the dynamic linker finds a library; one that is not needed everywhere is no failure."""
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        return Finding(name=name, verdict="not possible here", text=f"{purpose}: {error}")
+    return judged(name, True, purpose)
+
+
+def shared_memory() -> Finding:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return judged("/dev/shm", False, "missing; Triton's Python backend passes tensors through it")
+    free = os.statvfs(folder)
+    mib = free.f_bavail * free.f_frsize / 2**20
+    return judged("/dev/shm", mib >= SHARED_MEMORY_MIB, f"{mib:.0f} MiB free, {SHARED_MEMORY_MIB} MiB are needed")
+
+
+def figure(value: float, unit: str) -> Figure:
+    return Figure(value=value, unit=unit)

@@ -1,0 +1,75 @@
+"""The step `http`: the whole way, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
+
+import asyncio
+from collections.abc import Iterator
+
+from benchmark.gpu_check.config import GpuCheckConfig
+from benchmark.gpu_check.export import model_of, published
+from benchmark.gpu_check.finding import Finding, NotPossible, judged
+from benchmark.gpu_check.host import Host
+from benchmark.images import read_photographs
+from benchmark.load import closed_loop, requests_of
+from benchmark.processes import ServerProcesses
+from benchmark.results import Figure
+from benchmark.server import CLASSIFY, our_server
+
+SECONDS = 4.0
+WARM_UP_S = 1.0
+PHOTOGRAPHS = 128
+
+
+def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+    """The fastest precision that was published, with the gateway's defaults."""
+    models = published(config)
+    if config.images is None:
+        raise NotPossible("the gateway is asked with photographs: give --images")
+    photographs = read_photographs(config.images, PHOTOGRAPHS).images
+    precision = next(name for name in ("fp16", "bf16", "fp32", "int8") if name in models)
+    with our_server(config.repository, default_model=model_of(precision)) as server:
+        requests = requests_of(f"{server.url}{CLASSIFY}", photographs, as_form=False)
+        processes = ServerProcesses.of(server.pid)
+        for in_flight in (2,) if host.rehearse else (1, 32, 128):
+            before = processes.use()
+            load = asyncio.run(
+                closed_loop(
+                    f"{server.url}{CLASSIFY}",
+                    requests,
+                    concurrency=in_flight,
+                    duration_s=0.5 if host.rehearse else SECONDS,
+                    warm_up_s=0.2 if host.rehearse else WARM_UP_S,
+                )
+            )
+            after = processes.use()
+            name = f"{precision}, {in_flight} in flight"
+            if set(load.statuses) != {200}:
+                yield judged(name, False, f"answers by status: {dict(load.statuses)}")
+                continue
+            used = {program: spent - before.cpu_s.get(program, 0.0) for program, spent in after.cpu_s.items()}
+            percentiles = {part: load.latency_ms(part) for part in (50, 95, 99)}
+            figures = {
+                "images_per_s": Figure(value=load.rate_per_s, unit="images/s"),
+                **{f"p{part}_ms": Figure(value=value, unit="ms") for part, value in percentiles.items()},
+                "client_cores": Figure(value=load.client_cpu_s / load.duration_s, unit="cores"),
+                "memory_mib": Figure(value=after.memory_mib, unit="MiB"),
+            }
+            record = host.record(
+                "http",
+                model_of(precision),
+                precision,
+                {
+                    "loop": "closed",
+                    "concurrency": in_flight,
+                    "body": "image",
+                    "images": config.images.name,
+                    "seconds": SECONDS,
+                    "device": "cpu" if host.rehearse else "cuda",
+                },
+                figures,
+            )
+            yield Finding(
+                name=name,
+                verdict="measured",
+                text=f"{load.rate_per_s:.0f} images/s, p50 {percentiles[50]:.1f} ms, p99 {percentiles[99]:.1f} ms, "
+                f"seconds of processor time: " + ", ".join(f"{key} {value:.1f}" for key, value in used.items()),
+                records=(record,),
+            )

@@ -1,0 +1,36 @@
+"""What becomes of a measurement: its records go to a file of today and this machine, its tables to the terminal."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.table
+import typer
+from rich.console import Console
+
+from benchmark.results import Environment, Record, append, results_file
+from benchmark.tables import failures, measured_tables
+
+console = Console(stderr=True)
+
+
+def this_command(*program: str) -> str:
+    """The command line, for the record; `program` is how it starts, `deit` unless given."""
+    return shlex.join([*(program or ("deit",)), *sys.argv[1:]])
+
+
+def keep(records: Sequence[Record], environment: Environment, folder: Path) -> None:
+    """Add the records to the folder's file, and show their tables and failures."""
+    file = results_file(folder, environment)
+    append(file, records)
+    for table in measured_tables(records).values():
+        shown = rich.table.Table(title=f"{table.title}: {environment.machine}", caption=table.note)
+        for place, heading in enumerate(table.headings):
+            shown.add_column(heading, justify="right" if place else "left")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    for failure in failures(records):
+        console.print(failure)
+    typer.echo(f"written to {file}")

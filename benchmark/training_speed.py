@@ -1,0 +1,290 @@
+"""Images per second of our data loader and training step, next to those of timm's own parts.
+
+The loaders end at the same point: a normalised float batch with erased boxes on the device. timm's side is its
+`create_loader` with the prefetcher, and its `TokenDistillationTask` with its Mixup, optimiser and weight average, put
+together as its training script does. Our side is the loader of `deit train`, and `deit train` itself, whose
+`--profile` tells the steps' time without the waiting for data.
+"""
+
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import timm
+import torch
+from timm.data import ImageDataset, Mixup, create_loader
+from timm.data.loader import PrefetchLoader
+from timm.data.random_erasing import RandomErasing
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.task import TokenDistillationTask
+from torch import Tensor
+from typer import Option
+
+from benchmark.config import RESULTS, ResultsOption, RoundsOption
+from benchmark.results import Environment, Figure, Record
+from deit.preprocessing import Preprocessing
+from training.checkpoint import save_checkpoint
+from training.config import TrainConfig
+from training.data import TrainingBatches, mend_posterize
+from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
+from training.loop import train
+from training.model import Normalize, create_model, timm_preprocessing
+from training.processes import Processes, choose_device, choose_precision
+from training.sampler import share_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpeedConfig:
+    """What both sides train, and on what."""
+
+    images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
+    rounds: RoundsOption = 5
+    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    loader_images: Annotated[int, Option(min=64, help="Images that each loader reads in a turn.")] = 2000
+    batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 32
+    steps: Annotated[int, Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5
+    model: Annotated[str, Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224"
+    teacher: Annotated[str, Option(help="The teacher, timm's name; its weights are random.")] = "resnet18"
+    precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Option(help="As in `deit train`.")] = "auto"
+    compile: Annotated[bool, Option("--compile", help="Compile our side, as `deit train --compile` does.")] = False
+    results: ResultsOption = RESULTS
+
+
+def measure_training(config: TrainingSpeedConfig, environment: Environment, *, command: str) -> list[Record]:
+    """A record of each part, ours before timm's; who is measured first alternates."""
+    device = choose_device("auto")
+    source = open_images(config.images, "test")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        long, short, teacher = folder / "long", folder / "short", folder / "teacher"
+        _write_jpeg_folders(source, long, config.loader_images)
+        run = TrainConfig(
+            data=long,
+            name="run",
+            runs=folder / "runs",
+            model=config.model,
+            distillation="hard",
+            teacher=str(teacher),
+            auto_augment="rand-m9-mstd0.5-inc1",
+            epochs=1,
+            warmup_epochs=0,
+            batch_size=config.batch_size,
+            ema_decay=0.99996,
+            precision=config.precision,
+            compile=config.compile,
+            workers=config.workers,
+            profile=True,
+        )
+        our_epoch, timms_epoch = _our_loader(run, device), _timm_loader(run, device)
+        turns = {
+            "loader": _in_turns(
+                config.rounds, {"here": lambda: _rate(our_epoch()), "timm": lambda: _rate(timms_epoch())}
+            )
+        }
+        if config.steps:
+            _write_jpeg_folders(source, short, (config.steps + 1) * config.batch_size)  # the first step warms up
+            _write_teacher(config.teacher, open_images(short, "train").label_names, teacher)
+            timms_steps = _timm_steps(run, short, device)
+            turns["step"] = _in_turns(config.rounds, {"here": lambda: _our_steps(run, short), "timm": timms_steps})
+    precision = str(choose_precision(config.precision, device)).removeprefix("torch.")
+    return [
+        Record(
+            kind="train",
+            model=config.model,
+            precision=precision if part == "step" else "uint8",
+            command=command,
+            environment=environment,
+            conditions={
+                "part": part,
+                "implementation": implementation,
+                "batch_size": config.batch_size,
+                "device": device.type,
+                "compiled": config.compile and implementation == "here" and part == "step",
+                **({"workers": config.workers} if part == "loader" else {"teacher": config.teacher}),
+            },
+            figures={"images_per_s": Figure.of(values, "images/s")},
+        )
+        for part, sides in turns.items()
+        for implementation, values in sides.items()
+    ]
+
+
+def _in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    turns: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(sides):
+            turns[name].append(sides[name]())
+    return turns
+
+
+def _write_jpeg_folders(source: LabelledImages, folder: Path, count: int) -> None:
+    """`count` files in ImageNet's layout, the source's as they are, again from the start where it has too few."""
+    for place in range(count):
+        index = place % len(source)
+        name = source.file_name(index)
+        suffix = Path(name).suffix if Path(name).suffix.lower() in IMAGE_SUFFIXES else ".jpeg"
+        class_folder = folder / "train" / source.label_names[source.label(index)]
+        class_folder.mkdir(parents=True, exist_ok=True)
+        (class_folder / f"{place}{suffix}").write_bytes(source.encoded(index))
+    for class_folder in (folder / "train").iterdir():  # the run of `deit train` evaluates one image a class
+        target = folder / "val" / class_folder.name
+        target.mkdir(parents=True)
+    first = next(file for file in sorted((folder / "train").rglob("*")) if file.is_file())
+    (folder / "val" / first.parent.name / first.name).hardlink_to(first)
+
+
+def _write_teacher(architecture: str, label_names: tuple[str, ...], folder: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model(architecture, num_classes=len(label_names), image_size=None, drop_path=0, model_args={})
+    save_checkpoint(folder, model, label_names=label_names, preprocessing=timm_preprocessing(model), deit={})
+
+
+# -------------------------------------------------------------------------------------------------------------- loaders
+
+
+def _rate(batches: Iterator[Tensor]) -> float:
+    """Images per second of one epoch, from asking for the first batch to having the last."""
+    started = time.perf_counter()
+    count = sum(len(batch) for batch in batches)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - started)
+
+
+def _our_loader(config: TrainConfig, device: torch.device) -> Callable[[], Iterator[Tensor]]:
+    """Epochs of the loader of `deit train`."""
+    preprocessing = _preprocessing(config)
+    normalize = Normalize(preprocessing).to(device)
+    erase = RandomErasing(config.random_erasing, mode="pixel", device=device)
+    shares = share_out(config, Processes())
+    batches = TrainingBatches(open_images(config.data, "train"), config, shares, mean=preprocessing.mean)
+    epochs = itertools.count()
+
+    def epoch() -> Iterator[Tensor]:
+        for batch, _, _ in batches.epoch(next(epochs)):
+            yield erase(normalize(batch.to(device, non_blocking=True)))
+
+    return epoch
+
+
+def _timm_loader(config: TrainConfig, device: torch.device) -> Callable[[], Iterator[Tensor]]:
+    """Epochs of timm's loader."""
+    preprocessing = _preprocessing(config)
+    dataset = ImageDataset(str(config.data / "train"))
+    loader = create_loader(
+        dataset,
+        input_size=(3, config.image_size, config.image_size),
+        batch_size=config.batch_size,
+        is_training=True,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+        scale=(config.min_crop_area, 1.0),
+        color_jitter=0.0,
+        auto_augment=config.auto_augment,
+        interpolation="bicubic",
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        num_workers=config.workers,
+        pin_memory=device.type == "cuda",
+        device=device,
+        persistent_workers=config.workers > 0,
+    )
+    mend_posterize(dataset.transform.transforms)  # timm's stops the loader with an error of Pillow now and then
+
+    def epoch() -> Iterator[Tensor]:
+        for batch, _ in loader:
+            yield batch
+
+    return epoch
+
+
+def _preprocessing(config: TrainConfig) -> Preprocessing:
+    student = create_model(
+        config.model, num_classes=2, image_size=config.image_size, drop_path=0, model_args=config.model_args
+    )
+    return timm_preprocessing(student)
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def _our_steps(config: TrainConfig, data: Path) -> float:
+    """Images per second of the steps of one run of `deit train`, without waiting for data; the median step counts."""
+    with tempfile.TemporaryDirectory() as runs:
+        run = replace(config, data=data, runs=Path(runs))
+        train(run)
+        steps = json.loads((run.folder / "profile.json").read_text())[1:]
+    step_s: float = statistics.median(sum(step.values()) - step["data"] for step in steps)
+    return config.batch_size / step_s
+
+
+def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callable[[], float]:
+    """The same by timm's parts, on uint8 batches that are in memory."""
+    preprocessing = _preprocessing(config)
+    images = open_images(data, "train")
+    classes = len(images.label_names)
+    shares = share_out(config, Processes())
+    batches = [
+        (pixels, targets)
+        for pixels, targets, _ in TrainingBatches(images, config, shares, mean=preprocessing.mean).epoch(0)
+    ]
+    loader = PrefetchLoader(
+        batches,  # any iterable will do
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        device=device,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+    )
+    precision = choose_precision(config.precision, device)
+
+    def turn() -> float:
+        torch.manual_seed(0)
+        student = timm.create_model(config.model, num_classes=classes, drop_path_rate=config.drop_path).to(device)
+        teacher = timm.create_model(f"local-dir:{config.teacher}", pretrained=True).to(device)
+        task = TokenDistillationTask(
+            student,
+            teacher,
+            criterion=SoftTargetCrossEntropy(),
+            distill_type="hard",
+            task_loss_weight=config.label_weight,
+            device=device,
+            verbose=False,
+        )
+        task.setup_ema(decay=config.ema_decay, use_warmup=True)
+        optimizer = create_optimizer_v2(
+            student, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        mix = Mixup(
+            mixup_alpha=config.mixup_alpha,
+            cutmix_alpha=config.cutmix_alpha,
+            label_smoothing=config.label_smoothing,
+            num_classes=classes,
+        )
+        task.train()
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        seconds = []
+        started = time.perf_counter()
+        for step, (pixels, targets) in enumerate(loader):
+            pixels, targets = mix(pixels, targets)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                loss = task(pixels, targets)["loss"]
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            task.update_ema(step)
+            loss.item()  # the script looks at it for its log, and waits for the device
+            now = time.perf_counter()
+            seconds.append(now - started)
+            started = now
+        return config.batch_size / statistics.median(seconds[1:])
+
+    return turn

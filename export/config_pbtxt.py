@@ -1,0 +1,124 @@
+"""config.pbtxt of an exported model: complete, because Triton's auto-completion differs between backends and releases.
+
+https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2
+
+from deit.labels import LABELS_FILE
+from deit.model import (
+    IMAGES,
+    PREPROCESSING_PARAMETER,
+    PROBABILITIES,
+    PROVENANCE_PARAMETER,
+    VERIFICATION_PARAMETER,
+    Provenance,
+)
+from deit.preprocessing import Preprocessing
+from export.config import GPU_ENGINES, ExportConfig
+
+# Images that Triton joins into one batch where processors compute. They run 8 at once as fast as more, and the larger a
+# batch, the later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more
+# images is still one batch.
+BATCH_ON_PROCESSORS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduling:
+    """How Triton runs a model; `deit export --help` says when to change what."""
+
+    max_batch_size: int
+    instances: int
+    queue_delay_us: int
+    queue_size: int
+    queue_timeout_ms: int
+
+
+def scheduling_of(config: ExportConfig) -> Scheduling:
+    """What was asked for, and for the rest what suits where the engine computes.
+
+    At the 15,000 images/s of a GPU a queue of 256 is 17 ms. Two instances, of which one computes while the other
+    copies, and because of the late wake-ups that `model_config` describes; a plan runs only in a later Triton, which
+    wakes in time and whose backend copies ahead by itself.
+    """
+    on_gpu = config.engine in GPU_ENGINES
+    return Scheduling(
+        max_batch_size=config.max_batch_size or (128 if on_gpu else 32),
+        instances=config.instances or (1 if config.engine == "tensorrt" else 2),
+        queue_delay_us=config.queue_delay_us,
+        queue_size=config.queue_size or (4096 if on_gpu else 256),
+        queue_timeout_ms=config.queue_timeout_ms,
+    )
+
+
+def model_config(
+    *,
+    backend: str,
+    on_gpu: bool,
+    file: str,
+    backend_parameters: dict[str, str],
+    outputs: tuple[str, ...],
+    num_classes: int,
+    preprocessing: Preprocessing,
+    provenance: Provenance,
+    verification: dict[str, Any],
+    scheduling: Scheduling,
+) -> model_config_pb2.ModelConfig:
+    """The configuration but for the model's name and its version, which publishing adds.
+
+    Args:
+        backend, on_gpu, file: who runs the model and where, and the file in the version's folder.
+        backend_parameters: by the names of NVIDIA's native backend.
+        verification: summary of the gate's report.
+    """
+    size = preprocessing.image_size
+    config = model_config_pb2.ModelConfig(
+        backend=backend,
+        platform="tensorrt_plan" if backend == "tensorrt" else "",
+        default_model_filename=file,
+        max_batch_size=scheduling.max_batch_size,
+    )
+    config.input.add(name=IMAGES, data_type=model_config_pb2.TYPE_UINT8, dims=[size, size, 3])
+    for output in outputs:
+        labels = LABELS_FILE if output == PROBABILITIES else ""
+        config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=[num_classes], label_filename=labels)
+
+    config.dynamic_batching.max_queue_delay_microseconds = scheduling.queue_delay_us
+    if not on_gpu and scheduling.max_batch_size > BATCH_ON_PROCESSORS:
+        config.dynamic_batching.preferred_batch_size.append(BATCH_ON_PROCESSORS)
+    policy = config.dynamic_batching.default_queue_policy
+    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+    # A request's own timeout counts only when it is allowed and below this default.
+    policy.default_timeout_microseconds = scheduling.queue_timeout_ms * 1000
+    policy.allow_timeout_override = True
+    policy.max_queue_size = scheduling.queue_size
+
+    # Where the gate judged it, on each GPU that Triton sees. KIND_AUTO would let it go to a GPU that nobody judged it
+    # on, or from a GPU to the CPU. With one instance and a queue policy the batcher of Triton 2.51 misses the request
+    # that comes between the end of an execution and the release of its instance, and sleeps on for 500 ms; 2.72 names
+    # the fix of such a starvation in its notes.
+    group = model_config_pb2.ModelInstanceGroup
+    config.instance_group.add(kind=group.KIND_GPU if on_gpu else group.KIND_CPU, count=scheduling.instances)
+    if on_gpu and backend == "onnxruntime":
+        # NVIDIA's native backend leaves TF32 on unless it is told otherwise
+        accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+        accelerator.parameters["use_tf32"] = "0"
+    for batch_size in sorted({1, scheduling.max_batch_size}):
+        warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
+        warmup.inputs[IMAGES].data_type = model_config_pb2.TYPE_UINT8
+        warmup.inputs[IMAGES].dims.extend([size, size, 3])
+        warmup.inputs[IMAGES].zero_data = True
+
+    parameters = {
+        **backend_parameters,
+        PREPROCESSING_PARAMETER: preprocessing.to_json(),
+        PROVENANCE_PARAMETER: provenance.to_json(),
+        VERIFICATION_PARAMETER: json.dumps(verification),
+    }
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    return config

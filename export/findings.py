@@ -1,0 +1,89 @@
+"""What the gate found, for people (a table) and for programs (JSON, and a summary in config.pbtxt)."""
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from export.engines import Engine
+from export.gate import THRESHOLDS, Judgement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A variant on an engine, what the gate found, and how fast it is here.
+
+    Attributes:
+        method: how the variant was made: "" or, for int8, one of `quantization.METHODS`.
+        images_per_s: None when it was not measured, because it failed or had no rival.
+    """
+
+    method: str
+    engine: Engine
+    judgement: Judgement
+    images_per_s: float | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.judgement.precision}{f' {self.method}' if self.method else ''}"
+
+    @property
+    def passes(self) -> bool:
+        return not self.judgement.failures
+
+
+def summary(candidate: Candidate) -> dict[str, Any]:
+    """What `parameters` of config.pbtxt says of the gate."""
+    facts = {key: value for key, value in asdict(candidate.judgement).items() if key != "failures"}
+    facts |= {"method": candidate.method or None, "images_per_s": candidate.images_per_s}
+    return {key: round(value, 9) if isinstance(value, float) else value for key, value in facts.items()}
+
+
+def as_json(candidates: list[Candidate], published: Candidate) -> dict[str, Any]:
+    """Everything: the thresholds, each candidate, and which one is published."""
+    return {
+        "thresholds": asdict(THRESHOLDS[published.judgement.precision]),
+        "published": candidates.index(published),
+        "candidates": [
+            {**summary(each), "settings": each.engine.parameters, "failures": list(each.judgement.failures)}
+            for each in candidates
+        ],
+    }
+
+
+def table(candidates: list[Candidate], published: list[Candidate]) -> Table:
+    """A row for each candidate."""
+    found = Table("variant", "engine", box=None, pad_edge=False)
+    for heading in ("images", "agree", "top-1", "PyTorch", "largest diff.", "neighbours", "images/s", "gate"):
+        found.add_column(heading, justify="right")
+    for each in candidates:
+        judgement = each.judgement
+        found.add_row(
+            each.title,
+            each.engine.title,
+            str(judgement.images),
+            f"{judgement.agreement:.2%}",
+            _share(judgement.top1),
+            _share(judgement.reference_top1),
+            f"{judgement.max_difference:.1e}",
+            f"{judgement.neighbours:.1e}",
+            "" if each.images_per_s is None else f"{each.images_per_s:.1f}",
+            "published" if each in published else "passed" if each.passes else "failed",
+        )
+    return found
+
+
+def as_text(candidates: list[Candidate], published: Candidate) -> str:
+    """The table, and why candidates failed."""
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table(candidates, [published]))
+    for each in candidates:
+        for failure in each.judgement.failures:
+            console.print(f"{each.title} on {each.engine.title}: {failure}")
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"

@@ -1,0 +1,78 @@
+"""Triton's `openvino` backend in Python, for a Triton that carries only its Python backend.
+
+As the `onnxruntime` backend beside it, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
+which Triton takes first where there is one, and reads the same keys of config.pbtxt:
+https://github.com/triton-inference-server/openvino_backend#parameters. What it cannot honour it logs as a warning. It
+runs in Triton's stub process, one process an instance, and imports nothing of this project but
+batched_model.py, which is copied to its folder.
+"""
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from batched_model import BatchedModel, Config, cores_of_an_instance, parameters_of, warn
+
+try:
+    import openvino
+except ImportError as error:  # reported later: while Triton imports this file, pb_utils has no exceptions yet
+    openvino, missing = None, error
+
+# The native backend loads OpenVINO's own format unless the config names another file.
+DEFAULT_FILE = "model.xml"
+
+# Keys of the native backend that ask for what happens here anyway: any batch runs in its own size.
+WITHOUT_EFFECT = ("SKIP_OV_DYNAMIC_BATCHSIZE", "ENABLE_BATCH_PADDING", "RESHAPE_IO_LAYERS", "COMPILATION_NUM_THREADS")
+REFUSED = ("CPU_EXTENSION_PATH", "TARGET_DEVICE")
+
+
+class TritonPythonModel(BatchedModel):  # type: ignore[misc]  # its file lies elsewhere for mypy
+    """The name and the methods are Triton's."""
+
+    ENGINE = "openvino"
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config, path = self.read(args, DEFAULT_FILE)
+        if openvino is None:
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']} runs on OpenVINO, which cannot be imported here ({missing}); install the extra "
+                "openvino, as docs/installation.md says, or export the model again with --engine onnxruntime"
+            )
+        core = openvino.Core()
+        settings = settings_of(config)
+        try:
+            compiled = core.compile_model(core.read_model(path), "CPU", settings)
+        except RuntimeError as error:
+            raise pb_utils.TritonModelException(f"{path} does not load: {error}") from error
+        try:
+            self.ports = {name: compiled.output(name) for name in self.output_names}
+            for name in self.input_names:
+                compiled.input(name)
+        except RuntimeError as error:
+            raise pb_utils.TritonModelException(f"config.pbtxt and {path.name} disagree: {error}") from error
+        self.request = compiled.create_infer_request()
+        pb_utils.Logger.log_info(
+            f"{args['model_name']} version {args['model_version']}: openvino {openvino.__version__}, "
+            f"{settings['INFERENCE_NUM_THREADS']} threads, {settings['INFERENCE_PRECISION_HINT']}"
+        )
+
+    def infer(self, names: list[str], inputs: dict[str, Any]) -> list[Any]:
+        results = self.request.infer(inputs, share_inputs=True)
+        return [results[self.ports[name]].copy() for name in names]  # the next call writes where the results lie
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Threads, streams and precision as config.pbtxt asks by the native backend's names."""
+    parameters = parameters_of(config)
+    for name in REFUSED:
+        if name in parameters:
+            raise pb_utils.TritonModelException(f"{config['name']}: this backend does not support {name}")
+    for name in WITHOUT_EFFECT:
+        if name in parameters:
+            warn(config, f"{name} has no effect on this backend")
+    return {
+        "INFERENCE_NUM_THREADS": int(parameters.get("INFERENCE_NUM_THREADS", 0)) or cores_of_an_instance(config),
+        "NUM_STREAMS": parameters.get("NUM_STREAMS", "1"),
+        "INFERENCE_PRECISION_HINT": "bf16" if parameters.get("HINT_BF16") == "YES" else "f32",
+        # an instance is a process that knows nothing of the others' pins: two would share one core
+        "ENABLE_CPU_PINNING": False,
+    }

@@ -1,0 +1,124 @@
+"""The gateway's HTTP server: its port, its answer to signals, and the port of its metrics."""
+
+import asyncio
+import ipaddress
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import start_http_server
+
+from deit.errors import ServingError
+from deit.options import named
+from serving.gateway.admission import Admission
+from serving.gateway.metrics import Metrics
+from serving.gateway.protocol import GuardedProtocol
+
+logger = logging.getLogger(__name__)
+
+# An idle connection is closed after this; below the idle timeout of common proxies.
+KEEP_ALIVE_S = 5
+
+# Requests that were sent before their client could know of the end are answered.
+LATE_REQUESTS_S = 1.0
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn, with one meaning for both signals, and a word when it listens and when it stops.
+
+    Args:
+        on_stop: called when a signal asks for the end.
+        has_failed: asked all the time; when it says so, the server ends.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        admission: Admission,
+        *,
+        request_timeout_s: float,
+        on_ready: Callable[[], None],
+        on_stop: Callable[[], None],
+        has_failed: Callable[[], bool],
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            loop="uvloop",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level=logging.ERROR,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(request_timeout_s) + 1,
+        )
+        super().__init__(config)
+        self._admission = admission
+        self._on_ready = on_ready
+        self._on_stop = on_stop
+        self._has_failed = has_failed
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._has_failed()
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Uvicorn ends on a second SIGINT only, and raises the signals again when it is done."""
+        if self.should_exit:
+            os._exit(128 + sig)  # the kernel kills Triton (with_parent.py); the next start removes its folder
+        self.should_exit = True
+        self._on_stop()
+        self._admission.stop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("stopping; finishing the requests in progress")
+        asyncio.get_running_loop().call_later(LATE_REQUESTS_S, self._admission.close)
+        await super().shutdown(sockets)
+
+
+def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
+    """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        if not admits_strangers and not ipaddress.ip_address(address[0]).is_loopback:
+            raise ServingError(
+                f"{named('--host')} is {host}, which accepts other machines, and there are no API keys: give some with "
+                f"{named('--api-keys-file')}, or add {named('--insecure')} where something else keeps strangers out"
+            )
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named('--port')} or "
+            f"{named('--host')}"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> None:
+    """On a port of their own, in a thread that ends with the process."""
+    try:
+        start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named('--metrics-port')}"
+        ) from error

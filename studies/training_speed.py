@@ -1,0 +1,27 @@
+"""Our data loader and training step next to timm's own, on this machine."""
+
+import typer
+
+from benchmark.environment import this_environment
+from benchmark.outcome import keep, this_command
+from benchmark.training_speed import TrainingSpeedConfig, measure_training
+from deit.options import command_of
+from studies import run_study
+
+app = typer.Typer()
+
+
+@app.command()
+@command_of(TrainingSpeedConfig)
+def training_speed(config: TrainingSpeedConfig) -> None:
+    """Images per second of the data loader and of the training step, next to timm's own on this machine.
+
+    Both sides get the same JPEG folders, transforms, workers, model, teacher and precision, in turns.
+    """
+    environment = this_environment()
+    command = this_command("python", "-m", "studies.training_speed")
+    keep(measure_training(config, environment, command=command), environment, config.results)
+
+
+if __name__ == "__main__":
+    run_study(app)

@@ -1,0 +1,104 @@
+"""`deit triton`, the embedded Triton alone, as a process."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tritonclient.grpc import InferenceServerClient
+
+from tests.serving.conftest import commands, eventually, free_ports, is_alive
+
+
+@contextlib.contextmanager
+def deit_triton(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deit", "triton", *map(str, arguments)],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def children(pid: int) -> list[int]:
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            found += map(int, task.read_text().split())
+    return found[1:]
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url).status_code == 200
+    return False
+
+
+def inferences(port: int) -> float:
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return float(re.search(r"^nv_inference_request_success\{.*\} (\S+)", page, re.MULTILINE)[1])
+
+
+def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
+    """A container's restart policy starts it anew; Triton itself would say "ready" for ever."""
+    grpc, metrics, http = free_ports(3)
+    ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}", f"--triton-http-port={http}"]
+    with deit_triton("--model-repository", model_repository, "--host=0.0.0.0", "--insecure", *ports) as process:
+        health = f"http://127.0.0.1:{http}/v2/health/ready"
+        eventually(lambda: answers(health), 100)
+        with InferenceServerClient(f"127.0.0.2:{grpc}") as client:  # not only 127.0.0.1
+            assert client.is_model_ready("tiny")
+        assert not answers(f"http://127.0.0.2:{http}/v2/health/ready"), "HTTP stays on loopback's own address"
+        eventually(lambda: inferences(metrics) > 3, 60)  # it is watched: the first one reads the labels
+        family = children(process.pid)
+        stubs = [
+            pid for pid, name in zip(family, commands(family), strict=True) if name == "triton_python_backend_stub"
+        ]
+        assert stubs
+        for stub in stubs:
+            os.kill(stub, signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert "two years of security fixes" in said
+        assert re.fullmatch(r"deit: the process \d+, which ran a model, ended with signal 9", said.splitlines()[-1])
+        assert "Traceback" not in said
+        eventually(lambda: not any(map(is_alive, family)))
+
+
+def test_sigterm_stops_it_and_leaves_nothing(model_repository):
+    grpc, metrics = free_ports(2)
+    ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
+    with deit_triton("--model-repository", model_repository, *ports) as process:
+        eventually(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"), 100)
+        family = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert "security fixes since October 2024 and therefore listens on loopback only" in said
+    assert not any(map(is_alive, family))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--host=0.0.0.0"], "--insecure"),
+        (["--host=localhost"], "IPv4"),
+        (["--triton-http-port=8001"], "cannot share"),
+    ],
+)
+def test_wrong_usage_is_told(arguments, complaint):
+    done = subprocess.run([sys.executable, "-m", "deit", "triton", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert complaint in done.stderr

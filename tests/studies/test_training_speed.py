@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from benchmark.results import Record, read
+from studies.training_speed import app
+from tests.training.test_images import image_folder
+
+
+def measured(folder: Path, *arguments: str) -> list[Record]:
+    app([*arguments, "--results", str(folder)], standalone_mode=False)
+    return read(list(folder.iterdir()))
+
+
+def test_loader_and_step_are_measured_next_to_timms(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    small = ("--rounds", "1", "--loader-images", "64", "--batch-size", "2", "--steps", "1", "--precision", "fp32")
+    records = measured(tmp_path / "results", "--images", str(data), *small)
+    assert [(record.conditions["part"], record.conditions["implementation"]) for record in records] == [
+        *(("loader", "here"), ("loader", "timm")),
+        *(("step", "here"), ("step", "timm")),
+    ]
+    for record in records:
+        figure = record.figures["images_per_s"]
+        assert figure.runs == 1
+        assert 0 < figure.lowest <= figure.value <= figure.highest
+    assert sorted(tmp_path.iterdir()) == [data, tmp_path / "results"]  # and no run is left behind
+
+
+@pytest.mark.soak
+def test_the_loader_is_as_fast_as_timms(shared_data: Path, tmp_path: Path) -> None:
+    photographs = shared_data / "imagenet" / "sample500.parquet"
+    records = measured(tmp_path, "--images", str(photographs), "--steps", "0", "--rounds", "7")
+    ours, timms = (record.value("images_per_s") for record in records)
+    # both do the same to the same files; 2,000 images draw crops and operations whose cost differs by about 1 %
+    assert ours >= 0.98 * timms
