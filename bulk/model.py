@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from deit.cuda_provider import CPU, GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
 from deit.model import IMAGES, PROBABILITIES
 from deit.preprocessing import Preprocessing
@@ -62,13 +63,22 @@ def read_model(repository: Path, name: str | None, version: int | None) -> Store
 
 
 class Session:
-    """A graph that is ready to run, on the GPU where ONNX Runtime has one."""
+    """A graph that is ready to run, on the GPU that Ray gave this process if `on_gpu`, and else on the CPU.
 
-    def __init__(self, graph: bytes, *, threads: int) -> None:
+    Raises:
+        RepositoryError: it must run on a GPU and cannot; the message says what is missing.
+    """
+
+    def __init__(self, graph: bytes, *, threads: int, on_gpu: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        providers = [each for each in onnxruntime.get_available_providers() if each != "AzureExecutionProvider"]
-        self._session: Any = onnxruntime.InferenceSession(graph, options, providers=providers)
+        if not on_gpu:
+            self._session: Any = onnxruntime.InferenceSession(graph, options, providers=[CPU])
+            return
+        try:
+            self._session = gpu_session(graph, options, [cuda_provider()])
+        except GpuUnavailableError as error:
+            raise RepositoryError(f"--gpus asks for a GPU, and none can be used: {error}") from error
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(N, classes) of uint8 (N, H, W, 3)."""

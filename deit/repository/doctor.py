@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
 from deit.model import PROBABILITIES
-from deit.repository.layout import CONFIG_FILE, FINGERPRINT_FILE, MODEL_NAME, PLAN_FILE, models_command
+from deit.repository.layout import CONFIG_FILE, MODEL_NAME, models_command
 from deit.repository.lock import staging_folder
 from deit.repository.models import (
     BACKENDS,
@@ -25,6 +25,7 @@ from deit.repository.models import (
     read_version,
     version_numbers,
 )
+from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE, release_of
 
 PYTHON_BACKENDS = {"onnxruntime": "serving", "openvino": "openvino"}
 """Backends of the embedded Triton that import the Python package of their name, with the extra that brings it."""
@@ -131,11 +132,11 @@ def _file(file: Path, tensorrt: str | None) -> Iterator[str]:
 
 def _plan(file: Path, tensorrt: str | None) -> Iterator[str]:
     try:
-        built_with = str(json.loads((file.parent / FINGERPRINT_FILE).read_text())["tensorrt"])
+        built_with = str(json.loads((file.parent / FINGERPRINT_FILE).read_text())["machine"]["tensorrt"])
     except (OSError, ValueError, KeyError, TypeError):
         yield f"{file} has no {FINGERPRINT_FILE}, so the TensorRT that it was built with is not known: build it again"
         return
-    if tensorrt is not None and built_with != tensorrt:
+    if tensorrt is not None and built_with != release_of(tensorrt):
         yield (
             f"{file} was built with TensorRT {built_with}, and TensorRT {tensorrt} will load it: a plan runs only on "
             "the version that built it; build it again with `deit export --engine tensorrt`"

@@ -8,16 +8,17 @@ CONFIG_FILE = "config.pbtxt"
 """In a model's folder: what Triton reads. In a version's folder: what the version was published with."""
 
 ONNX_FILE = "model.onnx"
-PLAN_FILE = "model.plan"
 
 PROVENANCE_FILE = "provenance.json"
 """In a version's folder, for people: the provenance that its config.pbtxt holds too."""
 
-FINGERPRINT_FILE = "fingerprint.json"
-"""Next to a plan: the TensorRT and the GPU that it was built for, and the graph that it was built from."""
-
 REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
 """In a version's folder: what the gate found, for programs and for people."""
+
+REFERENCE_FILE = "reference.npz"
+"""In a version's folder: `images`, uint8 (N, H, W, 3), and what PyTorch answers to them by the name of each output,
+float32 (N, classes). Whoever runs the version elsewhere, such as a plan on another GPU, compares with it first.
+"""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
 """A model's name is a folder name, part of a URL, and a metric label."""

@@ -19,7 +19,8 @@ from deit.model import (
 )
 from deit.preprocessing import Preprocessing
 from deit.repository.config import chosen_versions, engine_of, parameter, read_config
-from deit.repository.layout import CONFIG_FILE, MODEL_NAME, ONNX_FILE, PLAN_FILE, VERSION_NUMBER, models_command
+from deit.repository.layout import CONFIG_FILE, MODEL_NAME, ONNX_FILE, VERSION_NUMBER, models_command
+from deit.tensorrt_plan import PLAN_FILE
 
 BACKENDS = {"onnxruntime": ONNX_FILE, "openvino": "model.xml", "tensorrt": PLAN_FILE}
 """The backends that serve our models, each with the file that it loads unless config.pbtxt names another."""

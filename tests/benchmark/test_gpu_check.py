@@ -1,4 +1,4 @@
-"""`deit benchmark gpu-check`, rehearsed on the CPU: every step runs the code that runs on a GPU, as small as possible."""
+"""`deit benchmark gpu-check`, rehearsed on the CPU: each step runs the code that runs on a GPU, with tiny settings."""
 
 import json
 import subprocess
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from benchmark.results import read
+from deit.preprocessing import Preprocessing
 from tests.conftest import encoded, photograph
 from training.checkpoint import save_checkpoint
-from training.model import create_model, timm_preprocessing
+from training.model import create_model
 
 LABELS = ("cat", "dog", "ship")
 
@@ -28,7 +29,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_args={"depth": 1, "embed_dim": 48},
     )
     folder = tmp_path_factory.mktemp("gpu_check") / "checkpoint"
-    save_checkpoint(folder, model, label_names=LABELS, preprocessing=timm_preprocessing(model), deit={})
+    preprocessing = Preprocessing(
+        image_size=32, crop_pct=0.875, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    save_checkpoint(folder, model, label_names=LABELS, preprocessing=preprocessing, deit={})
     return folder
 
 

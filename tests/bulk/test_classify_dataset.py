@@ -96,10 +96,20 @@ def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
 
     model, output = read_model(REPOSITORY, "deit_cifar10", None), str(tmp_path / "answers")
     decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
-    classify_actor = classify.Classify(output, model, 2, 2, 1)
+    classify_actor = classify.ClassifyBatch(output, model, 2, 2, 1, False)
     told = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
     assert [(row["images"], row["problems"]) for row in told] == [([3], [0]), ([3], [0]), ([2], [1])]
     check_answers(pictures, tmp_path / "answers")
+
+
+def test_a_job_for_gpus_ends_before_it_begins_where_there_is_none(pictures, tmp_path):
+    """With the onnxruntime for processors that is installed here."""
+    job = command("--images", pictures, "--output", tmp_path / "answers", "--model=deit_cifar10", "--gpus=1")
+    said, _ = job.communicate(timeout=300)
+    assert job.returncode == 1
+    assert "deit: --gpus asks for a GPU, and none can be used: onnxruntime" in said.replace("\n", " ")
+    assert "install the extra gpu" in said
+    assert not (tmp_path / "answers").exists()
 
 
 def check_answers(pictures: Path, folder: Path) -> None:

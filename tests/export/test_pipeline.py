@@ -48,6 +48,15 @@ def test_the_published_graph_gives_pytorchs_probabilities_on_pictures(
     for ours, theirs in zip(graph.run(None, {"images": images}), reference, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
+    kept = np.load(version / "reference.npz")
+    assert kept["images"].shape == (32, 16, 16, 3)
+    assert len(np.unique(kept["images"], axis=0)) == 32
+    assert {image.tobytes() for image in kept["images"]} <= {image.tobytes() for image in images}
+    with torch.inference_mode():
+        answers = JointClassifier(load_checkpoint(checkpoint), TINY)(torch.from_numpy(kept["images"]))
+    for name, theirs in zip([output.name for output in graph.get_outputs()], answers, strict=True):
+        np.testing.assert_allclose(kept[name], theirs.numpy(), atol=1e-6)
+
     provenance = Provenance.from_json((version / "provenance.json").read_text())
     assert (provenance.teacher, provenance.readout, provenance.parity_images) == ("convnet", "joint-probability", 40)
     assert provenance.metrics == {"joint_top1": 0.5}

@@ -106,8 +106,8 @@ def test_doctor_compares_a_plan_with_the_tensorrt_that_will_load_it(repository: 
     (version / "model.plan").write_bytes(b"plan")
     (found,) = examine(repository)
     assert "has no fingerprint.json" in found
-    (version / "fingerprint.json").write_text(json.dumps({"tensorrt": "10.13.0"}))
-    assert examine(repository, tensorrt="10.13.0") == []
+    (version / "fingerprint.json").write_text(json.dumps({"machine": {"tensorrt": "10.13.0"}}))
+    assert examine(repository, tensorrt="10.13.0.35") == []
     (found,) = examine(repository, tensorrt="11.1.0")
     assert "was built with TensorRT 10.13.0, and TensorRT 11.1.0 will load it" in found
     assert found in models(repository)("doctor", "--tensorrt", "11.1.0", status=1)
