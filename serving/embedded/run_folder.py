@@ -44,7 +44,7 @@ def close_shared_memory() -> None:
             if region.name.startswith(shared_memory_prefix()):
                 with contextlib.suppress(FileNotFoundError):  # its model was unloaded meanwhile
                     if region.stat().st_mode & 0o077:
-                        os.chmod(region.path, 0o600)
+                        Path(region.path).chmod(0o600)
 
 
 def shared_memory_prefix() -> str:
