@@ -32,6 +32,7 @@ from serving.gateway.errors import (
     documented,
 )
 from serving.gateway.metrics import Metrics
+from serving.gateway.metrics_port import MetricsPort
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness, in_background
@@ -67,7 +68,7 @@ def create_app(
     tracing: Tracing | None = None,
     companions: Sequence[Companion] = (),
     pins_versions: bool = False,
-    shows_metrics: bool = True,
+    metrics_port: int | None = None,
     logs_requests: bool = True,
 ) -> FastAPI:
     """The application for these models of the Triton at `triton_url`."""
@@ -84,7 +85,7 @@ def create_app(
             classifier=Classifier(client, decoder),
             decoder=decoder,
             readiness=readiness,
-            shows_metrics=shows_metrics,
+            shows_metrics=metrics_port is None,
             pins_versions=pins_versions,
         )
         await decoder.start()
@@ -127,6 +128,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
+    if metrics_port is not None:
+        app.add_middleware(MetricsPort, metrics=metrics, port=metrics_port)
     app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
     _describe_keys(app, asks_for_keys=access.keys is not None)
     return app

@@ -37,6 +37,7 @@ from serving.gateway.errors import (
 )
 from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.metrics_port import METRICS
 from serving.gateway.middleware import CLASSIFY
 from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.record import RequestRecord, record_of
@@ -321,7 +322,7 @@ async def readyz(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", include_in_schema=False)
+@router.get(METRICS, include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """For Prometheus; absent where a port of its own has them."""
     if not gateway_state(request).shows_metrics:
