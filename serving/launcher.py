@@ -29,7 +29,7 @@ from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel, discover_models
 from serving.gateway.readiness import Readiness, in_background
-from serving.gateway.server import GatewayServer, reserve_port, serve_metrics, url_of
+from serving.gateway.server import GatewayServer, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
 from serving.settings import ServeSettings, StandaloneSettings
@@ -83,7 +83,11 @@ def serve(settings: ServeSettings) -> None:
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         admits_strangers = settings.insecure or access.keys is not None
-        listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers))
+        listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers=admits_strangers))
+        listeners = [listener]
+        if (port := settings.metrics_port) is not None:  # open to whoever reaches it, as its option says
+            metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
+            listeners.append(stack.enter_context(metrics_listener))
         triton = None
         if settings.triton_url is None:
             triton = stack.enter_context(
@@ -98,7 +102,7 @@ def serve(settings: ServeSettings) -> None:
         models = loaded_models(url, triton, stop, timeout_s=settings.triton.start_timeout_s)
         server = gateway_server(settings, url, models, access, stop, triton, listener)
         collect_less_garbage()
-        server.run([listener])
+        server.run(listeners)
         if triton is not None and triton.failure is not None:
             raise triton.failure
     logger.info("stopped")
@@ -175,8 +179,6 @@ def gateway_server(
 ) -> GatewayServer:
     admission = Admission(settings.limits)
     metrics = Metrics(models, admission)
-    if settings.metrics_port is not None:
-        serve_metrics(metrics, settings.host, settings.metrics_port)
     default_model = choose_default(settings.default_model, models)
     companions: list[Companion] = []
     reloads = triton is not None and settings.allow_reload
@@ -198,7 +200,7 @@ def gateway_server(
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
         pins_versions=reloads,
-        shows_metrics=settings.metrics_port is None,
+        metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
     )
     address = url_of(listener)

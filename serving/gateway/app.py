@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -32,6 +33,7 @@ from serving.gateway.errors import (
     documented,
 )
 from serving.gateway.metrics import Metrics
+from serving.gateway.metrics_port import MetricsPort
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness, in_background
@@ -67,7 +69,7 @@ def create_app(
     tracing: Tracing | None = None,
     companions: Sequence[Companion] = (),
     pins_versions: bool = False,
-    shows_metrics: bool = True,
+    metrics_port: int | None = None,
     logs_requests: bool = True,
 ) -> FastAPI:
     """The application for these models of the Triton at `triton_url`."""
@@ -84,7 +86,7 @@ def create_app(
             classifier=Classifier(client, decoder),
             decoder=decoder,
             readiness=readiness,
-            shows_metrics=shows_metrics,
+            shows_metrics=metrics_port is None,
             pins_versions=pins_versions,
         )
         await decoder.start()
@@ -104,6 +106,7 @@ def create_app(
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
         lifespan=lifespan,
+        redirect_slashes=False,  # it would redirect to whatever stands in Host
         docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
         redoc_url=None,
     )
@@ -127,6 +130,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
+    if metrics_port is not None:
+        app.add_middleware(MetricsPort, metrics=metrics, port=metrics_port)
     app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
     _describe_keys(app, asks_for_keys=access.keys is not None)
     return app
@@ -147,14 +152,19 @@ async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse
     return InvalidParameter(found, errors=errors).response()
 
 
-async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, wrong method."""
     assert isinstance(error, HTTPException)
-    path = request.url.path[:100]
+    path: str = request.scope["path"]
     if error.status_code == 404:
-        return NotFound(f"there is nothing at {path}").response()
+        name = path.removesuffix("/").rpartition("/")[2]
+        if name and path.endswith("/"):
+            # Relative, so that host, scheme and whatever a proxy puts in front stay as the client knows them.
+            query = request.scope["query_string"].decode("latin-1")
+            return RedirectResponse(f"../{quote(name)}{'?' if query else ''}{query}", 307)
+        return NotFound(f"there is nothing at {path[:100]}").response()
     if error.status_code == 405:
-        response = MethodNotAllowed(f"{path} does not take {request.method}").response()
+        response = MethodNotAllowed(f"{path[:100]} does not take {request.method}").response()
         response.headers.update(error.headers or {})  # Allow
         return response
     return MalformedRequest(str(error.detail)).response()

@@ -1,6 +1,7 @@
 """The paths of the gateway."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -37,6 +38,7 @@ from serving.gateway.errors import (
 )
 from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.metrics_port import METRICS
 from serving.gateway.middleware import CLASSIFY
 from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.record import RequestRecord, record_of
@@ -244,8 +246,12 @@ def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
 
 
 def accepts_ndjson(request: Request) -> bool:
-    accepted = request.headers.get("accept", "").split(",")
-    return any(each.partition(";")[0].strip().lower() == NDJSON for each in accepted)
+    """By name and not with the weight 0, which refuses it (RFC 9110 section 12.4.2)."""
+    for accepted in request.headers.get("accept", "").lower().split(","):
+        media_type, *parameters = (part.strip() for part in accepted.split(";"))
+        if media_type == NDJSON:
+            return not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 async def gather(*coroutines: Coroutine[Any, Any, Done]) -> list[Done]:
@@ -321,7 +327,7 @@ async def readyz(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", include_in_schema=False)
+@router.get(METRICS, include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """For Prometheus; absent where a port of its own has them."""
     if not gateway_state(request).shows_metrics:
