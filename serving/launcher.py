@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import typer
@@ -24,10 +25,10 @@ from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.admission import Admission
 from serving.gateway.api_keys import load_api_keys
 from serving.gateway.app import Access, Companion, create_app
-from serving.gateway.connection import wait_until_ready
+from serving.gateway.connection import addresses_of, wait_until_ready
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
-from serving.gateway.models import ServedModel, discover_models
+from serving.gateway.models import Discovered, ServedModel, discover_models
 from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.server import GatewayServer, reserve_port, serve_metrics, url_of
 from serving.gateway.tracing import Tracing, traces_url
@@ -94,9 +95,9 @@ def serve(settings: ServeSettings) -> None:
                     traces_url=traces_url(os.environ),
                 )
             )
-        url = settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}"
-        models = loaded_models(url, triton, stop, timeout_s=settings.triton.start_timeout_s)
-        server = gateway_server(settings, url, models, access, stop, triton, listener)
+        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}")
+        discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
+        server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
         collect_less_garbage()
         server.run([listener])
         if triton is not None and triton.failure is not None:
@@ -124,8 +125,8 @@ def run_triton(settings: StandaloneSettings) -> None:
             settings.triton, most_restarts=0, host=settings.host, traces_url=traces_url(os.environ)
         ) as triton,
     ):
-        models = loaded_models(url, triton, stop, timeout_s=settings.triton.start_timeout_s)
-        asyncio.run(watch(triton, url, models, stop))
+        discovered = loaded_models([url], triton, stop, timeout_s=settings.triton.start_timeout_s)
+        asyncio.run(watch(triton, url, discovered.models, stop))
     logger.info("stopped")
 
 
@@ -144,9 +145,9 @@ async def watch(triton: EmbeddedTriton, url: str, models: dict[str, ServedModel]
 
 
 def loaded_models(
-    url: str, triton: EmbeddedTriton | None, stop: StopSignal, *, timeout_s: float
-) -> dict[str, ServedModel]:
-    """The models that can be served, once Triton has loaded them.
+    urls: Sequence[str], triton: EmbeddedTriton | None, stop: StopSignal, *, timeout_s: float
+) -> Discovered:
+    """The models of the first of these Tritons that has loaded them.
 
     Raises:
         KeyboardInterrupt: a signal asked for the end.
@@ -158,37 +159,36 @@ def loaded_models(
         if triton is not None:
             triton.process.raise_if_ended()
 
-    wait_until_ready(url, timeout_s=timeout_s, raise_if_in_vain=raise_if_in_vain)
-    models = discover_models(url, None if triton is None else triton.control_headers)
+    ready = wait_until_ready(urls, timeout_s=timeout_s, raise_if_in_vain=raise_if_in_vain)
+    discovered = discover_models(ready, None if triton is None else triton.control_headers)
     stop.raise_if_received()
-    return models
+    return discovered
 
 
 def gateway_server(
     settings: ServeSettings,
-    triton_url: str,
-    models: dict[str, ServedModel],
+    triton_urls: Sequence[str],
+    discovered: Discovered,
     access: Access,
     stop: StopSignal,
     triton: EmbeddedTriton | None,
     listener: socket.socket,
 ) -> GatewayServer:
-    admission = Admission(settings.limits)
+    admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
     if settings.metrics_port is not None:
         serve_metrics(metrics, settings.host, settings.metrics_port)
-    default_model = choose_default(settings.default_model, models)
+    default_model = choose_default(settings.default_model, discovered.names())
     companions: list[Companion] = []
-    reloads = triton is not None and settings.allow_reload
     if triton is not None:
         companions.append(triton.watched)
-        if reloads:
+        if settings.allow_reload:
             path = claim_control_socket(listener.getsockname()[1])
-            reloader = Reloader(triton, triton_url, models, default_model, metrics, admission, control_path=path)
+            reloader = Reloader(triton, triton_urls[0], models, default_model, metrics, admission, control_path=path)
             companions.append(reloader.commands)
     app = create_app(
-        triton_url,
-        models=models,
+        triton_urls,
+        models=None if triton is None else models,
         default_model=default_model,
         limits=settings.limits,
         access=access,
@@ -197,7 +197,6 @@ def gateway_server(
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
-        pins_versions=reloads,
         shows_metrics=settings.metrics_port is None,
         logs_requests=settings.log_requests,
     )
@@ -222,12 +221,13 @@ def collect_less_garbage() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
-def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
+def choose_default(wanted: str | None, names: Sequence[str]) -> str:
+    """Also a model that could not be loaded: another one would answer without a word."""
     if wanted is None:
-        return next(iter(models))
-    if wanted not in models:
+        return names[0]
+    if wanted not in names:
         raise ServingError(
-            f"{named('--default-model')} is {wanted}, which is not served; choose from: {', '.join(models)}"
+            f"{named('--default-model')} is {wanted}, which is not served; choose from: {', '.join(names)}"
         )
     return wanted
 

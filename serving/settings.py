@@ -5,7 +5,6 @@
 
 import ipaddress
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from deit.log import LogFormat
+from deit.machine import usable_cores
 from deit.options import Secret, named, wrong
 
 # Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
@@ -186,9 +186,13 @@ class Limits:
             )
 
 
+# Above this the gateway, a single process, is the limit. Each takes 26 MB while it waits.
+MOST_DECODERS = 32
+
+
 def processes_by_cores() -> int:
     """One more than there are cores: large images keep at most as many busy as there are cores."""
-    return len(os.sched_getaffinity(0)) + 1
+    return min(usable_cores() + 1, MOST_DECODERS)
 
 
 DecodingMode = Literal["exact", "fast"]
@@ -203,7 +207,7 @@ class Decoding:
         Option(
             "--decoders",
             help="Processes that decode images. Lower it to save memory.",
-            show_default="one more than cores",
+            show_default="one more than cores, up to 32",
             rich_help_panel=GATEWAY,
         ),
     ] = field(default_factory=processes_by_cores)
@@ -219,7 +223,9 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if not 1 <= self.processes <= 256:
-            raise wrong("--decoders", self.processes, "give 1 to 256, or leave it out for one more than cores")
+            raise wrong(
+                "--decoders", self.processes, "give 1 to 256, or leave it out for one more than cores, up to 32"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +253,8 @@ class ServeSettings:
         str | None,
         Option(
             metavar="HOST:PORT",
-            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here.",
+            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several "
+            "with commas between, or a name with several addresses, are asked in turn.",
             rich_help_panel=TRITON,
         ),
     ] = None
@@ -336,7 +343,8 @@ class ServeSettings:
                     "give origins of pages such as https://app.example.org, without a path and without *",
                 )
         if self.triton_url is not None:
-            if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}", self.triton_url):
+            address = r"(\[[0-9a-fA-F:]+\]|[^\s:/,]+):\d{1,5}"
+            if not re.fullmatch(rf"{address}( *, *{address})*", self.triton_url):
                 raise wrong(
                     "--triton-url",
                     repr(self.triton_url),

@@ -32,6 +32,7 @@ from serving.gateway.errors import (
     Unauthorized,
     documented,
 )
+from serving.gateway.following import following
 from serving.gateway.metrics import Metrics
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
@@ -39,7 +40,7 @@ from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.tracing import Tracing
-from serving.gateway.triton_client import TritonClient
+from serving.gateway.tritons import Triton, Tritons
 from serving.settings import Limits
 
 Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
@@ -56,9 +57,9 @@ class Access:
 
 
 def create_app(
-    triton_url: str,
+    triton_urls: Sequence[str],
     *,
-    models: Mapping[str, ServedModel],
+    models: Mapping[str, ServedModel] | None,
     default_model: str,
     limits: Limits,
     access: Access,
@@ -67,35 +68,41 @@ def create_app(
     metrics: Metrics,
     tracing: Tracing | None = None,
     companions: Sequence[Companion] = (),
-    pins_versions: bool = False,
     shows_metrics: bool = True,
     logs_requests: bool = True,
 ) -> FastAPI:
-    """The application for these models of the Triton at `triton_url`."""
+    """The application for the Tritons at these addresses.
+
+    Args:
+        models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
+        companions: what runs beside the lone Triton.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = TritonClient(triton_url)
-        readiness = Readiness(client, models.values())
+        lone = None if models is None else Triton(triton_urls[0], models)
+        tritons = Tritons(metrics.show_models, *(() if lone is None else (lone,)))
+        metrics.watch(tritons)
         app.state.gateway = GatewayState(
-            models=models,
+            tritons=tritons,
             default_model=default_model,
             limits=limits,
             admission=admission,
-            classifier=Classifier(client, decoder),
-            readiness=readiness,
+            classifier=Classifier(tritons, decoder),
             shows_metrics=shows_metrics,
-            pins_versions=pins_versions,
         )
         await decoder.start()
-        await readiness.ask()  # /readyz tells the truth from the first request on
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(in_background(readiness.watch()))
-            for companion in companions:
-                await stack.enter_async_context(companion(readiness))
+            if lone is None:
+                await stack.enter_async_context(following(triton_urls, tritons))
+            else:
+                stack.push_async_callback(lone.client.close)
+                await lone.readiness.ask()  # /readyz tells the truth from the first request on
+                await stack.enter_async_context(in_background(lone.readiness.watch()))
+                for companion in companions:
+                    await stack.enter_async_context(companion(lone.readiness))
             yield
         decoder.close()
-        await client.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 

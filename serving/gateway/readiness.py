@@ -1,4 +1,4 @@
-"""Whether the gateway can answer: every model gave an answer of late.
+"""Whether a Triton can answer: every model gave an answer of late.
 
 Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
 says nothing, so a small inference asks each model that has answered nobody meanwhile. A model that fails it is lost:
@@ -69,10 +69,9 @@ class Readiness:
         """What is wrong, a sentence a model; empty while all is well."""
         return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]
 
-    def raise_if_lost(self, model: str) -> None:
-        """Raises NotReady when the model did not answer the last time it was asked."""
-        if model in self._failures:
-            raise NotReady(f"the model {model} does not answer at present")
+    def answers(self, model: str) -> bool:
+        """Whether the model answered the last time it was asked."""
+        return model not in self._failures
 
     def beyond_hope(self) -> str | None:
         """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself."""
@@ -109,7 +108,9 @@ class Readiness:
         timeout_s = min(LONGEST_CANARY_TIMEOUT_S, max(CANARY_TIMEOUT_S, usual_s))
         asked_s = time.monotonic()
         try:
-            await self._client.classify(model.name, blank, timeout_s=timeout_s, request_id="canary")
+            await self._client.classify(
+                model.name, blank, version=model.version, timeout_s=timeout_s, request_id="canary"
+            )
         except DeadlineExceeded:
             if self._client.since_success_s(model.name) >= time.monotonic() - asked_s:
                 self._silent.add(model.name)
