@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from deit.allowance import usable_cores, usable_memory_bytes
 from deit.log import LogFormat
-from deit.machine import usable_cores
 from deit.options import Secret, named, wrong
 
 # Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
@@ -186,13 +186,24 @@ class Limits:
             )
 
 
-# Above this the gateway, a single process, is the limit. Each takes 26 MB while it waits.
-MOST_DECODERS = 32
+DECODER_BYTES = 32 * 2**20
+"""What a decoding process holds while it has nothing to do, and some."""
+
+MOST_DECODERS = 256
 
 
-def processes_by_cores() -> int:
-    """One more than there are cores: large images keep at most as many busy as there are cores."""
-    return min(usable_cores() + 1, MOST_DECODERS)
+def decoders_for(cores: int, memory_bytes: int | None) -> int:
+    """One more than there are cores, because large images keep at most as many busy as there are cores.
+
+    But no more than a quarter of the memory holds while they have nothing to do, and at least two, of which one stays
+    free of large images.
+    """
+    fitting = MOST_DECODERS if memory_bytes is None else memory_bytes // 4 // DECODER_BYTES
+    return max(2, min(cores + 1, fitting, MOST_DECODERS))
+
+
+def decoders_here() -> int:
+    return decoders_for(usable_cores(), usable_memory_bytes())
 
 
 DecodingMode = Literal["exact", "fast"]
@@ -207,10 +218,10 @@ class Decoding:
         Option(
             "--decoders",
             help="Processes that decode images. Lower it to save memory.",
-            show_default="one more than cores, up to 32",
+            show_default="one more than cores, in at most a quarter of the memory",
             rich_help_panel=GATEWAY,
         ),
-    ] = field(default_factory=processes_by_cores)
+    ] = field(default_factory=decoders_here)
     mode: Annotated[
         DecodingMode,
         Option(
@@ -222,10 +233,9 @@ class Decoding:
     ] = "exact"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.processes <= 256:
-            raise wrong(
-                "--decoders", self.processes, "give 1 to 256, or leave it out for one more than cores, up to 32"
-            )
+        if not 1 <= self.processes <= MOST_DECODERS:
+            fix = f"give 1 to {MOST_DECODERS}, or leave it out for one more than cores"
+            raise wrong("--decoders", self.processes, fix)
 
 
 @dataclass(frozen=True, kw_only=True)

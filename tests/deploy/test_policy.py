@@ -30,7 +30,8 @@ def test_every_service_is_confined(project):
         assert "cap_add" not in service, name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["init"] is True, name
-        assert int(service["pids_limit"]) <= 1024, name
+        # Prometheus, nginx and Triton have threads by the cores of the machine: 627 for two models on 64
+        assert int(service["pids_limit"]) == 4096, name
         assert service["mem_limit"], name
         # 0 processors, no limit, is left out by compose: Docker refuses more than the machine has
         limited = {"cpus", "cpu_shares"} & set(service)
