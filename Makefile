@@ -42,6 +42,12 @@ format: .venv/development ## Format the code and apply the safe fixes.
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+.PHONY: lines
+lines: ## Count the lines of Python by folder.
+	@git ls-files '*.py' | xargs awk '{ split(FILENAME, part, "/"); lines[part[1]]++; all[part[1] == "tests" ? "tests" : "outside tests"]++ } \
+		END { for (folder in lines) if (folder != "tests") printf "%6d %s\n", lines[folder], folder; \
+		for (group in all) printf "%6d %s\n", all[group], group }' | sort -k 2
+
 .PHONY: setup
 setup: .venv/development ## Set up everything that development needs, with the pre-commit hooks.
 	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
@@ -60,6 +66,11 @@ benchmark: .venv/development .perf-analyzer/ready ## Measure everything in a sma
 	$(if $(DATA),$(MEASURE) accuracy --serve $(MODEL_REPOSITORY) --model $(MODEL) --data $(DATA) --count 1000 --results $(RESULTS) --page $(RESULTS)/wrong_answers.html)
 	$(MEASURE) peers --model-repository $(MODEL_REPOSITORY) --model $(MODEL) --images $(IMAGES) --concurrency 32 --rounds 1 --seconds 5 --no-tune --results $(RESULTS)
 	$(MEASURE) report --results $(RESULTS) --output $(RESULTS)
+
+GPU_CHECK ?=
+.PHONY: gpu-check
+gpu-check: .gpu/ready ## Check a machine with an NVIDIA GPU, from its driver to answers over HTTP; GPU_CHECK="--images FOLDER --checkpoint RUN" for all steps.
+	@.gpu/bin/deit benchmark gpu-check --results benchmark/results $(GPU_CHECK)
 
 .PHONY: perf-analyzer
 perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
@@ -92,7 +103,7 @@ system: ## Install the Debian packages that a bare machine lacks (needs root).
 
 .PHONY: clean
 clean: ## Remove the environments and everything that tools cached.
-	rm -rf .venv .audit .perf-analyzer .peers deploy/kubernetes/schemas/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .gpu .audit .perf-analyzer .peers deploy/kubernetes/schemas/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/uv: requirements/uv.txt
@@ -111,6 +122,12 @@ clean: ## Remove the environments and everything that tools cached.
 	@echo "Installing every stage and the development tools, about 7 GB with torch: some minutes"
 	@$(SYNC)
 	@touch $@ .venv/serving
+
+# An environment of its own: onnxruntime-gpu and onnxruntime are the same module.
+.gpu/ready: .venv/uv uv.lock pyproject.toml
+	@echo "Installing what a GPU needs into .gpu, about 10 GB: some minutes"
+	@UV_PROJECT_ENVIRONMENT=.gpu .venv/bin/uv sync --quiet --frozen --no-default-groups --extra gpu --extra benchmark --extra client --python .venv/bin/python
+	@touch $@
 
 .audit/ready: requirements/audit.txt
 	@echo "Making .audit"

@@ -1,5 +1,6 @@
 """`deit benchmark`: a command for each measurement; what it needs is imported only when it runs."""
 
+import functools
 import signal
 import sys
 
@@ -115,18 +116,18 @@ def gpu_check(config: GpuCheckConfig) -> None:
 @command_of(ReportConfig)
 def report(config: ReportConfig) -> None:
     """Tables and pictures of what was measured, as Markdown and as one HTML page. Measures nothing."""
-    from benchmark.report import filled, image_folder, markdown, page, read_report
+    from benchmark.report import drawn, filled, image_folder, markdown, page, read_report
     from deit.durable import write_file
 
-    found = read_report(config.results, config.machine)
-    for path, content in (
-        (config.output / "report.md", markdown(found)),
-        (config.output / "report.html", page(found)),
-        *(
-            (document, filled(document.read_text(), found, images=image_folder(document, config.images)))
-            for document in config.document
-        ),
-        *((config.images / f"{name}.svg", svg) for name, svg in found.pictures.items() if config.document),
-    ):
+    reports = functools.cache(functools.partial(read_report, config.results))
+    written = {
+        config.output / "report.md": markdown(reports(config.machine)),
+        config.output / "report.html": page(reports(config.machine)),
+    }
+    for document in config.document:
+        text = document.read_text()
+        written[document] = filled(text, reports, images=image_folder(document, config.images))
+        written |= {config.images / f"{name}.svg": svg for name, svg in drawn(text, reports).items()}
+    for path, content in written.items():
         write_file(path, content)
         typer.echo(f"wrote {path}")

@@ -7,7 +7,7 @@ table's or a picture's; `deit benchmark report --document README.md` writes what
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,13 @@ from benchmark.table import Table
 from benchmark.tables import every_table, failures, newest, tables
 from deit.errors import BenchmarkError
 
-BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# `<!-- measured: http on AMD EPYC, 2 cores -->`, or without a machine, which is then the one that was measured last
+BLOCK = re.compile(
+    r"(<!-- measured: (?P<name>\w+)(?: on (?P<machine>.+?))? -->\n)(?P<content>.*?)(<!-- end -->)", re.DOTALL
+)
+
+Reports = Callable[[str | None], "BenchmarkReport"]
+"""The report of a machine, by its name; of the one that was measured last without one."""
 
 NOT_MEASURED = "*Not measured yet.*"
 
@@ -135,38 +141,40 @@ def page(report: BenchmarkReport) -> str:
     )
 
 
-def filled(document: str, report: BenchmarkReport | None, *, images: str) -> str:
+def filled(document: str, reports: Reports, *, images: str) -> str:
     """A document with its blocks written anew.
 
     Args:
-        report: None when nothing was measured yet, which the blocks then say.
         images: where the pictures lie, seen from the document.
 
     Raises:
-        BenchmarkError: a block is named after no table and no picture.
+        BenchmarkError: a block is named after no table and no picture, or after a machine without results.
     """
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}{_content(match[2], report, images)}\n{match[4]}"
+        return f"{match[1]}{_content(match['name'], reports(match['machine']), images)}\n{match[5]}"
 
     return BLOCK.sub(block, document)
 
 
-def outside_blocks(document: str) -> str:
-    """What people wrote: the document without its measured blocks."""
-    return BLOCK.sub("", document)
+def drawn(document: str, reports: Reports) -> dict[str, str]:
+    """The pictures that a document shows, as SVG by name."""
+    found = {}
+    for match in BLOCK.finditer(document):
+        name = match["name"].removeprefix("picture_")
+        if name in PICTURES and (svg := reports(match["machine"]).pictures.get(name)) is not None:
+            found[name] = svg
+    return found
 
 
 def image_folder(document: Path, images: Path) -> str:
     return os.path.relpath(images, document.parent)
 
 
-def _content(name: str, report: BenchmarkReport | None, images: str) -> str:
+def _content(name: str, report: BenchmarkReport, images: str) -> str:
     known = {*every_table(()), *(f"picture_{each}" for each in PICTURES), "environment", "screenshot"}
     if name not in known:
         raise BenchmarkError(f"a document asks for the block {name!r}; known are: {', '.join(sorted(known))}")
-    if report is None:
-        return NOT_MEASURED
     if name == "screenshot":  # `make screenshots` takes it
         return f"![The report's page]({images}/benchmark.png)"
     if name == "environment":

@@ -37,6 +37,8 @@ def classify_dataset(config: BulkConfig) -> int:
         DataError, RepositoryError: the images, the model or the output folder cannot be used.
     """
     model = read_model(config.model_repository, config.model, config.version)
+    if config.gpus and config.ray_address is None:
+        Session(model.graph, threads=1, on_gpu=True)  # refuses here, where Ray would wait for a GPU without end
     parts = find_parts(config.images, part_images=config.part_images)
     job = Job(
         images=config.images,
@@ -45,12 +47,14 @@ def classify_dataset(config: BulkConfig) -> int:
         model=model.name,
         version=model.version,
         model_sha256=model.digest,
+        preprocessing=model.preprocessing.to_json(),
         top_k=min(config.top_k, len(model.labels)),
     )
     done = begin(config.output, job)
     total = sum(len(part.names()) for part in parts)
     left = [part for part in parts if part.number not in done]
     logger.info("%d images in %d parts, of which %d are done", total, len(parts), len(done))
+    logger.info("classifying with version %s of the model %s", model.version, model.name)
     if left:
         _run(config, model, job, left)
     return total
@@ -79,7 +83,14 @@ def _run(config: BulkConfig, model: StoredModel, job: Job, parts: list[Part]) ->
             )
             .map_batches(
                 ClassifyBatch,
-                fn_constructor_args=(config.output, ray.put(model), job.top_k, config.batch_size, config.model_threads),
+                fn_constructor_args=(
+                    config.output,
+                    ray.put(model),
+                    job.top_k,
+                    config.batch_size,
+                    config.model_threads,
+                    config.gpus > 0,
+                ),
                 batch_size=1,
                 concurrency=config.models,
                 num_cpus=config.model_threads,
@@ -123,10 +134,10 @@ class Decode:
 class ClassifyBatch:
     """From pixels to the part's file of answers."""
 
-    def __init__(self, output: str, model: Any, top_k: int, batch_size: int, threads: int) -> None:
+    def __init__(self, output: str, model: Any, top_k: int, batch_size: int, threads: int, on_gpu: bool) -> None:
         self._output = output
         self._model: StoredModel = ray.get(model) if isinstance(model, ray.ObjectRef) else model
-        self._session = Session(self._model.graph, threads=threads)
+        self._session = Session(self._model.graph, threads=threads, on_gpu=on_gpu)
         self._top_k = top_k
         self._batch_size = batch_size
 

@@ -21,7 +21,7 @@ class BulkConfig:
     output: Annotated[str, Option(help="Folder for the answers; also s3://… and gs://…. The same one again resumes.")]
     model_repository: Annotated[Path, Option(help="Where `deit export` put the model.")] = Path("model_repository")
     model: Annotated[str | None, Option(help="Name of the model; needed when there are several.")] = None
-    version: Annotated[str | None, Option(help="Version of the model; the newest unless given.")] = None
+    version: Annotated[int | None, Option(help="Version of the model; the one that is served unless given.")] = None
     top_k: Annotated[int, Option(min=1, help="How many classes to keep of each image.")] = 5
     ray_address: Annotated[
         str | None,

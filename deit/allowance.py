@@ -6,14 +6,16 @@ thread or a process for each core that he sees starts too many: on 64 cores, wit
 Imports nothing of this project: the backends for Triton get a copy.
 """
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/"), *, visible: int | None = None) -> int:
-    """Cores that this process may keep busy, at least 1: those it may run on, or fewer by the quota of a control group.
+    """Cores that this process may keep busy, at least 1.
+
+    Those that it may run on, or the whole ones of a control group's quota where these are fewer. More threads than
+    that are stopped by the kernel for the rest of each 100 ms.
 
     Args:
         root: where proc/ and sys/ are.
@@ -21,7 +23,7 @@ def usable_cores(root: Path = Path("/"), *, visible: int | None = None) -> int:
     """
     visible = len(os.sched_getaffinity(0)) if visible is None else visible
     quotas = [quota for group in _groups(root, "cpu") if (quota := _cores_of(group)) is not None]
-    return max(1, math.ceil(min([visible, *quotas])))
+    return max(1, int(min([visible, *quotas])))
 
 
 def usable_memory_bytes(root: Path = Path("/")) -> int | None:
@@ -47,7 +49,9 @@ def _cores_of(group: Path) -> float | None:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the control groups that hold this process, those above included, of versions 1 and 2.
 
-    In a container the paths of /proc/self/cgroup may be the host's, and then the group is the folder that is mounted.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files and, for version 1,
+    https://docs.kernel.org/scheduler/sched-bwc.html. In a container the paths of /proc/self/cgroup may be the host's,
+    and then the group is the folder that is mounted.
     """
     mount = root / "sys/fs/cgroup"
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():

@@ -22,7 +22,7 @@ SUBCOMMANDS = {
     "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
     "classify-dataset": ("bulk.command", "Classify whole data sets on a Ray cluster."),
     "classify": ("serving.client.classify_command", "Classify pictures with a running server."),
-    "models": ("serving.models_command", "List, publish, roll back, remove and check the models of a repository."),
+    "models": ("deit.repository.command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure a running server."),
 }
 

@@ -5,7 +5,6 @@ know beyond shapes travels as `parameters` of config.pbtxt, because Triton may r
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,10 +20,6 @@ CLASS_PROBABILITIES = "class_probabilities"
 DISTILLATION_PROBABILITIES = "distillation_probabilities"
 """Output of a distilled model, float32 (N, classes): softmax of the distillation token's head."""
 
-ONNX_FILE = "model.onnx"
-PLAN_FILE = "model.plan"
-CONFIG_FILE = "config.pbtxt"
-
 PREPROCESSING_PARAMETER = "preprocessing"
 """Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
 
@@ -33,18 +28,6 @@ PROVENANCE_PARAMETER = "provenance"
 
 VERIFICATION_PARAMETER = "verification"
 """Key in config.pbtxt's parameters; the value is the summary of the gate's report, as JSON."""
-
-PROVENANCE_FILE = "provenance.json"
-"""In the version's folder, which Triton does not read: the same as in its configuration, for people."""
-
-FINGERPRINT_FILE = "fingerprint.json"
-"""Beside a plan: the TensorRT, the GPU and the graph that it was built with and from."""
-
-REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
-"""In the version's folder: what the gate found, for programs and for people."""
-
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
-"""What a model may be called: a folder name that is safe in a URL and in a metric label."""
 
 
 @dataclass(frozen=True, kw_only=True)

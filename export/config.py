@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from deit.model import MODEL_NAME
+from deit.repository.layout import MODEL_NAME
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from deit.labels import LABELS_FILE
@@ -19,6 +20,7 @@ from deit.model import (
     Provenance,
 )
 from deit.preprocessing import Preprocessing
+from deit.tensorrt_plan import cuda_settings, plan_settings, profiles_for
 from export.config import GPU_ENGINES, ExportConfig
 
 # Images that Triton joins into one batch where processors compute. They run 8 at once as fast as more, and the larger a
@@ -101,12 +103,12 @@ def model_config(
     # on, or from a GPU to the CPU. With one instance and a queue policy the batcher of Triton 2.51 misses the request
     # that comes between the end of an execution and the release of its instance, and sleeps on for 500 ms; 2.72 names
     # the fix of such a starvation in its notes.
-    group = model_config_pb2.ModelInstanceGroup
-    config.instance_group.add(kind=group.KIND_GPU if on_gpu else group.KIND_CPU, count=scheduling.instances)
-    if on_gpu and backend == "onnxruntime":
-        # NVIDIA's native backend leaves TF32 on unless it is told otherwise
-        accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
-        accelerator.parameters["use_tf32"] = "0"
+    if not on_gpu:
+        config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=scheduling.instances)
+    elif backend == "tensorrt":
+        text_format.Merge(plan_settings(scheduling.instances, profiles_for(scheduling.max_batch_size)), config)
+    else:
+        text_format.Merge(cuda_settings(scheduling.instances), config)
     for batch_size in sorted({1, scheduling.max_batch_size}):
         warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
         warmup.inputs[IMAGES].data_type = model_config_pb2.TYPE_UINT8

@@ -14,7 +14,8 @@ import onnxruntime
 from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
-from deit.model import IMAGES, PLAN_FILE
+from deit.model import IMAGES
+from deit.tensorrt_plan import PLAN_FILE, profiles_for
 
 Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""
@@ -74,7 +75,7 @@ class Engine:
         return _load_openvino(onnx_file, outputs, threads, bf16=self.bf16)
 
     def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
-        from export.tensorrt_plan import Profile, build_plan, load_tensorrt
+        from export.tensorrt_plan import build_plan, load_tensorrt
         from export.tensorrt_run import load_plan
 
         plan = onnx_file.with_suffix("") / PLAN_FILE
@@ -83,7 +84,7 @@ class Engine:
             onnx_file,
             plan,
             precision=self.precision,
-            profile=Profile(tuned=min(8, self.max_batch_size), largest=max(32, self.max_batch_size)),
+            profiles=profiles_for(self.max_batch_size),
             cache=Path.home() / ".cache" / "deit-server" / "tensorrt-timings",
         )
         return load_plan(load_tensorrt(), plan, outputs)

@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import timm
@@ -20,12 +22,14 @@ from rich.progress import track
 
 from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import FINGERPRINT_FILE, ONNX_FILE, PLAN_FILE, PROVENANCE_FILE, REPORT_FILE, REPORT_TABLE, Provenance
-from deit.repository import publish
+from deit.model import IMAGES, Provenance
+from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
+from deit.repository.publishing import publish
+from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
 from export import findings
 from export.config import GPU_ENGINES, ExportConfig
 from export.config_pbtxt import model_config, scheduling_of
-from export.engines import Engine, candidates
+from export.engines import Engine, Infer, candidates
 from export.findings import Candidate
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
@@ -39,6 +43,7 @@ from export.speed import images_per_s
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+REFERENCE_IMAGES = 32
 MEASURED_BATCH, MEASURED_BATCH_ON_GPU = 8, 64
 
 
@@ -84,7 +89,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 )
                 refused.append(f"for its answers are not PyTorch's: {'; '.join(reasons)}")
                 continue
-            folders.append(_publish(*best, measured, source, classifier, config))
+            folders.append(_publish(*best, measured, expected, source, classifier, config))
     if refused:
         raise RepositoryError(
             f"not published, {'; '.join(refused)}. Published: {', '.join(map(str, folders)) or 'nothing'}"
@@ -175,6 +180,7 @@ def _publish(
     onnx_file: Path,
     best: Candidate,
     measured: list[Candidate],
+    expected: Reference,
     source: Source,
     classifier: JointClassifier,
     config: ExportConfig,
@@ -194,6 +200,7 @@ def _publish(
         metrics=source.metrics,
         versions=_versions(best.engine),
     )
+    answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
     file = PLAN_FILE if best.engine.backend == "tensorrt" else ONNX_FILE
 
     def fill(folder: Path) -> None:
@@ -201,8 +208,9 @@ def _publish(
             built = onnx_file.with_suffix("")
             shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
             shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
-        else:
-            shutil.copyfile(onnx_file, folder / ONNX_FILE)
+        # beside a plan too: another TensorRT or GPU builds its own of it
+        shutil.copyfile(onnx_file, folder / ONNX_FILE)
+        np.savez_compressed(folder / REFERENCE_FILE, **answers)
         (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
         (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
         (folder / REPORT_TABLE).write_text(findings.as_text(measured, best))
@@ -228,6 +236,18 @@ def _publish(
     folder = config.repository / name / str(version)
     logger.info("published %s (%.1f MB)", folder, (folder / file).stat().st_size / 1e6)
     return folder
+
+
+def _reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:
+    """Images and what PyTorch answers to them, by the names in REFERENCE_FILE. The published variant answers them as
+    PyTorch does, so an engine that does not differs from the one that was judged.
+    """
+    spread = np.unique(np.linspace(0, len(expected.images) - 1, 2 * REFERENCE_IMAGES).astype(int))
+    answered = np.concatenate([run(expected.images[part])[0] for part in np.array_split(spread, len(spread) // 8 + 1)])
+    agreed = spread[answered.argmax(axis=1) == expected.outputs[0][spread].argmax(axis=1)]
+    agreed = agreed[np.unique(np.linspace(0, len(agreed) - 1, REFERENCE_IMAGES).astype(int))]
+    outputs = {name: output[agreed] for name, output in zip(classifier.output_names, expected.outputs, strict=True)}
+    return {IMAGES: expected.images[agreed], **outputs}
 
 
 def _versions(engine: Engine) -> dict[str, str]:

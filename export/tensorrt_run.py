@@ -27,10 +27,19 @@ def load_plan(
             f"TensorRT {tensorrt.__version__} does not load {plan}: a plan runs on the TensorRT and the GPU that built "
             "it; build it again here"
         )
-    context = engine.create_execution_context()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    contexts: list[tuple[int, int, Any]] = []  # smallest and largest batch of each profile
+    for profile in range(engine.num_optimization_profiles):
+        context = engine.create_execution_context()
+        context.set_optimization_profile_async(profile, stream.cuda_stream)
+        smallest, _, largest = engine.get_tensor_profile_shape(IMAGES, profile)
+        contexts.append((smallest[0], largest[0], context))
+    stream.synchronize()
 
     def run(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        context = next((each for low, high, each in contexts if low <= len(images) <= high), None)
+        if context is None:
+            raise RepositoryError(f"{plan} was not built for a batch of {len(images)}")
         pixels = torch.from_numpy(np.ascontiguousarray(images)).cuda()
         context.set_input_shape(IMAGES, tuple(pixels.shape))
         context.set_tensor_address(IMAGES, pixels.data_ptr())

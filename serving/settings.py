@@ -189,7 +189,8 @@ class Limits:
 DECODER_BYTES = 32 * 2**20
 """What a decoding process holds while it has nothing to do, and some."""
 
-MOST_DECODERS = 256
+MOST_DECODERS = 32
+"""Above this the gateway, a single process, is the limit."""
 
 
 def decoders_for(cores: int, memory_bytes: int | None) -> int:
@@ -218,7 +219,7 @@ class Decoding:
         Option(
             "--decoders",
             help="Processes that decode images. Lower it to save memory.",
-            show_default="one more than cores, in at most a quarter of the memory",
+            show_default="one more than cores, up to 32, in at most a quarter of the memory",
             rich_help_panel=GATEWAY,
         ),
     ] = field(default_factory=decoders_here)
@@ -233,9 +234,10 @@ class Decoding:
     ] = "exact"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.processes <= MOST_DECODERS:
-            fix = f"give 1 to {MOST_DECODERS}, or leave it out for one more than cores"
-            raise wrong("--decoders", self.processes, fix)
+        if not 1 <= self.processes <= 256:
+            raise wrong(
+                "--decoders", self.processes, "give 1 to 256, or leave it out for one more than cores, up to 32"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

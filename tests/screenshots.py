@@ -62,7 +62,7 @@ def take(browser: Browser, url: str, file: Path, *, width: int, scheme: str) -> 
 
 def take_report(browser: Browser, file: Path) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_content(report_page(read_report(RESULTS)))
+    page.set_content(report_page(read_report(RESULTS, "AMD EPYC, 2 cores")))
     page.screenshot(path=file, full_page=True)
     page.close()
 

@@ -40,3 +40,9 @@ def test_commands_of_the_makefile_that_documents_name_exist() -> None:
     for document in [*REPOSITORY_ROOT.glob("*.md"), *REPOSITORY_ROOT.glob("docs/*.md")]:
         named = set(re.findall(r"`make ([a-z-]+)|^\$ make ([a-z-]+)", document.read_text(), re.MULTILINE))
         assert {name for pair in named for name in pair if name} <= targets, document.name
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", read("docs/architecture.md"))
+    assert len(named) > 40
+    assert [name for name in named if not (REPOSITORY_ROOT / name).exists()] == []

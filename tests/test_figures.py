@@ -8,16 +8,18 @@ for the paper's own, in benchmark/paper.py.
 import json
 import re
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
 from benchmark.paper import TABLE_5
-from benchmark.report import filled, image_folder, outside_blocks, read_report
+from benchmark.report import BLOCK, filled, image_folder, read_report
 from benchmark.results import read
 from tests.conftest import REPOSITORY_ROOT
 
 RESULTS = REPOSITORY_ROOT / "benchmark" / "results"
+REPORTS = cache(partial(read_report, RESULTS))
 DOCUMENTS = [REPOSITORY_ROOT / "README.md", *sorted((REPOSITORY_ROOT / "docs").glob("*.md"))]
 
 # A rate, a latency with its percentile, an accuracy with decimals. Settings and limits have other forms.
@@ -28,7 +30,7 @@ PROSE = re.compile(
 
 
 def prose_figures(text: str) -> list[str]:
-    return [next(filter(None, match.groups())) for match in PROSE.finditer(outside_blocks(text))]
+    return [next(filter(None, match.groups())) for match in PROSE.finditer(BLOCK.sub("", text))]
 
 
 def committed_values() -> Iterator[float]:
@@ -59,10 +61,9 @@ def test_every_figure_in_prose_is_in_a_committed_file(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_measured_blocks_are_those_of_the_committed_results(document: Path) -> None:
-    report = read_report(RESULTS) if list(RESULTS.glob("*.jsonl")) else None
     images = image_folder(document, REPOSITORY_ROOT / "docs" / "images")
     text = document.read_text()
-    assert text == filled(text, report, images=images), "run deit benchmark report with --document for each document"
+    assert text == filled(text, REPORTS, images=images), "run deit benchmark report with --document for each document"
 
 
 def test_an_invented_figure_is_found() -> None:

@@ -1,13 +1,16 @@
-"""Builds a TensorRT plan of each model on this machine's GPU, in NVIDIA's Triton image, before Triton starts.
+"""Prepares the models for this machine's GPU, in NVIDIA's Triton image, before Triton starts on PLANS/repository.
 
     build_plans.py [MODELS PLANS CACHE]        /models, /plans and /cache unless given
 
-A plan runs only on the kind of GPU and the TensorRT release that it was built with, so PLANS/repository/NAME/plan.json
-keeps what it was built from, and a plan is kept while nothing of that has changed. A model whose plan cannot be built
-goes into the repository as ONNX, which Triton runs with ONNX Runtime on CUDA. Standard library only: nothing of ours is
-in NVIDIA's image.
+The served version of each model becomes a TensorRT plan, or stays ONNX for ONNX Runtime on CUDA where none can be
+built. Either is served only after a Triton of its own has given the answers that PyTorch gave when the version was
+exported; what does not is left out by name, and so is what does not compute on GPUs. What has not changed since the
+last time is kept, so that a restart takes no time. Standard library only: nothing of ours is in NVIDIA's image but
+these files.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import re
@@ -15,113 +18,309 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
+
+from compare import Refused, compare, read_reference, triton
+from tensorrt_plan import (
+    FINGERPRINT_FILE,
+    PLAN_FILE,
+    Machine,
+    cuda_settings,
+    fingerprint,
+    gpu_kinds,
+    is_current,
+    plan_settings,
+    profiles_for,
+    release_of,
+    trtexec_arguments,
+)
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 LIBRARIES = Path("/usr/lib")
 BUILD_TIMEOUT_S = 3600
+BUILT_FILE = "built.json"
+"""In a model's folder: the machine and the model that it was made for and from."""
+
+# What `deit export` publishes for processors unless it is told otherwise, and for GPUs: export/config_pbtxt.py.
+BATCH, QUEUE = (32, 128), (256, 4096)
 
 
-def main(models: Path, plans: Path, cache: Path, trtexec: str = TRTEXEC, libraries: Path = LIBRARIES) -> None:
-    """Make PLANS/repository anew, whole."""
-    machine = machine_fingerprint(libraries)
-    print(f"plans for {machine or 'no GPU that nvidia-smi or TensorRT knows'}", flush=True)
+@dataclass(frozen=True)
+class Model:
+    """A model of /models, as far as it matters here."""
+
+    folder: Path
+    config: str
+    backend: str
+    versions: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Of NVIDIA's image. Attributes: cache: the file with what TensorRT measured."""
+
+    trtexec: str
+    tritonserver: Sequence[str]
+    cache: Path
+
+
+Form = Callable[[Model, Path, Path, Machine, Tools], None]
+"""Writes a model to a folder; the other folder is what was served of it before."""
+
+
+def main(
+    models: Path,
+    plans: Path,
+    cache: Path,
+    trtexec: str = TRTEXEC,
+    tritonserver: Sequence[str] = ("tritonserver",),
+    libraries: Path = LIBRARIES,
+) -> None:
+    """Make PLANS/repository anew, whole. Raises SystemExit when nothing can be served, and leaves it as it was."""
+    machine = find_machine(libraries)
+    print(f"TensorRT {machine.tensorrt} on {machine.gpus}", flush=True)
+    tools = Tools(trtexec, tritonserver, cache / "timing.cache")
     repository = plans / "repository"
-    # an earlier one that was killed
-    for left in plans.glob(".repository.*"):
-        shutil.rmtree(left)
-    new = Path(tempfile.mkdtemp(prefix=".repository.", dir=plans))
-    for model in sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        fingerprint = machine and model_fingerprint(model, machine)
-        kept = repository / model.name
-        if fingerprint and read_fingerprint(kept) == fingerprint:
-            print(f"{model.name}: the plan fits and is kept", flush=True)
-            shutil.copytree(kept, new / model.name)
-        elif fingerprint and build(model, new / model.name, cache, trtexec):
-            (new / model.name / "plan.json").write_text(json.dumps(fingerprint, indent=2))
-            print(f"{model.name}: a new plan", flush=True)
+    with locked(plans):
+        for left in plans.glob(".repository.*"):  # an earlier one that was killed
+            shutil.rmtree(left)
+        new = Path(tempfile.mkdtemp(prefix=".repository.", dir=plans))
+        waiting: dict[str, Model] = {}
+        reasons: dict[str, Refused] = {}
+        for folder in sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            if read_built(repository / folder.name) == built(folder, machine):
+                say(folder.name, "it has not changed and is kept")
+                shutil.copytree(repository / folder.name, new / folder.name)
+                continue
+            try:
+                waiting[folder.name] = read_model(folder)
+            except Refused as reason:
+                reasons[folder.name] = reason
+        for form in FORMS:
+            waiting, failed = try_form(form, waiting, new, repository, machine, tools)
+            reasons |= failed
+        for name in sorted(reasons.keys() - {path.name for path in new.iterdir()}):
+            leave_out(name, reasons[name], new, repository, machine)
+        if not any(new.iterdir()):
+            shutil.rmtree(new)
+            raise SystemExit(f"no model of {models} can be served on this GPU; the lines above say why")
+        swap(new, repository)
+
+
+def find_machine(libraries: Path) -> Machine:
+    """Raises SystemExit without a GPU or TensorRT, because nothing here computes on processors."""
+    gpus = gpu_kinds()
+    releases = sorted(path.name.partition(".so.")[2] for path in libraries.glob("**/libnvinfer.so.*.*.*"))
+    if not gpus:
+        raise SystemExit("nvidia-smi finds no GPU: start the container with its GPUs, or take the stack for CPUs")
+    if not releases:
+        raise SystemExit(f"there is no TensorRT in {libraries}: take NVIDIA's Triton image")
+    return Machine(tensorrt=release_of(releases[-1]), gpus=gpus)
+
+
+def read_model(folder: Path) -> Model:
+    """Raises Refused when it cannot be compared, or computes on processors alone."""
+    config = (folder / "config.pbtxt").read_text()
+    backend = matched(r'^backend: "(\w+)"', config)[0]
+    if backend not in ("onnxruntime", "tensorrt"):
+        raise Refused(f"it runs on {backend}, which computes on processors: export it with --engine cuda or tensorrt")
+    there = sorted((path.name for path in folder.iterdir() if path.name.isdigit()), key=int)
+    chosen = re.search(r"^version_policy \{(.*?)^\}", config, re.MULTILINE | re.DOTALL)
+    asked = re.findall(r"versions: (\d+)", chosen[1]) if chosen else []
+    versions = tuple(version for version in there if version in asked) or tuple(there[-1:])
+    for version in versions:
+        read_reference(folder / version)
+    return Model(folder, for_gpus(config), backend, versions)
+
+
+def try_form(
+    form: Form,
+    models: dict[str, Model],
+    new: Path,
+    repository: Path,
+    machine: Machine,
+    tools: Tools,
+) -> tuple[dict[str, Model], dict[str, Refused]]:
+    """Move what answers rightly in this form to `new`; the models that do not, and why."""
+    failed: dict[str, Refused] = {}
+    with tempfile.TemporaryDirectory(prefix=".repository.", dir=new.parent) as scratch:
+        trial = Path(scratch)
+        for name, model in models.items():
+            try:
+                form(model, trial / name, repository / name, machine, tools)
+            except Refused as reason:
+                failed[name] = reason
+                shutil.rmtree(trial / name, ignore_errors=True)
+        if any(trial.iterdir()):
+            with triton(trial, tools.tritonserver) as url:
+                for name in models.keys() - failed.keys():
+                    try:
+                        compare_model(url, models[name])
+                    except Refused as reason:
+                        failed[name] = reason
+        for name in sorted(models.keys() - failed.keys()):
+            (trial / name / BUILT_FILE).write_text(built(models[name].folder, machine))
+            (trial / name).rename(new / name)
+            say(name, f"served as {FORMS[form]}, which answers as PyTorch did")
+    for name, reason in failed.items():
+        say(name, f"not as {FORMS[form]}: {reason}")
+    return {name: models[name] for name in failed}, failed
+
+
+def compare_model(url: str, model: Model) -> None:
+    """Raises Refused that says what differs."""
+    most = int(matched(r"^max_batch_size: (\d+)", model.config)[0])
+    for version in model.versions:
+        compare(url, model.name, version, read_reference(model.folder / version), most)
+
+
+def as_plan(model: Model, target: Path, kept: Path, machine: Machine, tools: Tools) -> None:
+    """Raises Refused. A plan that is there already is taken if this machine would build the same."""
+    most = int(matched(r"^max_batch_size: (\d+)", model.config)[0])
+    profiles = profiles_for(most)
+    inputs = matched(r"^input \{(.*?)^\}", model.config)[0]
+    image = matched(r'name: "(\w+)"', inputs)[0]
+    height, width, channels = map(int, re.findall(r"dims: (\d+)", inputs))
+    copy_but(model, target, "model.onnx", PLAN_FILE, FINGERPRINT_FILE)
+    for version in model.versions:
+        onnx, plan = model.folder / version / "model.onnx", target / version / PLAN_FILE
+        if not onnx.is_file():
+            raise Refused("it came as a plan without its graph: publish it again with `deit export`")
+        expected = fingerprint(machine, onnx, profiles)
+        there = [folder / version / PLAN_FILE for folder in (kept, model.folder)]
+        current = [each for each in there if is_current(each, expected)]
+        if current:
+            shutil.copy(current[0], plan)
         else:
-            print(f"{model.name}: no plan, it runs as it was exported, ONNX with ONNX Runtime on CUDA", flush=True)
-            shutil.rmtree(new / model.name, ignore_errors=True)
-            shutil.copytree(model, new / model.name)
-        let_large_batches_join(new / model.name / "config.pbtxt")
-    new.chmod(0o755)
-    if repository.exists():
-        repository.rename(new.with_name(f"{new.name}.old"))
-    new.rename(repository)
-    shutil.rmtree(new.with_name(f"{new.name}.old"), ignore_errors=True)
+            say(model.name, f"building a plan of version {version}, which takes minutes the first time")
+            shape = (height, width, channels)
+            build(
+                [
+                    tools.trtexec,
+                    *trtexec_arguments(onnx, plan, image=image, shape=shape, profiles=profiles, cache=tools.cache),
+                ],
+                plan,
+            )
+        (target / version / FINGERPRINT_FILE).write_text(expected.to_json())
+    instances = 1 if model.backend == "onnxruntime" else instances_of(model.config)
+    write_config(model, target, backend="tensorrt", file=PLAN_FILE, settings=plan_settings(instances, profiles))
 
 
-def machine_fingerprint(libraries: Path) -> dict[str, str] | None:
-    """GPU and TensorRT, or None when either is missing."""
+def build(command: list[str], plan: Path) -> None:
+    """Raises Refused with the end of what trtexec said."""
     try:
-        gpu = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    tensorrt = sorted(path.name.partition(".so.")[2] for path in libraries.glob("**/libnvinfer.so.*.*.*"))
-    if not gpu or not tensorrt:
-        return None
-    return {"gpu": ", ".join(sorted(set(gpu))), "tensorrt": tensorrt[-1]}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused(str(error)) from error
+    if done.returncode != 0 or not plan.is_file():
+        errors = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line] or [done.stderr[-500:]]
+        raise Refused(f"trtexec ended with {done.returncode}: {'; '.join(errors[-3:])}")
 
 
-def model_fingerprint(model: Path, machine: dict[str, str]) -> dict[str, str]:
+def as_onnx(model: Model, target: Path, kept: Path, machine: Machine, tools: Tools) -> None:
+    """Raises Refused."""
+    copy_but(model, target, PLAN_FILE, FINGERPRINT_FILE)
+    if not all((target / version / "model.onnx").is_file() for version in model.versions):
+        raise Refused("it came as a plan without its graph: publish it again with `deit export`")
+    settings = cuda_settings(max(2, instances_of(model.config)))
+    write_config(model, target, backend="onnxruntime", file="model.onnx", settings=settings)
+
+
+FORMS = {as_plan: "a TensorRT plan", as_onnx: "ONNX, with ONNX Runtime on CUDA"}
+
+
+def copy_but(model: Model, target: Path, *names: str) -> None:
+    """The labels and the served versions without these files."""
+    others = {path.name for path in model.folder.iterdir() if path.name.isdigit()} - set(model.versions)
+    shutil.copytree(model.folder, target, ignore=shutil.ignore_patterns(*names, *others))
+
+
+def write_config(model: Model, target: Path, *, backend: str, file: str, settings: str) -> None:
+    config = without(model.config, "instance_group", "optimization")
+    config = re.sub(r"^platform: .*\n", "", config, flags=re.MULTILINE)
+    config = re.sub(r'^backend: ".*"', f'backend: "{backend}"', config, flags=re.MULTILINE)
+    config = re.sub(r'^default_model_filename: ".*"', f'default_model_filename: "{file}"', config, flags=re.MULTILINE)
+    (target / "config.pbtxt").write_text(config.rstrip("\n") + "\n" + settings)
+
+
+def for_gpus(config: str) -> str:
+    """Without the batch that is preferred on processors, and with a GPU's batches and queue where nobody asked for
+    others.
+    """
+    config = re.sub(r"^ *preferred_batch_size: \d+\n", "", config, flags=re.MULTILINE)
+    config = re.sub(rf"^max_batch_size: {BATCH[0]}$", f"max_batch_size: {BATCH[1]}", config, flags=re.MULTILINE)
+    config = re.sub(rf"^( *max_queue_size:) {QUEUE[0]}$", rf"\1 {QUEUE[1]}", config, flags=re.MULTILINE)
+    warmed = rf'^( *name: "batch) {BATCH[0]}"\n( *batch_size:) {BATCH[0]}$'
+    return re.sub(warmed, rf'\1 {BATCH[1]}"\n\2 {BATCH[1]}', config, flags=re.MULTILINE)
+
+
+def without(config: str, *blocks: str) -> str:
+    """The text without these blocks of the outermost level."""
+    return re.sub(rf"^(?:{'|'.join(blocks)}) \{{.*?^\}}\n?", "", config, flags=re.MULTILINE | re.DOTALL)
+
+
+def instances_of(config: str) -> int:
+    return int(matched(r"^instance_group \{\s*count: (\d+)", config)[0])
+
+
+def built(folder: Path, machine: Machine) -> str:
+    """What a model is made for and from, as its BUILT_FILE keeps it."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in model.rglob("*") if path.is_file()):
-        digest.update(file.relative_to(model).as_posix().encode() + b"\0" + file.read_bytes())
-    return {**machine, "model_sha256": digest.hexdigest()}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return json.dumps({"machine": asdict(machine), "model_sha256": digest.hexdigest()}, indent=2) + "\n"
 
 
-def read_fingerprint(model: Path) -> dict[str, str] | None:
+def read_built(model: Path) -> str:
     try:
-        fingerprint: dict[str, str] = json.loads((model / "plan.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return fingerprint
+        return (model / BUILT_FILE).read_text()
+    except OSError:
+        return ""
 
 
-def build(model: Path, target: Path, cache: Path, trtexec: str) -> bool:
-    """Write `model` as a TensorRT model to `target`; False when a version of it cannot be built, and why is printed."""
-    config = (model / "config.pbtxt").read_text()
-    if 'backend: "onnxruntime"' not in config:  # it was exported for another backend
-        return False
-    most = int(matched(r"^max_batch_size: (\d+)", config)[0])
-    name = matched(r'^input \{\s*name: "(\w+)"', config)[0]
-    dims = "x".join(re.findall(r"dims: (\d+)", matched(r"^input \{(.*?)^\}", config)[0]))
-    shutil.copytree(model, target, ignore=shutil.ignore_patterns("model.onnx"))
-    config = config.replace('backend: "onnxruntime"', 'backend: "tensorrt"')
-    (target / "config.pbtxt").write_text(re.sub(r'(default_model_filename: )".*"', r'\1"model.plan"', config))
-    for onnx in sorted(model.glob("*/model.onnx")):
-        command = [
-            *(trtexec, f"--onnx={onnx}", f"--saveEngine={target / onnx.parent.name / 'model.plan'}", "--noTF32"),
-            *(f"--minShapes={name}:1x{dims}", f"--optShapes={name}:{max(1, most // 2)}x{dims}"),
-            *(f"--maxShapes={name}:{most}x{dims}", f"--timingCacheFile={cache / 'timing.cache'}", "--skipInference"),
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            print(f"{model.name}: {error}", flush=True)
-            return False
-        if done.returncode != 0 or not (target / onnx.parent.name / "model.plan").is_file():
-            print(f"{model.name}: trtexec ended with {done.returncode}:", done.stdout[-2000:], done.stderr[-2000:])
-            return False
-    return True
+def leave_out(name: str, reason: Refused, new: Path, repository: Path, machine: Machine) -> None:
+    """Serve what was served of the model on this machine before, if anything was."""
+    before = read_built(repository / name)
+    if before and json.loads(before)["machine"] == asdict(machine):
+        say(name, f"cannot be served: {reason}. What was served before stays", file=sys.stderr)
+        shutil.copytree(repository / name, new / name)
+    else:
+        say(name, f"is left out: {reason}", file=sys.stderr)
 
 
-def let_large_batches_join(config: Path) -> None:
-    """Take out the batch size that `deit export` prefers on processors: GPUs compute large batches faster."""
-    config.write_text(re.sub(r"^ *preferred_batch_size: \d+\n", "", config.read_text(), flags=re.MULTILINE))
+def swap(new: Path, repository: Path) -> None:
+    new.chmod(0o755)
+    old = new.with_name(f"{new.name}.old")
+    if repository.exists():
+        repository.rename(old)
+    new.rename(repository)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Of several that start at once the first builds, and the others find it built."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def matched(pattern: str, text: str) -> tuple[str, ...]:
     match = re.search(pattern, text, re.MULTILINE | re.DOTALL)
     if match is None:
-        raise SystemExit(f"config.pbtxt has nothing like {pattern}; was it written by `deit export`?")
+        raise Refused(f"its config.pbtxt has nothing like {pattern}: was it written by `deit export`?")
     return match.groups()
+
+
+def say(name: str, text: str, file: TextIO | None = None) -> None:
+    print(f"{name}: {text}", file=file, flush=True)
 
 
 if __name__ == "__main__":

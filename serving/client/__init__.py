@@ -1,21 +1,10 @@
 """Clients of a running server: `Client` and `AsyncClient` for Python, and `deit classify`."""
 
-from serving.client.client import (
-    DEFAULT_URL,
-    KEY_VARIABLE,
-    AsyncClient,
-    Classification,
-    Client,
-    ClientError,
-    Heads,
-    Prediction,
-    Refused,
-    Unreachable,
-)
+from serving.client.answers import Classification, ClientError, Heads, Prediction, Refused, Unreachable
+from serving.client.clients import DEFAULT_URL, AsyncClient, Client
 
 __all__ = [
     "DEFAULT_URL",
-    "KEY_VARIABLE",
     "AsyncClient",
     "Classification",
     "Client",

@@ -15,6 +15,7 @@ import typer
 
 from deit.errors import DeitError
 from serving.client import DEFAULT_URL, AsyncClient, Classification, Refused
+from serving.client.clients import ClassifyOptions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -64,14 +65,8 @@ def classify(
         raise typer.BadParameter("--json and --csv are two formats; choose one")
     found = list(dict.fromkeys(path for given in files for path in find(given)))
     write = write_json if as_json else csv_writer(heads) if as_csv else write_text
-    query = {
-        "model": model,
-        "version": version,
-        "top_k": top_k,
-        "min_probability": min_probability,
-        "heads": heads,
-    }
-    failed = asyncio.run(_classify(found, url, query, concurrency, write))
+    options = ClassifyOptions(model=model, version=version, top_k=top_k, min_probability=min_probability, heads=heads)
+    failed = asyncio.run(_classify(found, url, options, concurrency, write))
     if failed:
         raise Unclassified(f"{failed} of {len(found)} pictures were not classified")
 
@@ -92,7 +87,7 @@ def find(given: str) -> Iterator[Path]:
 
 
 async def _classify(
-    files: list[Path], url: str, query: dict[str, Any], concurrency: int, write: Callable[[FileOutcome], None]
+    files: list[Path], url: str, options: ClassifyOptions, concurrency: int, write: Callable[[FileOutcome], None]
 ) -> int:
     """Write an outcome for each file; how many have no answer."""
     from rich.console import Console
@@ -104,7 +99,7 @@ async def _classify(
     async with AsyncClient(url) as client:
         with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
             task = progress.add_task("classifying", total=len(files))
-            async for outcome in outcomes(client, files, query, concurrency):
+            async for outcome in outcomes(client, files, options, concurrency):
                 failed += outcome.answer is None
                 write(outcome)
                 progress.advance(task)
@@ -112,7 +107,7 @@ async def _classify(
 
 
 async def outcomes(
-    client: AsyncClient, files: list[Path], query: dict[str, Any], concurrency: int
+    client: AsyncClient, files: list[Path], options: ClassifyOptions, concurrency: int
 ) -> AsyncIterator[FileOutcome]:
     """In the order of the files, with at most `concurrency` of them on their way.
 
@@ -124,7 +119,7 @@ async def outcomes(
     async def outcome(file: Path) -> FileOutcome:
         async with turns:
             try:
-                return FileOutcome(str(file), await client.classify(file, **query))
+                return FileOutcome(str(file), await client.classify(file, **options))
             except Refused as refusal:
                 if refusal.status in (401, 404):
                     raise

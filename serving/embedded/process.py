@@ -130,9 +130,6 @@ class TritonProcess:
         if (reason := self.end_reason()) is not None:
             raise ServingError(reason)
 
-    def last_lines(self, count: int) -> list[str]:
-        return list(self._lines)[-count:]
-
     def stop(self, grace_s: float = EXIT_TIMEOUT_S + 5) -> None:
         """Let Triton unload its models and end; kill it, stubs included, after the grace or on Ctrl-C."""
         self._is_stopping = True

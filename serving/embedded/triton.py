@@ -28,6 +28,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from deit.errors import ServingError
 from deit.options import named
+from deit.repository.models import model_names
 from serving.embedded.command_line import CONTROL_HEADER, LOOPBACK, triton_options
 from serving.embedded.process import TritonProcess
 from serving.embedded.run_folder import remove_shared_memory, run_folder, shared_memory_prefix
@@ -35,7 +36,6 @@ from serving.embedded.snapshot import Offer, Snapshot
 from serving.embedded.wheel import find_wheel
 from serving.gateway.readiness import Readiness, in_background
 from serving.settings import TritonSettings
-from serving.triton.repository import model_names
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
     MEDIA_TYPE,
-    PROBLEM_SCHEMA,
     InvalidParameter,
     MalformedRequest,
     MethodNotAllowed,
@@ -135,7 +134,7 @@ def create_app(
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
     app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
-    _describe_problems(app, asks_for_keys=access.keys is not None)
+    _describe_keys(app, asks_for_keys=access.keys is not None)
     return app
 
 
@@ -167,8 +166,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> JSONResp
     return MalformedRequest(str(error.detail)).response()
 
 
-def _describe_problems(app: FastAPI, *, asks_for_keys: bool) -> None:
-    """Put problem details, in place of FastAPI's own validation errors, and keys into OpenAPI."""
+def _describe_keys(app: FastAPI, *, asks_for_keys: bool) -> None:
+    """Put keys into OpenAPI, and take FastAPI's own validation errors out."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -177,7 +176,6 @@ def _describe_problems(app: FastAPI, *, asks_for_keys: bool) -> None:
             schemas = schema["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            schemas["Problem"] = PROBLEM_SCHEMA
             unauthorized = documented(Unauthorized)
             if asks_for_keys:
                 schema["components"]["securitySchemes"] = KEY_SCHEMES

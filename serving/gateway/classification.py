@@ -14,9 +14,8 @@ from serving.gateway.errors import DeadlineExceeded, InvalidParameter, Malformed
 from serving.gateway.models import ServedModel
 from serving.gateway.pixels import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
-from serving.gateway.schemas import Answer, Heads, Prediction
-from serving.gateway.triton_client import Answer as ModelAnswer
-from serving.gateway.triton_client import Probabilities, VersionChanged
+from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
+from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged
 from serving.gateway.tritons import Tritons
 
 
@@ -38,7 +37,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnsweredImage:
     """An image and what the model said of it.
 
     Attributes:
@@ -48,7 +47,7 @@ class Asked:
 
     model: ServedModel
     pixels: npt.NDArray[np.uint8]
-    answer: ModelAnswer
+    answer: ModelOutput
     stages_s: dict[str, float]
 
 
@@ -59,7 +58,9 @@ class Classifier:
         self._tritons = tritons
         self._decoder = decoder
 
-    async def answer(self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord) -> Answer:
+    async def answer(
+        self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord
+    ) -> ImageAnswer:
         """The answer for one image.
 
         Raises:
@@ -78,7 +79,7 @@ class Classifier:
         if question.min_probability is not None:
             predictions = [each for each in predictions if each.probability >= question.min_probability]
             abstained = not predictions
-        return Answer(
+        return ImageAnswer(
             version=answer.version,
             predictions=predictions,
             abstained=abstained,
@@ -86,7 +87,9 @@ class Classifier:
             pixels=await as_png(asked.pixels) if question.with_pixels else None,
         )
 
-    async def _ask(self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord) -> Asked:
+    async def _ask(
+        self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord
+    ) -> AnsweredImage:
         """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
 
         When that one is lost, stops, or serves another version by now, the image is asked for once more, elsewhere if
@@ -124,7 +127,7 @@ class Classifier:
                 failed = None if isinstance(problem, VersionChanged) else triton  # it is learnt anew
                 continue
             stages_s = {**prepared[1].stages_s, "model": time.monotonic() - asked_s}
-            return Asked(model, prepared[1].pixels, answer, stages_s)
+            return AnsweredImage(model, prepared[1].pixels, answer, stages_s)
 
     async def _decode(self, content: bytes, preprocessing: Preprocessing, deadline: Deadline) -> ModelInput:
         try:
@@ -136,15 +139,17 @@ class Classifier:
             ) from error
 
 
-def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[Prediction]:
+def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[PredictionBody]:
     """The `count` most probable classes, best first; of equals the lower index."""
     candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count].tolist()
-    return [Prediction(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
+    return [PredictionBody(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
 
 
-def compare(class_head: Probabilities, distillation_head: Probabilities, labels: tuple[str, ...], top_k: int) -> Heads:
-    return Heads.model_validate(
+def compare(
+    class_head: Probabilities, distillation_head: Probabilities, labels: tuple[str, ...], top_k: int
+) -> HeadsBody:
+    return HeadsBody.model_validate(
         {
             "class": best(class_head, labels, top_k),
             "distillation": best(distillation_head, labels, top_k),

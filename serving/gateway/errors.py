@@ -13,6 +13,8 @@ from starlette.types import Receive, Scope, Send
 from serving.gateway.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
+PROBLEM_SCHEMA = "#/components/schemas/ProblemBody"
+"""Where OpenAPI has the body of a problem: schemas.py declares it."""
 
 RETRY_AFTER_S = 1
 """Where nothing better is known: long enough for a restart or a queue to move, short enough for a caller to wait."""
@@ -218,7 +220,7 @@ def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
             problem.status,
             {
                 "description": problem.title,
-                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+                "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM_SCHEMA}, "examples": {}}},
             },
         )
         example = problem(problem.__doc__ or problem.title).body()
@@ -226,17 +228,3 @@ def documented(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
         if problem.may_succeed_later:
             response["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
     return responses
-
-
-PROBLEM_SCHEMA: dict[str, Any] = {
-    "title": "Problem",
-    "description": "Problem details, RFC 9457",
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string", "format": "uri-reference", "enum": [f"/problems/{name}" for name in PROBLEMS]},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-    },
-}

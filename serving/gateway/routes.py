@@ -40,7 +40,16 @@ from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.middleware import CLASSIFY
 from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.record import RequestRecord, record_of
-from serving.gateway.schemas import Answer, Classification, Health, Model, Models, Result, Results, StreamedResult
+from serving.gateway.schemas import (
+    ClassificationBody,
+    Health,
+    ImageAnswer,
+    ImageResult,
+    ImageResults,
+    Model,
+    Models,
+    StreamedResult,
+)
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.uploads import FIELD, RAW_TYPES, Upload, read_uploads
 
@@ -60,7 +69,7 @@ DOCS_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-Outcome = TypeVar("Outcome")
+Done = TypeVar("Done")
 
 router = APIRouter()
 
@@ -90,7 +99,7 @@ REQUEST = {
     CLASSIFY,
     summary="Classify images",
     openapi_extra=REQUEST,
-    response_model=Classification | Results,
+    response_model=ClassificationBody | ImageResults,
     responses={
         200: {
             "description": "One image: its classification. Several: a result for each, in order.",
@@ -154,14 +163,14 @@ async def classify(request: Request) -> Response:
     record.receive_s = time.monotonic() - record.started_s
     ticket: Ticket = request.state.ticket
     ticket.begin([pixels_to_expect(upload, gateway) for upload in uploads])
-    work = Work(gateway, question, deadline, ticket, record)
+    work = ClassifyRequest(gateway, question, deadline, ticket, record)
     if accepts_ndjson(request):
         headers = {"X-Model": question.model}
         return StreamingResponse(work.lines(uploads), media_type=NDJSON, headers=headers)
     return await while_client_waits(request, work.response(uploads))
 
 
-class Work:
+class ClassifyRequest:
     """The images of one request, answered."""
 
     def __init__(
@@ -184,11 +193,11 @@ class Work:
         body: BaseModel
         if len(uploads) == 1:
             answer = await self._answer(uploads[0])
-            body = Classification(model=self._question.model, **dict(answer))
+            body = ClassificationBody(model=self._question.model, **dict(answer))
             versions = {answer.version}
         else:
             results = await gather(*(self._result(upload) for upload in uploads))
-            body = Results(model=self._question.model, results=results)
+            body = ImageResults(model=self._question.model, results=results)
             versions = {result.version for result in results if result.version is not None}
         headers = {"X-Model": self._question.model, "Server-Timing": self._record.server_timing()}
         if len(versions) == 1:
@@ -209,16 +218,16 @@ class Work:
             for task in waiting:  # the client left
                 task.cancel()
 
-    async def _result(self, upload: Upload) -> Result:
+    async def _result(self, upload: Upload) -> ImageResult:
         try:
             async with self._turns:
                 answer = await self._answer(upload)
         except Problem as problem:
             self._record.problems.append(problem.name)
-            return Result.model_validate({"filename": upload.filename, "problem": problem.body()})
-        return Result(filename=upload.filename, **dict(answer))
+            return ImageResult.model_validate({"filename": upload.filename, "problem": problem.body()})
+        return ImageResult(filename=upload.filename, **dict(answer))
 
-    async def _answer(self, upload: Upload) -> Answer:
+    async def _answer(self, upload: Upload) -> ImageAnswer:
         with self._ticket.image(pixels_to_expect(upload, self._gateway)):
             return await self._gateway.classifier.answer(
                 upload.content, self._question, deadline=self._deadline, record=self._record
@@ -239,14 +248,14 @@ def accepts_ndjson(request: Request) -> bool:
     return any(each.partition(";")[0].strip().lower() == NDJSON for each in accepted)
 
 
-async def gather(*coroutines: Coroutine[Any, Any, Outcome]) -> list[Outcome]:
+async def gather(*coroutines: Coroutine[Any, Any, Done]) -> list[Done]:
     """As asyncio.gather, but when one fails or this is cancelled, the others end too."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each) for each in coroutines]
     return [task.result() for task in tasks]
 
 
-async def while_client_waits(request: Request, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+async def while_client_waits(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
     """The outcome of `work`, which is cancelled, down to the call to Triton, when the client closes the connection.
 
     Raises:

@@ -5,34 +5,35 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from deit.model import Provenance
+from serving.gateway.errors import PROBLEMS
 
 
-class Prediction(BaseModel):
+class PredictionBody(BaseModel):
     index: int = Field(description="Index of the class", examples=[207])
     label: str = Field(description="Name of the class", examples=["golden retriever"])
     probability: float = Field(description="Between 0 and 1, a float32", examples=[0.8715])
 
 
-class Heads(BaseModel):
+class HeadsBody(BaseModel):
     """What each head of a distilled model says by itself; `predictions` is the mean of both."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
-    class_head: list[Prediction] = Field(alias="class", description="Of the class token, best first")
-    distillation_head: list[Prediction] = Field(alias="distillation", description="Of the distillation token")
+    class_head: list[PredictionBody] = Field(alias="class", description="Of the class token, best first")
+    distillation_head: list[PredictionBody] = Field(alias="distillation", description="Of the distillation token")
     agree: bool = Field(description="Both heads put the same class first")
     jensen_shannon_divergence: float = Field(description="Between the heads, in bits: 0 equal, 1 apart", ge=0, le=1)
 
 
-class Answer(BaseModel):
+class ImageAnswer(BaseModel):
     """What the model says of one image."""
 
     version: str = Field(description="Version of the model that gave this answer", examples=["1"])
-    predictions: list[Prediction] = Field(description="Best first")
+    predictions: list[PredictionBody] = Field(description="Best first")
     abstained: bool | None = Field(
         default=None, description="With min_probability: no class was probable enough, and predictions is empty"
     )
-    heads: Heads | None = Field(default=None, description="With heads=true")
+    heads: HeadsBody | None = Field(default=None, description="With heads=true")
     pixels: str | None = Field(
         default=None,
         description="With pixels=true: what the model read, resized and cropped, as a data URL in PNG",
@@ -44,44 +45,46 @@ class OfModel(BaseModel):
     model: str = Field(examples=["deit_tiny_distilled_patch16_224"])
 
 
-class Classification(Answer, OfModel):
+class ClassificationBody(ImageAnswer, OfModel):
     """The answer to a request with one image."""
 
 
-class Problem(BaseModel):
+class ProblemBody(BaseModel):
     """Problem details, RFC 9457."""
 
-    type: str
+    type: str = Field(
+        json_schema_extra={"format": "uri-reference", "enum": [f"/problems/{name}" for name in sorted(PROBLEMS)]}
+    )
     title: str
     status: int
     detail: str
 
 
-class Result(BaseModel):
+class ImageResult(BaseModel):
     """Of one image among several: what the model says, or what is wrong with this one."""
 
     filename: str = Field(description="As the form named it", examples=["photo.jpg"])
     version: str | None = Field(default=None, description="Version of the model that gave this answer", examples=["1"])
-    predictions: list[Prediction] | None = None
+    predictions: list[PredictionBody] | None = None
     abstained: bool | None = None
-    heads: Heads | None = None
+    heads: HeadsBody | None = None
     pixels: str | None = None
-    problem: Problem | None = Field(default=None, description="In place of predictions")
+    problem: ProblemBody | None = Field(default=None, description="In place of predictions")
 
 
-class StreamedResult(Result):
+class StreamedResult(ImageResult):
     """A line of a streamed answer; lines come as images finish."""
 
     index: int = Field(description="Place of the image in the form, from 0")
 
 
-class Results(OfModel):
+class ImageResults(OfModel):
     """The answer to a request with several images, in their order."""
 
-    results: list[Result]
+    results: list[ImageResult]
 
 
-class Preprocessing(BaseModel):
+class PreprocessingBody(BaseModel):
     """How the gateway makes pixels of a picture: resize the shorter side, crop the centre."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -102,7 +105,7 @@ class Model(BaseModel):
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model reads, uint8 RGB")
     has_heads: bool = Field(description="It answers heads=true")
     labels: list[str] = Field(description="Names of the classes in index order")
-    preprocessing: Preprocessing
+    preprocessing: PreprocessingBody
     provenance: Provenance | None
 
 

@@ -32,7 +32,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelOutput:
     """Attributes:
     version: of the model that gave the answer.
     probabilities: float32 (classes,).
@@ -105,7 +105,7 @@ class TritonClient:
         request_id: str = "",
         with_heads: bool = False,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> ModelOutput:
         """Probabilities of one image, uint8 (H, W, 3).
 
         Args:
@@ -151,7 +151,7 @@ class TritonClient:
         self._last_success_s[model] = now_s
         before_s = self._usual_answer_s.get(model, now_s - asked_s)
         self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
-        return Answer(
+        return ModelOutput(
             version=response.model_version,
             probabilities=outputs[PROBABILITIES],
             heads=(outputs[CLASS_PROBABILITIES], outputs[DISTILLATION_PROBABILITIES]) if with_heads else None,

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from benchmark.environment import this_environment
-from benchmark.report import filled, markdown, outside_blocks, page, read_report
+from benchmark.report import filled, markdown, page, read_report
 from benchmark.results import Figure, Record, append
 from deit.errors import BenchmarkError
 from tests.browser import chromium, find_chromium
@@ -182,16 +183,23 @@ def test_the_page_needs_nothing_else(results):
 
 
 def test_blocks_of_a_document_are_written_and_the_rest_is_left(results):
+    reports = partial(read_report, results)
     document = "# Ours\n\n<!-- measured: accuracy -->\nold\n<!-- end -->\n\n12 % of text.\n"
-    written = filled(document, read_report(results), images="docs/images")
+    written = filled(document, reports, images="docs/images")
     assert "old" not in written
     assert "| deit_tiny | fp32 | http | test.parquet (10000) | 74.51 % | 91.89 % |" in written
     assert written.endswith("<!-- end -->\n\n12 % of text.\n")
-    assert filled(written, read_report(results), images="docs/images") == written
-    assert "*Not measured yet.*" in filled(document, None, images="docs/images")
-    assert outside_blocks(written) == "# Ours\n\n\n\n12 % of text.\n"
+    assert filled(written, reports, images="docs/images") == written
     with pytest.raises(BenchmarkError, match="'speed'"):
-        filled("<!-- measured: speed -->\n<!-- end -->", read_report(results), images="")
+        filled("<!-- measured: speed -->\n<!-- end -->", reports, images="")
+
+
+def test_a_block_may_name_its_machine(results):
+    document = "<!-- measured: paper on Large, 64 cores -->\n<!-- end -->\n<!-- measured: paper -->\n<!-- end -->\n"
+    large, small = filled(document, partial(read_report, results), images="").split("<!-- end -->\n")[:2]
+    assert large.startswith("<!-- measured: paper on Large, 64 cores -->\n")
+    assert "5,000.0" in large
+    assert "50.2" in small
 
 
 def test_pictures_are_the_same_bytes_each_time(results):

@@ -65,6 +65,8 @@ class Loader(yaml.SafeLoader):
 def construct_replacement(loader: Loader, node: yaml.Node) -> Replace:
     if isinstance(node, yaml.MappingNode):
         return Replace(loader.construct_mapping(node, deep=True))
+    if isinstance(node, yaml.SequenceNode):
+        return Replace(loader.construct_sequence(node, deep=True))
     return Replace(None)
 
 

@@ -12,7 +12,7 @@ from benchmark.command import app as benchmark
 from tests.conftest import REPOSITORY_ROOT
 from tests.deploy.manifests import COMPOSE_FILES, composed, composed_plainly, has_compose
 
-ONE_SHOT = {"benchmark", "export", "build-plans"}
+ONE_SHOT = {"benchmark", "export"}
 OF_OTHERS = {"grafana", "otel-collector"}
 
 

@@ -12,29 +12,15 @@ import torch
 from onnx import TensorProto, helper
 
 from deit.errors import RepositoryError
+from deit.tensorrt_plan import Fingerprint, Machine, Profile, is_current, profiles_for, trtexec_arguments
 from export import tensorrt_plan
 from export.config import ExportConfig
 from export.engines import candidates
-from export.tensorrt_plan import (
-    Fingerprint,
-    Profile,
-    build_plan,
-    check_inspection,
-    is_current,
-    load_tensorrt,
-    refuse_other_precision,
-    trtexec_line,
-)
+from export.tensorrt_plan import build_plan, check_inspection, load_tensorrt, refuse_other_precision
 from tests.conftest import REPOSITORY_ROOT
 
-FINGERPRINT = Fingerprint(
-    tensorrt="11.1.0",
-    gpu="NVIDIA H100",
-    compute_capability="9.0",
-    onnx_sha256="0" * 64,
-    precision="fp16",
-    profile=(1, 8, 32),
-)
+MACHINE = Machine(tensorrt="11.1.0", gpus="NVIDIA H100 80GB HBM3, 9.0")
+FINGERPRINT = Fingerprint(machine=MACHINE, onnx_sha256="0" * 64, profiles=profiles_for(128))
 
 
 def graph_in(number: int, path: Path) -> Path:
@@ -47,24 +33,34 @@ def graph_in(number: int, path: Path) -> Path:
 TYPE_BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.INT8: 1}
 
 
-def test_the_line_for_trtexec_has_the_profile_and_no_precision_flag() -> None:
-    line = trtexec_line(
+def test_trtexec_gets_both_profiles_and_no_precision_flag() -> None:
+    arguments = trtexec_arguments(
         Path("a b/model.onnx"),
         Path("model.plan"),
-        image_size=224,
-        profile=Profile(largest=64),
-        timing_cache=Path("/cache/timing"),
+        image="images",
+        shape=(224, 224, 3),
+        profiles=profiles_for(128),
+        cache=Path("/cache/timing"),
     )
-    assert line == (
-        "trtexec '--onnx=a b/model.onnx' --saveEngine=model.plan --stronglyTyped --noTF32 "
-        "--minShapes=images:1x224x224x3 --optShapes=images:8x224x224x3 --maxShapes=images:64x224x224x3 "
-        "--memPoolSize=workspace:2048 --timingCacheFile=/cache/timing --skipInference"
-    )
+    assert arguments == [
+        *("--onnx=a b/model.onnx", "--saveEngine=model.plan", "--stronglyTyped", "--noTF32"),
+        *("--memPoolSize=workspace:2048", "--timingCacheFile=/cache/timing", "--skipInference", "--profile=0"),
+        *("--minShapes=images:1x224x224x3", "--optShapes=images:8x224x224x3", "--maxShapes=images:8x224x224x3"),
+        *("--profile=1", "--minShapes=images:9x224x224x3", "--optShapes=images:64x224x224x3"),
+        "--maxShapes=images:128x224x224x3",
+    ]
+
+
+@pytest.mark.parametrize("most", [1, 8, 9, 32, 33, 512])
+def test_the_profiles_take_every_batch_that_is_served_or_judged(most: int) -> None:
+    profiles = profiles_for(most)
+    taken = [batch for profile in profiles for batch in range(profile.smallest, profile.largest + 1)]
+    assert taken == list(range(1, max(32, most) + 1))
 
 
 def test_a_profile_that_falls_is_wrong() -> None:
     with pytest.raises(ValueError, match="must not fall"):
-        Profile(tuned=64)
+        Profile(1, 64, 32)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +97,12 @@ def test_only_the_same_graph_tensorrt_and_gpu_make_a_plan_current(tmp_path: Path
     assert not is_current(plan, FINGERPRINT)
     (tmp_path / "fingerprint.json").write_text(FINGERPRINT.to_json())
     assert is_current(plan, FINGERPRINT)
-    for changes in ({"tensorrt": "11.2.0"}, {"gpu": "NVIDIA L4"}, {"onnx_sha256": "1" * 64}, {"profile": (1, 8, 64)}):
+    for changes in (
+        {"machine": Machine(tensorrt="11.2.0", gpus=MACHINE.gpus)},
+        {"machine": Machine(tensorrt="11.1.0", gpus="NVIDIA L4, 8.9")},
+        {"onnx_sha256": "1" * 64},
+        {"profiles": profiles_for(64)},
+    ):
         assert not is_current(plan, Fingerprint(**{**FINGERPRINT.__dict__, **changes}))
 
 
@@ -117,7 +118,7 @@ def test_without_tensorrt_the_export_ends_before_it_begins(tmp_path: Path, monke
             graph_in(TensorProto.FLOAT16, tmp_path / "model.onnx"),
             tmp_path / "model.plan",
             precision="fp16",
-            profile=Profile(),
+            profiles=profiles_for(128),
             cache=tmp_path / "timings",
         )
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]

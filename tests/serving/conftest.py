@@ -20,14 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from deit.labels import LABELS_FILE, write_labels
 from deit.model import (
     CLASS_PROBABILITIES,
-    CONFIG_FILE,
     DISTILLATION_PROBABILITIES,
     IMAGES,
-    ONNX_FILE,
     PREPROCESSING_PARAMETER,
     PROBABILITIES,
 )
 from deit.preprocessing import Preprocessing
+from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from serving.gateway.images import configure_pillow
 from tests.conftest import REPOSITORY_ROOT
 
@@ -299,8 +298,9 @@ def commands(pids: list[int]) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
 
 
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").iterdir())
+def shared_memory(server: DeitServe) -> set[Path]:
+    """The regions of this server's Triton; other processes of the machine have theirs."""
+    return set(Path("/dev/shm").glob(f"deit-triton-{server.process.pid}-*"))
 
 
 @pytest.fixture

@@ -74,22 +74,6 @@ def test_no_log_holds_an_api_key():
         assert key not in result.stderr
 
 
-def test_help_loads_no_heavy_library():
-    code = (
-        "import sys; sys.argv = ['deit', 'serve', '--help']\n"
-        "import deit.cli\n"
-        "try: deit.cli.main()\n"
-        "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'timm', 'fastapi', 'uvicorn', 'grpc', 'tritonclient', 'numpy', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "--triton-url" in result.stdout
-
-
 @pytest.mark.parametrize(
     "argument",
     ["--port=99999", "--port=x", "--triton-url=http://a:1", "--log-format=xml", "--nope", "--api-keys=in-sight-of-all"],

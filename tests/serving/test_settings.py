@@ -1,5 +1,7 @@
 """Settings refuse what cannot work, in words that say what to do."""
 
+import os
+
 import pytest
 
 from serving.settings import Decoding, Limits, ServeSettings, StandaloneSettings, TritonPorts, TritonSettings
@@ -57,6 +59,15 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
 def test_limits_that_cannot_hold_are_refused(name, value):
     with pytest.raises(ValueError, match="--" + name.replace("_", "-")):
         Limits(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("cores", "decoders"), [(1, 2), (2, 3), (16, 17), (31, 32), (32, 32), (64, 32), (128, 32), (224, 32), (300, 32)]
+)
+def test_decoders_follow_the_cores_up_to_a_limit(monkeypatch, cores, decoders):
+    """Of machines that are not here. Their settings are valid, however large they are."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert Decoding().processes == decoders
 
 
 @pytest.mark.parametrize("processes", [0, 257])

@@ -33,6 +33,17 @@ def plain(tmp_path: Path) -> Path:
     return tmp_path / "plain"
 
 
+def test_weights_in_half_precision_start_a_model_in_single_precision(tmp_path: Path) -> None:
+    given = tiny("deit_tiny_patch16_224", image_size=32)
+    half = {name: tensor.half() for name, tensor in given.state_dict().items()}
+    torch.save({"model": half}, tmp_path / "half.pth")
+    model = tiny()  # smaller, with a distillation token: positions are resized and joined
+    changes = load_initial(model, str(tmp_path / "half.pth"), label_names=LABELS, antialias=False)
+    assert any("resized from 8 x 8 to 4 x 4 patches" in change for change in changes)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert torch.equal(model.state_dict()["blocks.0.mlp.fc1.weight"], half["blocks.0.mlp.fc1.weight"].float())
+
+
 OFFICIAL = [  # https://github.com/facebookresearch/deit/blob/main/README_deit.md
     ("deit_tiny_patch16_224", 192, 197),
     ("deit_small_patch16_224", 384, 197),

@@ -20,6 +20,8 @@ from tests.training.conftest import TINY_ARGS
 from tests.training.test_images import image_folder
 from training import distillation
 from training.config import TrainConfig
+from training.evaluate_checkpoint import evaluate_checkpoint
+from training.evaluate_config import EvaluateConfig
 from training.events import event_file
 from training.loop import train
 from training.model import create_model
@@ -178,6 +180,47 @@ def test_a_stopped_run_resumes_in_one_process_to_the_same_weights(
         for name in ("stopped", "whole")
     ]
     assert without_timing[0] == without_timing[1]
+
+
+def test_a_run_from_a_pixel_bank_resumes_from_its_last_saved_epoch_to_the_same_weights(
+    colours_data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    settings = {
+        **{"distillation": "hard", "teacher": str(teacher), "pixel_bank": True, "evaluate_every": 4},
+        **{"image_size": 48, "model_arg": [*STUDENT, "patch_size=12"], "ema_decay": 0.99, "epochs": EPOCHS},
+    }
+    whole = config(colours_data, tmp_path, name="whole", **settings)
+    killed = replace(whole, name="killed", workers=1)
+    process = start([], killed)
+    wait_for_first_epoch(process, tmp_path / "killed")
+    process.kill()
+    process.communicate()
+    resumed = start([], killed, "--resume")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    train(whole)
+    for checkpoint in ("checkpoint", "checkpoint-ema"):
+        assert same(weights_of(tmp_path / "killed", checkpoint), weights_of(tmp_path / "whole", checkpoint))
+    first, second = metrics_of(tmp_path / "killed"), metrics_of(tmp_path / "whole")
+    assert [line["loss"] for line in first] == [line["loss"] for line in second]
+    assert len(first) == EPOCHS
+
+
+def test_a_student_learns_from_a_pixel_bank_and_is_evaluated_exactly(
+    colours_data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    distilled = {"distillation": "hard", "teacher": str(teacher), "report": True}
+    train(config(colours_data, tmp_path, name="run", pixel_bank=True, evaluate_every=4, ema_decay=0.9, **distilled))
+    metrics = metrics_of(tmp_path / "run")
+    assert [line["epoch"] for line in metrics if "test_joint_top1" in line] == [4, 6]
+    assert [line["epoch"] for line in metrics if "test_ema_joint_top1" in line] == [4, 6]
+    assert all(metrics[-1][f"test_{readout}_top1"] > 0.9 for readout in ("class", "distillation", "joint"))
+    report = evaluate_checkpoint(
+        EvaluateConfig(data=colours_data, checkpoint=str(tmp_path / "run" / "checkpoint"), workers=0, device="cpu")
+    )
+    assert report is not None
+    assert report.evaluation.accuracy["joint_top1"] == pytest.approx(metrics[-1]["test_joint_top1"], abs=1e-5)
+    assert f"| joint | {metrics[-1]['test_joint_top1']:.2%} |" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,32 @@ def test_the_arm_without_a_teacher_is_the_same_in_both_recipes(noted: object) ->
     assert second == [f"{line} --resume" for line in first]
 
 
+def test_the_gpu_recipe_distils_each_variant_from_one_convnet_and_judges_it(noted: object, tmp_path: Path) -> None:
+    status, asked = noted("cifar10-gpu.sh", "data", "weights.pth", VARIANTS="8:96 12:128", STUDENT_OPTIONS="--epochs 5")
+    assert status == 0
+    teacher, *students = [parsed(*line.split()[1:]) for line in asked if line.startswith("train")]
+    assert (teacher.name, teacher.model, teacher.pixel_bank) == ("cifar10-resnet34d", "resnet34d", True)
+    runs = tmp_path / "runs"
+    assert {(student.name, *student.model_arg, student.image_size) for student in students} == {
+        ("cifar10-student-8-96", "depth=8", 96),
+        ("cifar10-student-12-128", "depth=12", 128),
+    }
+    for student in students:
+        assert (student.teacher, student.distillation) == (f"{runs}/cifar10-resnet34d/checkpoint", "hard")
+        assert (student.initial_checkpoint, student.epochs) == ("weights.pth", 5)
+    evaluated = [line.split()[4] for line in asked if line.startswith("evaluate")]
+    assert evaluated == [f"{runs}/cifar10-student-{variant}/checkpoint" for variant in ("8-96", "12-128")]
+
+
+def test_a_gpu_recipe_whose_student_failed_fails_and_judges_none(noted: object) -> None:
+    status, asked = noted("cifar10-gpu.sh", "data", "weights.pth", KILLED="cifar10-student-8-96")
+    assert status != 0
+    assert not any(line.startswith("evaluate") for line in asked)
+    status, again = noted("cifar10-gpu.sh", "data", "weights.pth")
+    assert status == 0
+    assert all(line.endswith("--resume") for line in again if line.startswith("train"))
+
+
 @pytest.mark.parametrize("killed", ["KILLED", "KILLED_EARLY"])
 def test_a_recipe_that_was_stopped_goes_on_where_it_was(noted: object, killed: str) -> None:
     status, asked = noted("vitkd-miniature.sh", "data", **{killed: "miniature-nkd-s1"})

@@ -22,10 +22,11 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from deit.control import control_socket
 from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
 from serving.client import AsyncClient, Client, ClientError
-from serving.embedded.control import claim_control_socket, control_socket
+from serving.embedded.control import claim_control_socket
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import (
     PREPROCESSING,

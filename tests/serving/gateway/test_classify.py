@@ -11,9 +11,10 @@ from PIL import Image
 
 from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
+from serving.gateway.errors import PROBLEMS
 from serving.gateway.images import decode
 from serving.gateway.routes import STATIC
-from serving.gateway.schemas import Classification, Results, StreamedResult
+from serving.gateway.schemas import ClassificationBody, ImageResults, StreamedResult
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import LABELS, PREPROCESSING
 
@@ -323,7 +324,7 @@ def test_the_api_description_has_both_bodies_and_every_error(client):
         *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"),
     }
     assert all(PROBLEM in answer["content"] for status, answer in classify["responses"].items() if status != "200")
-    assert "Problem" in api["components"]["schemas"]
+    assert len(api["components"]["schemas"]["ProblemBody"]["properties"]["type"]["enum"]) == len(PROBLEMS)
     assert "HTTPValidationError" not in json.dumps(api)
     assert client.get("/docs").status_code == 200
 
@@ -331,7 +332,9 @@ def test_the_api_description_has_both_bodies_and_every_error(client):
 def test_the_examples_of_the_api_are_answers(client):
     answer = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["responses"]["200"]["content"]
     for example in answer["application/json"]["examples"].values():
-        (schema,) = [kind for kind in (Classification, Results) if kind.model_fields.keys() >= example["value"].keys()]
+        (schema,) = [
+            kind for kind in (ClassificationBody, ImageResults) if kind.model_fields.keys() >= example["value"].keys()
+        ]
         schema.model_validate(example["value"])
     for line in answer["application/x-ndjson"]["example"].splitlines():
         StreamedResult.model_validate_json(line)

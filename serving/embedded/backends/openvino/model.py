@@ -14,11 +14,8 @@ from batched_model import BatchedModel, Config, cores_of_an_instance, parameters
 
 try:
     import openvino
-except ImportError as error:
-    raise pb_utils.TritonModelException(
-        f"a model of this repository runs on OpenVINO, which cannot be imported here ({error}); install the extra "
-        "openvino, as docs/installation.md says, or go back to a version on onnxruntime with `deit models rollback`"
-    ) from error
+except ImportError as error:  # reported later: while Triton imports this file, pb_utils has no exceptions yet
+    openvino, missing = None, error
 
 # The native backend loads OpenVINO's own format unless the config names another file.
 DEFAULT_FILE = "model.xml"
@@ -35,6 +32,11 @@ class TritonPythonModel(BatchedModel):  # type: ignore[misc]  # its file lies el
 
     def initialize(self, args: dict[str, str]) -> None:
         config, path = self.read(args, DEFAULT_FILE)
+        if openvino is None:
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']} runs on OpenVINO, which cannot be imported here ({missing}); install the extra "
+                "openvino, as docs/installation.md says, or export the model again with --engine onnxruntime"
+            )
         core = openvino.Core()
         settings = settings_of(config)
         try:

@@ -12,15 +12,14 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 
-from deit.errors import DeitError
+from serving.client.answers import Classification, Refused, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -33,79 +32,14 @@ JITTER = 0.25
 Image = bytes | str | Path
 
 
-class ClientError(DeitError):
-    """The server gave no answer."""
+class ClassifyOptions(TypedDict, total=False):
+    """What a request may ask; docs/serving.md describes the parameters."""
 
-
-class Unreachable(ClientError):
-    """Nobody listens there, or the connection broke."""
-
-
-class Refused(ClientError):
-    """The server refused, by a problem document (RFC 9457).
-
-    Attributes:
-        status: of HTTP.
-        problem: its name, such as "undecodable-image"; docs/serving.md lists them.
-        title, detail: for people.
-    """
-
-    def __init__(self, status: int, problem: str, title: str, detail: str) -> None:
-        super().__init__(f"{title}: {detail}")
-        self.status = status
-        self.problem = problem
-        self.title = title
-        self.detail = detail
-
-
-@dataclass(frozen=True)
-class Prediction:
-    index: int
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What each head of a distilled model says by itself, best first; the divergence is in bits."""
-
-    class_head: tuple[Prediction, ...]
-    distillation_head: tuple[Prediction, ...]
-    agree: bool
-    jensen_shannon_divergence: float
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Attributes:
-    predictions: best first; empty when the model abstained (`min_probability`).
-    heads: when they were asked for.
-    """
-
-    model: str
-    version: str
-    predictions: tuple[Prediction, ...]
-    heads: Heads | None
-
-    @property
-    def best(self) -> Prediction | None:
-        return self.predictions[0] if self.predictions else None
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> "Classification":
-        heads = body.get("heads")
-        return cls(
-            model=body["model"],
-            version=body["version"],
-            predictions=_predictions(body["predictions"]),
-            heads=heads
-            and Heads(
-                class_head=_predictions(heads["class"]),
-                distillation_head=_predictions(heads["distillation"]),
-                agree=heads["agree"],
-                jensen_shannon_divergence=heads["jensen_shannon_divergence"],
-            ),
-        )
+    model: str | None
+    version: str | None
+    top_k: int | None
+    min_probability: float | None
+    heads: bool
 
 
 class Client:
@@ -118,39 +52,22 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        patience_s: float = 60.0,
+        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0, patience_s: float = 60.0
     ) -> None:
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout_s)
         self._patience_s = patience_s
 
-    def classify(
-        self,
-        image: Image,
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        top_k: int | None = None,
-        min_probability: float | None = None,
-        heads: bool = False,
-    ) -> Classification:
+    def classify(self, image: Image, **options: Unpack[ClassifyOptions]) -> Classification:
         """The answer for an image: its bytes, or the path of a file.
 
         Raises:
             Refused, Unreachable
             OSError: the file cannot be read.
         """
-        request = self._http.build_request(
-            "POST", "/classify", params=_query(model, version, top_k, min_probability, heads), content=_content(image)
-        )
-        return Classification.from_json(self._send(request))
+        return Classification.from_json(self._send(self._http.build_request(*_post(options), content=_read(image))))
 
     def models(self) -> list[dict[str, Any]]:
-        """What is served, as GET /models tells it. Raises Refused, Unreachable."""
+        """The models that are served, as GET /models lists them. Raises Refused, Unreachable."""
         models: list[dict[str, Any]] = self._send(self._http.build_request("GET", "/models"))["models"]
         return models
 
@@ -179,32 +96,15 @@ class AsyncClient:
     """As Client, for asyncio: many pictures at once over a few connections."""
 
     def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        patience_s: float = 60.0,
+        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0, patience_s: float = 60.0
     ) -> None:
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout_s)
         self._patience_s = patience_s
 
-    async def classify(
-        self,
-        image: Image,
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        top_k: int | None = None,
-        min_probability: float | None = None,
-        heads: bool = False,
-    ) -> Classification:
+    async def classify(self, image: Image, **options: Unpack[ClassifyOptions]) -> Classification:
         """As `Client.classify`."""
-        content = await asyncio.to_thread(_content, image)
-        request = self._http.build_request(
-            "POST", "/classify", params=_query(model, version, top_k, min_probability, heads), content=content
-        )
-        return Classification.from_json(await self._send(request))
+        content = await asyncio.to_thread(_read, image)
+        return Classification.from_json(await self._send(self._http.build_request(*_post(options), content=content)))
 
     async def models(self) -> list[dict[str, Any]]:
         """As `Client.models`."""
@@ -239,25 +139,14 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _query(
-    model: str | None, version: str | None, top_k: int | None, min_probability: float | None, heads: bool
-) -> dict[str, Any]:
-    asked = {
-        "model": model,
-        "version": version,
-        "top_k": top_k,
-        "min_probability": min_probability,
-        "heads": heads or None,
-    }
-    return {name: value for name, value in asked.items() if value is not None}
+def _post(options: ClassifyOptions) -> tuple[str, httpx.URL]:
+    """Method and address."""
+    asked = {name: value for name, value in options.items() if value is not None and value is not False}
+    return "POST", httpx.URL("/classify", params=asked)
 
 
-def _content(image: Image) -> bytes:
+def _read(image: Image) -> bytes:
     return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-
-def _predictions(listed: list[dict[str, Any]]) -> tuple[Prediction, ...]:
-    return tuple(Prediction(**each) for each in listed)
 
 
 def _unreachable(request: httpx.Request, error: httpx.TransportError) -> Unreachable:
