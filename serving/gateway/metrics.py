@@ -53,7 +53,11 @@ class Metrics:
         )
         self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
         self._tritons = Gauge("deit_tritons", "Tritons that can be asked", registry=registry)
-        self._broken = Gauge("deit_models_broken", "Models that no Triton could load", registry=registry)
+        self._broken = Gauge(
+            "deit_models_broken",
+            "Models that a Triton does not serve, because they do not load or give no probabilities",
+            registry=registry,
+        )
         self._served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
         self.show_models(models)
 

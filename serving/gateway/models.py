@@ -33,6 +33,10 @@ CALL_TIMEOUT_S = 10.0
 FIRST_INFERENCE_TIMEOUT_S = 60.0
 
 
+# float32 sums of up to 21,841 classes, each written with six decimals
+SUM_TOLERANCE = 2e-2
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model as requests see it.
@@ -179,7 +183,11 @@ def _written(tensors: list[tuple[str, str, list[str]]]) -> str:
 def _read_labels(
     client: InferenceServerClient, name: str, version: str, image_size: int, class_count: int
 ) -> tuple[str, ...]:
-    """Class names in index order, from one inference that asks for all classes as `value:index:label`."""
+    """Class names in index order, from one inference that asks for all classes as `value:index:label`.
+
+    Raises:
+        ServingError: the values are no probabilities, or a class has no name.
+    """
     images = np.zeros((1, image_size, image_size, 3), np.uint8)
     result = client.infer(
         name,
@@ -188,10 +196,13 @@ def _read_labels(
         outputs=[InferRequestedOutput(PROBABILITIES, class_count=class_count)],
         client_timeout=FIRST_INFERENCE_TIMEOUT_S,
     )
-    labels = [""] * class_count
+    labels, total = [""] * class_count, 0.0
     for entry in result.as_numpy(PROBABILITIES).reshape(-1):
-        _, index, *label = entry.decode().split(":", maxsplit=2)  # a label may hold colons
+        value, index, *label = entry.decode().split(":", maxsplit=2)  # a label may hold colons
         labels[int(index)] = label[0] if label else ""
+        total += float(value)
+    if not abs(total - 1) <= SUM_TOLERANCE:  # nor is it a number
+        raise ServingError(f"version {version} of the model {name} gives no probabilities: they add up to {total:g}")
     unnamed = labels.count("")
     if unnamed:
         raise ServingError(

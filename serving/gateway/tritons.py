@@ -111,10 +111,8 @@ class Tritons:
         return sorted({version for versions in served for version in versions}, key=int)
 
     def broken(self) -> dict[str, str]:
-        """Models that a Triton could not load, and none serves, with its reason."""
-        served = self.models()
-        found = {name: why for triton in self._members for name, why in triton.broken.items()}
-        return {name: why for name, why in found.items() if name not in served}
+        """Models that a Triton could not load, or that give no probabilities there, with its reason."""
+        return {name: why for triton in self._members for name, why in triton.broken.items()}
 
     def answering(self) -> int:
         """How many of them can be asked something."""
