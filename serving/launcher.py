@@ -1,7 +1,7 @@
 """`deit serve`: Triton and the gateway, and `deit triton`: Triton alone. They start in order and end together.
 
 SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has, then Triton stops. A second one ends
-everything at once.
+everything at once. SIGHUP: `deit serve` reads a file of API keys anew, and ends as with SIGTERM where there is none.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import typer
@@ -23,8 +23,9 @@ from serving.embedded.control import claim_control_socket
 from serving.embedded.reload import Reloader
 from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.admission import Admission
-from serving.gateway.api_keys import load_api_keys
+from serving.gateway.api_keys import ApiKeys, load_api_keys
 from serving.gateway.app import Access, Companion, create_app
+from serving.gateway.client_address import networks
 from serving.gateway.connection import addresses_of, wait_until_ready
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
@@ -59,7 +60,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._is_received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._receive)
 
     def note(self) -> None:
@@ -98,6 +99,7 @@ def serve(settings: ServeSettings) -> None:
         urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}")
         discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
         server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
+        signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
         collect_less_garbage()
         server.run([listener])
         if triton is not None and triton.failure is not None:
@@ -189,6 +191,7 @@ def gateway_server(
     app = create_app(
         triton_urls,
         models=None if triton is None else models,
+        broken=discovered.broken,
         default_model=default_model,
         limits=settings.limits,
         access=access,
@@ -232,10 +235,23 @@ def choose_default(wanted: str | None, names: Sequence[str]) -> str:
     return wanted
 
 
+def on_hangup(settings: ServeSettings, keys: ApiKeys | None) -> Callable[[int, object], None] | None:
+    """What reads the file of keys anew; None where there is none."""
+    if keys is None or settings.api_keys_file is None:
+        return None
+    from_environment = settings.api_keys.text if settings.api_keys else None
+    return lambda number, frame: keys.reload(settings.api_keys_file, from_environment)
+
+
 def read_access(settings: ServeSettings) -> Access:
     keys = load_api_keys(settings.api_keys_file, settings.api_keys.text if settings.api_keys else None)
     if keys is None and settings.rate_limit is not None:
         raise ServingError(
             f"{named('--rate-limit')} is per API key, and there are none; set {named('--api-keys-file')}, or drop it"
         )
-    return Access(keys=keys, rate_limit=settings.rate_limit, cors_origins=settings.origins)
+    return Access(
+        keys=keys,
+        rate_limit=settings.rate_limit,
+        cors_origins=settings.origins,
+        trusted_proxies=networks(settings.trusted_proxies),
+    )

@@ -331,6 +331,14 @@ class ServeSettings:
             rich_help_panel=ACCESS,
         ),
     ] = ""
+    trusted_proxies: Annotated[
+        str,
+        Option(
+            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: their "
+            "X-Forwarded-For says in the log who asked. Set it behind a proxy.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = ""
     limits: Limits = Limits()
     log: LogSettings = LogSettings()
     log_requests: Annotated[
@@ -354,6 +362,12 @@ class ServeSettings:
                     repr(origin),
                     "give origins of pages such as https://app.example.org, without a path and without *",
                 )
+        for proxy in filter(None, map(str.strip, self.trusted_proxies.split(","))):
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                fix = "give addresses such as 10.0.0.7, or networks such as 10.0.0.0/8"
+                raise wrong("--trusted-proxies", repr(proxy), fix) from error
         if self.triton_url is not None:
             address = r"(\[[0-9a-fA-F:]+\]|[^\s:/,]+):\d{1,5}"
             if not re.fullmatch(rf"{address}( *, *{address})*", self.triton_url):

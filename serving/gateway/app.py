@@ -18,6 +18,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.api_keys import ApiKeys
 from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
 from serving.gateway.classification import Classifier
+from serving.gateway.client_address import Network
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
@@ -48,17 +49,23 @@ Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask, how often, and from which pages; None and empty for everybody on this machine."""
+    """Who may ask, how often, and from which pages; None and empty for everybody on this machine.
+
+    Attributes:
+        trusted_proxies: those whose word on a client's address is believed.
+    """
 
     keys: ApiKeys | None = None
     rate_limit: float | None = None
     cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 def create_app(
     triton_urls: Sequence[str],
     *,
     models: Mapping[str, ServedModel] | None,
+    broken: Mapping[str, str],
     default_model: str,
     limits: Limits,
     access: Access,
@@ -74,12 +81,13 @@ def create_app(
 
     Args:
         models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
+        broken: why it does not serve others, by name.
         companions: what runs beside the lone Triton.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        lone = None if models is None else Triton(triton_urls[0], models)
+        lone = None if models is None else Triton(triton_urls[0], models, broken)
         tritons = Tritons(metrics.show_models, *(() if lone is None else (lone,)))
         metrics.watch(tritons)
         app.state.gateway = GatewayState(
@@ -112,6 +120,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
         redoc_url=None,
+        redirect_slashes=False,  # to an address that the caller's Host header names
     )
     app.state.metrics = metrics
     app.include_router(router)
@@ -133,7 +142,13 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
-    app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
+    app.add_middleware(
+        RequestEnvelope,
+        metrics=metrics,
+        tracing=tracing,
+        logs_requests=logs_requests,
+        trusted_proxies=access.trusted_proxies,
+    )
     _describe_keys(app, asks_for_keys=access.keys is not None)
     return app
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.gateway.errors import DeadlineExceeded, NotReady, Overloaded, Problem
 from serving.gateway.models import ServedModel
-from serving.gateway.triton_client import TritonClient
+from serving.gateway.triton_client import TritonClient, VersionChanged
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,23 @@ class Readiness:
         """What is wrong, a sentence a model; empty while all is well."""
         return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]
 
+    def is_settled(self) -> bool:
+        """Triton has loaded what it can: each model answers, or is not there."""
+        return all(isinstance(problem, VersionChanged) for problem in self._failures.values())
+
     def answers(self, model: str) -> bool:
         """Whether the model answered the last time it was asked."""
         return model not in self._failures
 
     def beyond_hope(self) -> str | None:
-        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself."""
+        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself.
+
+        A model that Triton could not load leaves the others alone.
+        """
+        others_answer = len(self._failures) < len(self._models)
         for name, since_s in self._lost_since_s.items():
+            if others_answer and isinstance(self._failures[name], VersionChanged):
+                continue
             lost_s = time.monotonic() - since_s
             if lost_s > (SILENCE_ENDS_S if name in self._silent else LOSS_ENDS_S):
                 return f"{name}: {self._failures[name].detail}, {lost_s:.0f} s ago"

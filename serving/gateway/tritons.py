@@ -29,10 +29,12 @@ class Triton:
         forgotten: set when what was learnt does not hold any more.
     """
 
-    def __init__(self, url: str, fixed: Mapping[str, ServedModel] | None = None) -> None:
+    def __init__(
+        self, url: str, fixed: Mapping[str, ServedModel] | None = None, broken: Mapping[str, str] | None = None
+    ) -> None:
         self.url = url
         self.models: Mapping[str, ServedModel] = {} if fixed is None else fixed
-        self.broken: Mapping[str, str] = {}
+        self.broken: Mapping[str, str] = broken or {}
         self.is_learning = False
         self.forgotten = asyncio.Event()
         self.client = TritonClient(url, on_version_changed=self.forget)
@@ -112,7 +114,9 @@ class Tritons:
 
     def broken(self) -> dict[str, str]:
         """Models that a Triton could not load, or that give no probabilities there, with its reason."""
-        return {name: why for triton in self._members for name, why in triton.broken.items()}
+        return {
+            name: why for triton in self._members for name, why in triton.broken.items() if name not in triton.models
+        }
 
     def answering(self) -> int:
         """How many of them can be asked something."""
