@@ -1,5 +1,6 @@
 """What every service of every overlay owes: no root, no writing, no capability, limits, and one door."""
 
+import json
 import os
 import re
 import subprocess
@@ -163,6 +164,7 @@ def test_the_proxy_lets_strangers_in_only_with_keys(tmp_path, address, keys, ins
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "PUBLISHED_ADDRESS": address,
             "API_KEYS": keys,
+            "REAL_IP_FILE": str(tmp_path / "real-ip.conf"),
             "DEIT_INSECURE": insecure,
         },
         capture_output=True,
@@ -173,6 +175,52 @@ def test_the_proxy_lets_strangers_in_only_with_keys(tmp_path, address, keys, ins
     else:
         assert done.returncode == 2
         assert "DEIT_API_KEYS_FILE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("networks", "written"),
+    [
+        ("", ""),
+        (
+            "10.0.0.7, fd00::/8",
+            "set_real_ip_from 10.0.0.7;\nset_real_ip_from fd00::/8;\n"
+            "real_ip_header X-Forwarded-For;\nreal_ip_recursive on;\n",
+        ),
+        ("10.0.0.7;load_module x", None),
+    ],
+)
+def test_the_proxy_believes_the_load_balancers_that_it_is_given(tmp_path, networks, written):
+    nginx = tmp_path / "nginx"
+    nginx.write_text("#!/bin/sh\n")
+    nginx.chmod(0o755)
+    environment = {"PUBLISHED_ADDRESS": "127.0.0.1", "REAL_IP_FILE": str(tmp_path / "real-ip.conf")}
+    done = subprocess.run(
+        [REPOSITORY_ROOT / "deploy/proxy/start"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "TRUSTED_PROXIES": networks, **environment},
+        capture_output=True,
+        text=True,
+    )
+    if written is None:
+        assert done.returncode == 2
+        assert "DEIT_TRUSTED_PROXIES" in done.stderr
+    else:
+        assert (tmp_path / "real-ip.conf").read_text() == written
+
+
+def test_the_proxys_own_errors_are_problems_of_the_gateway():
+    from serving.gateway.errors import PROBLEMS
+
+    text = (REPOSITORY_ROOT / "deploy/proxy/gateway.conf").read_text()
+    pages = dict(re.findall(r"error_page ([\d ]+) = (@\w+);", text))
+    assert {status for each in pages for status in each.split()} >= {"400", "408", "413", "414", "429", "494", "502"}
+    for place in pages.values():
+        (block,) = re.findall(rf"^location {place} {{\n(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+        status, body = re.search(r"return (\d+) '(.*)';", block).groups()
+        problem = json.loads(body)
+        known = PROBLEMS[problem["type"].removeprefix("/problems/")]
+        assert (int(status), problem["status"], problem["title"]) == (known.status, known.status, known.title)
+        assert ("Retry-After" in block) is known.may_succeed_later, place
+        assert "application/problem+json" in block
 
 
 def test_the_proxy_and_the_gateway_agree_on_sizes():
