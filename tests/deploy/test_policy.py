@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -23,7 +24,9 @@ def project(request):
 
 
 def test_every_service_is_confined(project):
-    assert {"triton", "gateway", "proxy", "prometheus", "grafana", "otel-collector"} <= set(project["services"])
+    assert {"triton", "gateway", "proxy", "prometheus", "alertmanager", "grafana", "otel-collector"} <= set(
+        project["services"]
+    )
     for name, service in project["services"].items():
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"]), name
         assert service["read_only"] is True, name
@@ -236,6 +239,35 @@ def test_alert_rules_are_rules():
     for rule in (rule for group in groups for rule in group["rules"]):
         assert {"alert", "expr", "for", "labels", "annotations"} == set(rule)
         assert {"summary", "description"} == set(rule["annotations"])
+
+
+def test_alerts_fire_once_when_they_are_true(tmp_path):
+    """By Prometheus' own tool, of this machine or of the image that `make compose-test` builds."""
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool, of Debian's package prometheus")
+    rules = REPOSITORY_ROOT / "tests/deploy/alerts_test.yml"
+    done = subprocess.run(["promtool", "test", "rules", rules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "status"), [("", 0), ("https://alerts.example.org/hook?it's", 0), ("alerts.example.org", 2)]
+)
+def test_alertmanager_sends_to_the_webhook_that_is_given(tmp_path, url, status):
+    alertmanager = tmp_path / "prometheus-alertmanager"
+    alertmanager.write_text("#!/bin/sh\n")
+    alertmanager.chmod(0o755)
+    configuration = tmp_path / "alertmanager.yml"
+    done = subprocess.run(
+        [REPOSITORY_ROOT / "deploy/alertmanager/start"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "CONFIGURATION": str(configuration), "ALERT_WEBHOOK": url},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    if status == 0:
+        (receiver,) = yaml.safe_load(configuration.read_text())["receivers"]
+        assert [hook["url"] for hook in receiver.get("webhook_configs", [])] == ([url] if url else [])
 
 
 def test_the_benchmark_service_gives_options_that_the_command_has(project):
