@@ -122,8 +122,12 @@ class TritonProcess:
         if not self.has_ended:
             return None
         self._reader.join(timeout=1)  # the last lines may still be in the pipe
-        reasons = list(dict.fromkeys(self._errors)) or [line for line in self._lines if line.strip()][-3:]
+        reasons = self.errors() or [line for line in self._lines if line.strip()][-3:]
         return f"Triton ended with status {self._process.poll()}: {'; '.join(reasons) or 'it said nothing'}"
+
+    def errors(self) -> list[str]:
+        """What it has said at the level of errors, each once."""
+        return list(dict.fromkeys(self._errors))
 
     def raise_if_ended(self) -> None:
         """Raises ServingError with Triton's own reason when it has ended and nobody asked it to."""

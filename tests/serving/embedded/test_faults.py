@@ -175,6 +175,26 @@ def test_too_many_restarts_end_it_with_status_1_and_the_reason(deit_serve, tmp_p
     assert not server.children()
 
 
+def test_a_model_that_does_not_load_leaves_the_others_alone(deit_serve, tmp_path):
+    """At the start, and when Triton is started again."""
+    for name in ("sound", "spoilt", "torn"):
+        write_model(tmp_path / name)
+    (tmp_path / "torn" / "1" / "model.onnx").write_bytes(b"not a graph")
+    server = deit_serve("--model-repository", tmp_path, "--triton-restarts=1").wait_until_ready()
+    assert "the model torn is not served, the others are" in server.output
+    picture = encoded(photograph(64, 48))
+
+    def status(model):
+        return httpx.post(f"{server.url}/classify?model={model}", content=picture, timeout=60).status_code
+
+    assert [status(name) for name in ("sound", "spoilt", "torn")] == [200, 200, 503]
+    assert "deit_models_broken 1.0" in httpx.get(f"{server.url}/metrics").text
+    (tmp_path / "spoilt" / "1" / "model.onnx").write_bytes(b"not a graph")
+    os.kill(triton_of(server), signal.SIGKILL)
+    eventually(lambda: status("sound") == 200, 60)
+    assert status("spoilt") == 503
+
+
 def test_a_dead_triton_elsewhere_is_found_and_found_again(deit_serve, model_repository):
     """The gateway does not own it and starts nothing; another one at the same place is enough."""
     repository = ("--model-repository", model_repository)
