@@ -236,8 +236,8 @@ def convnet() -> nn.Module:
 @pytest.mark.parametrize(
     ("student", "teacher", "changes", "finding"),
     [
-        (transformer, convnet, {}, "the teacher resnet18 is no vision transformer .* --distillation nkd"),
-        (convnet, transformer, {}, "the student resnet18 is no vision transformer"),
+        (transformer, convnet, {}, "the teacher resnet18 is not a vision transformer .* --distillation nkd"),
+        (convnet, transformer, {}, "the student resnet18 is not a vision transformer"),
         (
             transformer,
             lambda: wide_teacher(image_size=24),
