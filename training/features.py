@@ -2,7 +2,7 @@
 
 Shallow layers are mimicked: the student's tokens, projected to the teacher's width, learn to equal the teacher's. A
 deep layer is generated: some of its tokens, chosen at random, are replaced by a mask token, and a small convnet on the
-grid of patches learns to make the teacher's tokens from the rest. Class and distillation tokens are left out. Everything
+grid of patches learns to make the teacher's tokens from the rest. Class and distillation tokens are left out. What is
 learned here besides the student serves the loss alone and ends with the run.
 
 The released code divides the generation loss by the mask ratio, the paper's formula does not; this follows the code.

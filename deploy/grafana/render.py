@@ -1,4 +1,4 @@
-"""Draws the panels of the dashboard from a running Prometheus, where there is no Grafana to show them.
+"""Draws the panels of the dashboard from a running Prometheus, for machines without Grafana.
 
     deploy/grafana/render.py --minutes 10 --output docs/images/dashboard.png
 

@@ -150,7 +150,7 @@ def test_mcnemar() -> None:
         ('runs = "token-s*"', 'runs = "token-s3"', r"the arm token has the seeds \[3\], none has \[3, 5\]"),
         ('runs = "token-s*"', 'runs = "*-s*"', "are runs of one arm, but differ in distillation"),
         ('left = "token"', 'left = "tokens"', "a claim names the arm 'tokens', which is none"),
-        ('title = "Colours"', "", "is no comparison: 'title'"),
+        ('title = "Colours"', "", "is not a comparison: 'title'"),
         ('title = "Colours"', 'title = "Colours"\ncolour = 1', "'colour' is not known"),
     ],
 )

@@ -153,7 +153,7 @@ def test_classify_writes_json_and_csv(server, pictures):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["nowhere.jpg"], 2, "there is no such file"),
+        (["nowhere.jpg"], 2, "not found"),
         (["--json", "--csv", __file__], 2, "choose one"),
         ([], 2, "Missing argument"),
         (["--model=huge", __file__], 1, "deit: No such model: "),
