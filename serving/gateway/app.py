@@ -82,6 +82,7 @@ def create_app(
             limits=limits,
             admission=admission,
             classifier=Classifier(client, decoder),
+            decoder=decoder,
             readiness=readiness,
             shows_metrics=shows_metrics,
             pins_versions=pins_versions,

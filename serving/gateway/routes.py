@@ -311,11 +311,11 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(request: Request) -> Health:
-    """200 when every model gave an answer of late, else 503. Send no requests while this fails."""
+    """200 when a decoder runs and every model gave an answer of late, else 503. Send no requests while this fails."""
     gateway = gateway_state(request)
     if gateway.admission.is_stopping:
         raise Draining("the server is shutting down")
-    findings = gateway.readiness.findings()
+    findings = [*gateway.decoder.findings(), *gateway.readiness.findings()]
     if findings:
         raise NotReady("; ".join(findings))
     return Health(status="ready")
