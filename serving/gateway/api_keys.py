@@ -13,7 +13,7 @@ from pathlib import Path
 from deit.errors import ServingError
 
 ENVIRONMENT_VARIABLE = "DEIT_API_KEYS"
-"""Keys themselves, separated by commas. There is no option for it: a command line can be read by every local user."""
+"""Keys themselves, separated by commas. It is not an option, because every local user can read a command line."""
 
 MIN_KEY_CHARACTERS = 20
 
@@ -22,7 +22,7 @@ LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """SHA-256 by the name of the key; names are for logs and limits, and are no secret."""
+    """SHA-256 by the name of the key; names are for logs and limits, and are not secret."""
 
     digests: Mapping[str, bytes]
 
@@ -57,7 +57,7 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
         if file is None and from_environment is None:
             return None
         raise ServingError(
-            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md tells how), or leave it out"
+            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md says how), or leave it out"
         )
     return ApiKeys(digests)
 

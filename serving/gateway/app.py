@@ -88,7 +88,7 @@ def create_app(
             pins_versions=pins_versions,
         )
         await decoder.start()
-        await readiness.ask()  # /readyz tells the truth from the first request on
+        await readiness.ask()  # /readyz is right from the first request on
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(in_background(readiness.watch()))
             for companion in companions:

@@ -38,7 +38,7 @@ class GatewayState:
         """Raises UnknownModel, which lists the models there are."""
         name = self.default_model if name is None else name
         if name not in self.models:
-            raise UnknownModel(f"there is no model {name[:100]!r}; served: {', '.join(self.models)}")
+            raise UnknownModel(f"the model {name[:100]!r} is not served; served: {', '.join(self.models)}")
         return self.models[name]
 
     def question(self, asked: Parameters) -> Question:

@@ -8,7 +8,7 @@ from deit.machine import usable_cores
 
 @pytest.fixture(params=[1, 2, 16, 128])
 def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Of a machine that is not here; what the kernel says of cgroups is written into a folder."""
+    """A machine that is not here; what the kernel says about cgroups is written into a folder."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(request.param)))
     return int(request.param)
 

@@ -22,7 +22,7 @@ JPEG = encoded(photograph(96, 64))
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two good ones, a broken one, and a file that is no picture."""
+    """Two good ones, a broken one, and a file that is not a picture."""
     folder = tmp_path / "pictures"
     (folder / "below").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(JPEG)
