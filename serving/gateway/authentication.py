@@ -11,7 +11,7 @@ from serving.gateway.api_keys import ApiKeys
 from serving.gateway.errors import Problem, RateLimited, Unauthorized
 from serving.gateway.record import record_of
 
-# What tells nothing of models or traffic: health, the page without answers, the explanation of the API.
+# What reveals nothing about models or traffic: health, the page without answers, the description of the API.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/problems/")
 

@@ -62,7 +62,7 @@ class ServedModel:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one image, (H, W, 3)."""
+        """The shape of one image, (H, W, 3)."""
         return (self.preprocessing.image_size, self.preprocessing.image_size, 3)
 
 

@@ -146,8 +146,8 @@ async def classify(request: Request) -> Response:
     With several images each has a result of its own; one that is refused has `problem` and leaves the others alone.
     With `Accept: application/x-ndjson` results are streamed as they finish, a line each.
 
-    The header Server-Timing tells how long the body, waiting for a decoder, decoding, preprocessing and the model (its
-    queue included) took, in milliseconds, each summed over the images.
+    The header Server-Timing gives the time of the body, the wait for a decoder, decoding, preprocessing and the model
+    with its queue, in milliseconds, each summed over the images.
     """
     gateway = gateway_state(request)
     record = record_of(request.scope)
@@ -280,7 +280,9 @@ async def while_client_waits(request: Request, work: Coroutine[Any, Any, Done]) 
     try:
         return await work
     except asyncio.CancelledError:
-        if leaving.done() and working.uncancel() == 0:  # as asyncio.timeout tells its own cancelling from another's
+        if (
+            leaving.done() and working.uncancel() == 0
+        ):  # as asyncio.timeout distinguishes its own cancelling from another's
             raise ClientDisconnect from None
         raise
     finally:
@@ -340,7 +342,7 @@ async def metrics(request: Request) -> Response:
 async def problem(name: str) -> PlainTextResponse:
     """What the `type` of an error points at."""
     if name not in PROBLEMS:
-        raise NotFound(f"there is no problem of this name; known: {', '.join(PROBLEMS)}")
+        raise NotFound(f"no problem has this name; known: {', '.join(PROBLEMS)}")
     known = PROBLEMS[name]
     return PlainTextResponse(f"{known.title} (status {known.status})\n\n{known.__doc__}\n")
 

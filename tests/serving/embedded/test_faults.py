@@ -15,7 +15,7 @@ from tests.serving.conftest import commands, eventually, is_alive, shared_memory
 
 CONTENT = encoded(photograph(96, 64))
 
-# "At once" is a second on a machine with nothing else to do. Tests run beside trainings on few cores, where an answer
+# "At once" is a second on a machine with nothing else to do. Tests run next to trainings on few cores, where an answer
 # may take many; what matters here is that nobody waits for the end of REQUEST_TIMEOUT_S.
 REQUEST_TIMEOUT_S = 100
 SOON_S = 50

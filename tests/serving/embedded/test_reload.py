@@ -143,7 +143,7 @@ def test_a_client_that_leaves_before_its_answer_harms_nobody(deit_serve, model_r
 
 
 def reloads_under_load(server, repository, client, name, count):
-    """Publish and reload `count` versions beside constant load; no request fails, and each answer is its version's."""
+    """Publish and reload `count` versions under constant load; no request fails, and each answer is its version's."""
     write_model(repository / name)
     assert f"{name}: loaded, serving version 1" in reloaded(server)
     expected = {}
