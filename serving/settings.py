@@ -150,7 +150,7 @@ class Limits:
     max_in_flight_bytes: Annotated[
         int,
         Option(
-            help="Total size in bytes of all bodies in flight; beyond it, 429. Lower it if memory is short.",
+            help="Arrived bytes of all bodies in flight; beyond it, 429. Lower it if memory is short.",
             rich_help_panel=LIMITS,
         ),
     ] = 256 * 2**20

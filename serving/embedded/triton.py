@@ -20,6 +20,7 @@ runs the watch gives up.
 
 import asyncio
 import logging
+import math
 import secrets
 import socket
 import time
@@ -31,10 +32,10 @@ from deit.options import named
 from deit.repository.models import model_names
 from serving.embedded.command_line import CONTROL_HEADER, LOOPBACK, triton_options
 from serving.embedded.process import TritonProcess
-from serving.embedded.run_folder import remove_shared_memory, run_folder, shared_memory_prefix
+from serving.embedded.run_folder import close_shared_memory, remove_shared_memory, run_folder, shared_memory_prefix
 from serving.embedded.snapshot import Offer, Snapshot
 from serving.embedded.wheel import find_wheel
-from serving.gateway.readiness import Readiness, in_background
+from serving.gateway.readiness import SILENCE_ENDS_S, Readiness, in_background
 from serving.settings import TritonSettings
 
 logger = logging.getLogger(__name__)
@@ -112,14 +113,20 @@ class EmbeddedTriton:
 
     async def _trouble(self, readiness: Readiness) -> str:
         """Return when only another Triton helps, and why."""
+        ill_since_s = math.inf
         while True:
+            close_shared_memory()
             if self.process.has_ended:
                 readiness.lose_all("Triton has ended", may_return=False)  # first: waiting requests end with it
                 return await asyncio.to_thread(self.process.end_reason) or "Triton has ended"
             if (ailment := self.process.ailment()) is not None:
                 readiness.lose_all(ailment.reason, may_return=ailment.may_pass)
-                if not ailment.may_pass:
+                # Other instances of the model may answer, but none ever comes to what the stopped one has taken.
+                ill_since_s = min(ill_since_s, time.monotonic())
+                if not ailment.may_pass or time.monotonic() - ill_since_s > SILENCE_ENDS_S:
                     return ailment.reason
+            else:
+                ill_since_s = math.inf
             if (reason := readiness.beyond_hope()) is not None:
                 said = self.process.errors()
                 return f"Triton runs, but a model does not: {'; '.join(said) if said else reason}"
@@ -134,6 +141,7 @@ class EmbeddedTriton:
         """Return when every model answers or did not load, or when it is clear that this start failed too."""
         started_s = time.monotonic()
         while not self.process.has_ended and time.monotonic() - started_s < self._start_timeout_s:
+            close_shared_memory()
             if readiness.is_settled():
                 logger.info("Triton is ready again after %.1f s", time.monotonic() - started_s)
                 return

@@ -96,6 +96,7 @@ def create_app(
             limits=limits,
             admission=admission,
             classifier=Classifier(tritons, decoder),
+            decoder=decoder,
             shows_metrics=shows_metrics,
         )
         await decoder.start()

@@ -191,7 +191,7 @@ class BodyGuard:
 
 
 class AdmissionControl:
-    """Refuses images that cannot be answered soon, before a byte of the body is read.
+    """Refuses images that cannot be answered soon, before a byte of the body is read, and counts those that come.
 
     An admitted request has its ticket in `scope["state"]["ticket"]`.
     """
@@ -212,7 +212,13 @@ class AdmissionControl:
             await problem.response()(scope, receive, send)
             return
         scope["state"]["ticket"] = ticket
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            ticket.arrive(len(message.get("body", b"")))
+            return message
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, counted_receive, send)
         finally:
             ticket.release()

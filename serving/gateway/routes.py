@@ -311,11 +311,14 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(request: Request) -> Health:
-    """200 when a Triton gave an answer of late for every model, else 503. Send no requests while this fails."""
+    """200 when a decoder runs and a Triton gave an answer of late for every model, else 503.
+
+    Send no requests while this fails.
+    """
     gateway = gateway_state(request)
     if gateway.admission.is_stopping:
         raise Draining("the server is shutting down")
-    findings = gateway.tritons.findings()
+    findings = [*gateway.decoder.findings(), *gateway.tritons.findings()]
     if findings:
         raise NotReady("; ".join(findings))
     return Health(status="ready")

@@ -7,6 +7,7 @@ from fastapi import Request
 
 from serving.gateway.admission import Admission
 from serving.gateway.classification import Classifier, Question
+from serving.gateway.decoder import Decoder
 from serving.gateway.errors import InvalidParameter, NotReady, UnknownModel
 from serving.gateway.models import ServedModel
 from serving.gateway.parameters import Parameters
@@ -23,6 +24,7 @@ class GatewayState:
     limits: Limits
     admission: Admission
     classifier: Classifier
+    decoder: Decoder
     shows_metrics: bool
 
     @property

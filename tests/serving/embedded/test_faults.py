@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually, is_alive, shared_memory, write_model
+from tests.serving.conftest import commands, eventually, is_alive, shared_memory, write_model
 
 CONTENT = encoded(photograph(96, 64))
 
@@ -83,6 +84,40 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
     assert "starting Triton again in 0 s (1 of at most 5 in a row)" in server.output
     assert "Traceback" not in server.output
     assert len(shared_memory(server)) <= 2
+
+
+def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_path):
+    """The other answers whenever the model is asked how it is, and requests that went to the stopped one wait."""
+    write_model(tmp_path / "twofold")
+    config = tmp_path / "twofold" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_AUTO count: 1", "KIND_AUTO count: 2"))
+    server = deit_serve("--model-repository", tmp_path, "--request-timeout-s=60").wait_until_ready()
+    stubs = [pid for pid, name in zip(server.children(), commands(server.children()), strict=True) if "_stub" in name]
+    assert len(stubs) == 2
+    os.kill(stubs[0], signal.SIGSTOP)
+    with Callers(server.url) as callers:
+        eventually(lambda: "starting Triton again" in server.output, timeout_s=60)
+        eventually(lambda: callers.statuses_since(-10).count(200) == 10, timeout_s=100)
+    assert not is_alive(stubs[0])
+    assert "is stopped; starting Triton again" in server.output
+
+
+def test_no_other_user_may_read_the_pictures_in_shared_memory(deit_serve, model_repository):
+    before = shared_memory()
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+
+    def modes():
+        return {
+            stat.S_IMODE(region.stat().st_mode)
+            for region in shared_memory() - before
+            if str(server.process.pid) in region.name
+        }
+
+    assert modes() == {0o600}
+    os.kill(triton_of(server), signal.SIGKILL)
+    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, timeout_s=100)
+    assert modes() == {0o600}
 
 
 @pytest.mark.soak
