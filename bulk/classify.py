@@ -47,12 +47,14 @@ def classify_dataset(config: BulkConfig) -> int:
         model=model.name,
         version=model.version,
         model_sha256=model.digest,
+        preprocessing=model.preprocessing.to_json(),
         top_k=min(config.top_k, len(model.labels)),
     )
     done = begin(config.output, job)
     total = sum(len(part.names()) for part in parts)
     left = [part for part in parts if part.number not in done]
     logger.info("%d images in %d parts, of which %d are done", total, len(parts), len(done))
+    logger.info("classifying with version %s of the model %s", model.version, model.name)
     if left:
         _run(config, model, job, left)
     return total

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
-from typer.models import OptionInfo
+from typer.models import ParameterInfo
 
 Config = TypeVar("Config")
 
@@ -100,7 +100,7 @@ class _Option:
 
     name: str
     type: Any
-    info: OptionInfo
+    info: ParameterInfo
     default: Any
 
     @property
@@ -137,7 +137,7 @@ def _options(config_class: type) -> Iterator[_Option]:
 
 def _option(field: Field[Any], hint: Any) -> _Option:
     plain, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    info = next((note for note in notes if isinstance(note, OptionInfo)), typer.Option())
+    info = next((note for note in notes if isinstance(note, ParameterInfo)), typer.Option())
     # typer keeps the first name of Annotated[..., Option("--name")] where a default would be
     names = [str(name) for name in (info.default, *(info.param_decls or ())) if name is not ...]
     name = names[0].partition("/")[0].removeprefix("--").replace("-", "_") if names else field.name

@@ -14,8 +14,8 @@ import onnxruntime
 from deit.cuda_provider import GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
-from deit.model import IMAGES, PLAN_FILE
-from deit.tensorrt_plan import profiles_for
+from deit.model import IMAGES
+from deit.tensorrt_plan import PLAN_FILE, profiles_for
 
 Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""
@@ -30,7 +30,7 @@ class Engine:
         precision: of the graph.
         on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
-        threads: CPU threads of one instance; 0: an equal share of the cores, or one beside a GPU.
+        threads: CPU threads of one instance; 0: an equal share of the cores, or one on a GPU.
         instances: that compute side by side.
         max_batch_size: the largest batch; a plan is built for it.
     """

@@ -32,7 +32,7 @@ MAX_IMAGE_LIMIT = 4096.0
 GROWTH_PER_IMAGE = 0.1
 DEEPEST_CUT = 0.5
 
-# Of max_wait_s: what takes longer lets the limit stand. It is the slowest images that shall keep within max_wait_s, not
+# Of max_wait_s: what takes longer lets the limit stand. The slowest images must keep within max_wait_s, not
 # the median: when the limit grew up to max_wait_s itself, one image of a hundred took twice as long.
 GROWTH_BELOW = 0.6
 
@@ -135,7 +135,7 @@ class Admission:
 
     @property
     def image_limit(self) -> int:
-        """Of small images."""
+        """The limit on small images."""
         return int(self._small.limit)
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.api_keys import ApiKeys
 from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
 from serving.gateway.classification import Classifier
+from serving.gateway.client_address import Network
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
@@ -32,6 +33,7 @@ from serving.gateway.errors import (
     Unauthorized,
     documented,
 )
+from serving.gateway.following import following
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import MetricsPort
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
@@ -40,7 +42,7 @@ from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.tracing import Tracing
-from serving.gateway.triton_client import TritonClient
+from serving.gateway.tritons import Triton, Tritons
 from serving.settings import Limits
 
 Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
@@ -49,17 +51,23 @@ Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask, how often, and from which pages; None and empty for everybody on this machine."""
+    """Who may ask, how often, and from which pages; None and empty for everybody on this machine.
+
+    Attributes:
+        trusted_proxies: those whose word on a client's address is believed.
+    """
 
     keys: ApiKeys | None = None
     rate_limit: float | None = None
     cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 def create_app(
-    triton_url: str,
+    triton_urls: Sequence[str],
     *,
-    models: Mapping[str, ServedModel],
+    models: Mapping[str, ServedModel] | None,
+    broken: Mapping[str, str],
     default_model: str,
     limits: Limits,
     access: Access,
@@ -68,36 +76,43 @@ def create_app(
     metrics: Metrics,
     tracing: Tracing | None = None,
     companions: Sequence[Companion] = (),
-    pins_versions: bool = False,
     metrics_port: int | None = None,
     logs_requests: bool = True,
 ) -> FastAPI:
-    """The application for these models of the Triton at `triton_url`."""
+    """The application for the Tritons at these addresses.
+
+    Args:
+        models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
+        broken: why it does not serve others, by name.
+        companions: what runs beside the lone Triton.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = TritonClient(triton_url)
-        readiness = Readiness(client, models.values())
+        lone = None if models is None else Triton(triton_urls[0], models, broken)
+        tritons = Tritons(metrics.show_models, *(() if lone is None else (lone,)))
+        metrics.watch(tritons)
         app.state.gateway = GatewayState(
-            models=models,
+            tritons=tritons,
             default_model=default_model,
             limits=limits,
             admission=admission,
-            classifier=Classifier(client, decoder),
+            classifier=Classifier(tritons, decoder),
             decoder=decoder,
-            readiness=readiness,
             shows_metrics=metrics_port is None,
-            pins_versions=pins_versions,
         )
         await decoder.start()
-        await readiness.ask()  # /readyz tells the truth from the first request on
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(in_background(readiness.watch()))
-            for companion in companions:
-                await stack.enter_async_context(companion(readiness))
+            if lone is None:
+                await stack.enter_async_context(following(triton_urls, tritons))
+            else:
+                stack.push_async_callback(lone.client.close)
+                await lone.readiness.ask()  # /readyz tells the truth from the first request on
+                await stack.enter_async_context(in_background(lone.readiness.watch()))
+                for companion in companions:
+                    await stack.enter_async_context(companion(lone.readiness))
             yield
         decoder.close()
-        await client.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
@@ -132,7 +147,13 @@ def create_app(
         )
     if metrics_port is not None:
         app.add_middleware(MetricsPort, metrics=metrics, port=metrics_port)
-    app.add_middleware(RequestEnvelope, metrics=metrics, tracing=tracing, logs_requests=logs_requests)
+    app.add_middleware(
+        RequestEnvelope,
+        metrics=metrics,
+        tracing=tracing,
+        logs_requests=logs_requests,
+        trusted_proxies=access.trusted_proxies,
+    )
     _describe_keys(app, asks_for_keys=access.keys is not None)
     return app
 

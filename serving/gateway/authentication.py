@@ -11,7 +11,7 @@ from serving.gateway.api_keys import ApiKeys
 from serving.gateway.errors import Problem, RateLimited, Unauthorized
 from serving.gateway.record import record_of
 
-# What tells nothing of models or traffic: health, the page without answers, the explanation of the API.
+# What reveals nothing about models or traffic: health, the page without answers, the description of the API.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/problems/")
 
@@ -56,7 +56,8 @@ class Authentication:
         self._app = app
         self._keys = keys
         self._limited_path = limited_path
-        self._buckets = {} if rate_limit is None else {name: TokenBucket(rate_limit) for name in keys.digests}
+        self._rate_limit = rate_limit
+        self._buckets: dict[str, TokenBucket] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_open(scope["path"]):
@@ -75,8 +76,8 @@ class Authentication:
         if name is None:
             await asyncio.sleep(WRONG_KEY_S)
             raise Unauthorized("the key is not known here")
-        if name in self._buckets and scope["path"] == self._limited_path:
-            wait_s = self._buckets[name].wait_s()
+        if self._rate_limit is not None and scope["path"] == self._limited_path:
+            wait_s = self._buckets.setdefault(name, TokenBucket(self._rate_limit)).wait_s()
             if wait_s > 0:
                 raise RateLimited("the key was used more often than its limit", retry_after_s=math.ceil(wait_s))
         return name

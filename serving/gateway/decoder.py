@@ -88,7 +88,7 @@ class Decoder:
 
         Raises:
             UnsupportedType, UndecodableImage, ImageTooLarge, ImageTooComplex, DecoderLost
-            NotReady: there is no decoder, and none can be started.
+            NotReady: no decoder runs, and none can be started.
         """
         if self._start_failure is not None and self.findings():
             raise NotReady("no process can be started that decodes images")

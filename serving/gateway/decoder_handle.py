@@ -30,7 +30,7 @@ SMALLEST_REGION_BYTES = 4 * 2**20
 CPU_S_PER_MEGAPIXEL = 0.12
 LEAST_CPU_LIMIT_S = 1.0
 
-# Of one image, beside what the interpreter has. The most that was seen is 24 a pixel, for a WebP with transparency.
+# For one image, on top of the interpreter's. The most that was seen is 24 per pixel, for a WebP with transparency.
 MEMORY_BYTES_PER_PIXEL = 32
 MEMORY_BYTES = 64 * 2**20
 
@@ -180,13 +180,15 @@ class DecoderProcess:
             return ImageTooComplex(f"the image takes more than {self._cpu_limit_s:g} s to decode")
         if -status in CRASHES:
             return UndecodableImage("the image is damaged in a way that ends the library which decodes it")
-        return DecoderLost(f"the process that decoded the image ended with status {status}; the image may be innocent")
+        return DecoderLost(
+            f"the process that decoded the image ended with status {status}; the image may not be the cause"
+        )
 
     def _give_up(self) -> None:
         self._finish().decoding.set_exception(DecoderLost(f"the image was not decoded within {HANG_S:g} s"))
 
     def _finish(self) -> "DecodingJob":
-        """What was at hand, and from now on is no more."""
+        """Take the work at hand away and return it."""
         assert self._work is not None
         work, self._work = self._work, None
         work.hang.cancel()

@@ -8,16 +8,19 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.gateway.admission import Admission
+from serving.gateway.client_address import Network, client_address
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import METRICS
 from serving.gateway.record import RequestRecord
+from serving.gateway.refusals import Refusals
 from serving.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -52,11 +55,20 @@ class RequestEnvelope:
     Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, logs_requests: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        logs_requests: bool,
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
         self._logs_requests = logs_requests
+        self._trusted_proxies = trusted_proxies
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +79,8 @@ class RequestEnvelope:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        record = RequestRecord(request_id=request_id, started_s=time.monotonic())
+        client = client_address(scope, self._trusted_proxies)
+        record = RequestRecord(request_id=request_id, started_s=time.monotonic(), client=client)
         scope.setdefault("state", {})["record"] = record
         if self._tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
             record.trace = self._tracing.begin(headers, scope["method"])
@@ -107,9 +120,10 @@ class RequestEnvelope:
         if record.trace is not None:
             record.trace.end(route=route, status=status, request_id=record.request_id)
         if self._logs_requests and route not in UNLOGGED_ROUTES:
-            # Refusals at the door must cost next to nothing; the metrics count them.
-            level = logging.DEBUG if status in (429, 503) else logging.INFO
-            request_logger.log(level, "%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
+            if status in (429, 503):
+                self._refusals.count(status, record.client)
+            else:
+                request_logger.info("%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
 
 
 def route_of(scope: Scope) -> str:
@@ -122,6 +136,7 @@ def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
     values: dict[str, object] = {"request_id": record.request_id, "ms": round(seconds * 1000, 1)}
     optional = {
         "trace_id": record.trace and record.trace.trace_id,
+        "client": record.client,
         "key": record.key_name,
         "model": record.model,
         "version": " ".join(sorted({image.version for image in record.images})),

@@ -215,7 +215,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._await_next_request()
 
     def close_after_answer(self, cycle: RequestResponseCycle) -> None:
-        """The answer is written and shall be the last. With more still under way the client may not have read it."""
+        """The answer is written and is the last. With more still under way the client may not have read it."""
         self._send()
         if (cycle.more_body or self._is_last) and self.transport.can_write_eof():
             self._is_refused = True  # drop what comes

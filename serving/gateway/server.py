@@ -93,7 +93,7 @@ def reserve_port(host: str, port: int, *, admits_strangers: bool, flag: str = "-
         )[0]
         if not admits_strangers and not ipaddress.ip_address(address[0]).is_loopback:
             raise ServingError(
-                f"{named('--host')} is {host}, which accepts other machines, and there are no API keys: give some with "
+                f"{named('--host')} is {host}, which accepts other machines, but no API keys are set: give some with "
                 f"{named('--api-keys-file')}, or add {named('--insecure')} where something else keeps strangers out"
             )
         listener = socket.socket(family, kind, protocol)

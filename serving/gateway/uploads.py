@@ -31,7 +31,7 @@ class Upload:
 
     @functools.cached_property
     def declared_pixels(self) -> int | None:
-        """Width x height by its header, or None when only a decoder can tell."""
+        """Width x height by its header, or None if only a decoder can find out."""
         return declared_pixels(self.content)
 
 

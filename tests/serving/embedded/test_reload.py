@@ -23,10 +23,11 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from deit.control import control_socket
 from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
 from serving.client import AsyncClient, Client, ClientError
-from serving.embedded.control import claim_control_socket, control_socket
+from serving.embedded.control import claim_control_socket
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import (
     PREPROCESSING,
@@ -142,7 +143,7 @@ def test_a_client_that_leaves_before_its_answer_harms_nobody(deit_serve, model_r
 
 
 def reloads_under_load(server, repository, client, name, count):
-    """Publish and reload `count` versions beside constant load; no request fails, and each answer is its version's."""
+    """Publish and reload `count` versions under constant load; no request fails, and each answer is its version's."""
     write_model(repository / name)
     assert f"{name}: loaded, serving version 1" in reloaded(server)
     expected = {}

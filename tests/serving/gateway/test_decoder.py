@@ -55,7 +55,7 @@ def pids(decoder):
 
 
 async def busy_pid(decoder):
-    """Of a process that has an image at hand, once there is one."""
+    """The id of a process that has an image at hand, once there is one."""
     while not (busy := [process.pid for process in decoder.processes if not process.is_usable]):
         await asyncio.sleep(0.001)
     return busy[0]

@@ -1,4 +1,4 @@
-"""`deit models`: what is in a model repository, and which version of it is served. One function a subcommand."""
+"""`deit models`: what a model repository holds and which versions are served. One function a subcommand."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from deit.errors import RepositoryError
-from deit.model import CONFIG_FILE
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -24,25 +23,18 @@ def models() -> None:
 
 @app.command("list")
 def list_models(repository: Repository = REPOSITORY) -> None:
-    """Every model with its versions, the served one, its precision and its engine."""
+    """Every model with its versions, the served ones, their precision and their backend."""
     from rich.console import Console
     from rich.table import Table
 
-    from deit.repository import model_folders, read_config, served_version, versions
-    from serving.triton.config import engine_of, provenance_of
+    from deit.repository.models import listed, model_folders, read_served, read_version, version_numbers
 
     table = Table("model", "versions", "served", "precision", "backend", box=None)
     for name in model_folders(repository):
         model = repository / name
-        config = read_config(model / CONFIG_FILE)
-        provenance = provenance_of(config)
-        table.add_row(
-            name,
-            ", ".join(map(str, versions(model))),
-            str(served_version(model) or "none"),
-            provenance.precision if provenance else "unknown",
-            engine_of(config),
-        )
+        _, served = read_served(model)
+        runs = (version.precision, version.engine) if served and (version := read_version(model)) else ("", "")
+        table.add_row(name, listed(version_numbers(model)), listed(served), *runs)
     Console().print(table)
 
 
@@ -55,35 +47,30 @@ def show(
     """Where a version came from, how it runs, and what the gate found when it was published."""
     from rich.console import Console
 
-    from deit.model import REPORT_TABLE
-    from deit.repository import model_folder, read_config, served_version, versions
-    from serving.triton.config import engine_of, provenance_of, verification_of
+    from deit.repository.layout import REPORT_TABLE
+    from deit.repository.models import find_model, listed, read_served, read_version
 
-    folder = model_folder(repository, name)
-    served = served_version(folder)
-    shown = version or served
-    if shown not in versions(folder):
-        raise RepositoryError(f"{folder} has no version {shown or 'that is served'}; see `deit models list`")
-    own = folder / str(shown) / CONFIG_FILE
-    config = read_config(own if own.is_file() else folder / CONFIG_FILE)
+    model = find_model(repository, name)
+    shown = read_version(model, version)
+    _, served = read_served(model)
     lines = {
-        "version": f"{shown}{' (served)' if shown == served else f' (served: {served})'}",
-        "engine": engine_of(config),
-        "instances": ", ".join(f"{group.count} {group.Kind.Name(group.kind)}" for group in config.instance_group),
-        "batch": f"at most {config.max_batch_size}",
+        "version": f"{shown.number} ({'served' if shown.number in served else f'served: {listed(served)}'})",
+        "file": f"{shown.file}, sha256 {shown.digest}" if shown.file.is_file() else f"{shown.file}, missing",
+        "engine": shown.engine,
+        "instances": ", ".join(f"{group.count} {group.Kind.Name(group.kind)}" for group in shown.config.instance_group),
+        "batch": f"at most {shown.config.max_batch_size}",
         "parameters": ", ".join(
-            f"{key}={config.parameters[key].string_value}" for key in sorted(config.parameters) if key.isupper()
+            f"{key}={value.string_value}" for key, value in sorted(shown.config.parameters.items()) if key.isupper()
         ),
     }
-    if provenance := provenance_of(config):
-        lines |= {key: str(value) for key, value in asdict(provenance).items()}
-    if verification := verification_of(config):
-        lines |= {f"gate: {key}": str(value) for key, value in verification.items()}
+    if shown.provenance:
+        lines |= {key: str(value) for key, value in asdict(shown.provenance).items()}
+    lines |= {f"gate: {key}": str(value) for key, value in shown.verification.items()}
     console = Console(soft_wrap=True, highlight=False)
     for key, value in lines.items():
         if value:
             console.print(f"{key:<28}{value}", markup=False)
-    report = folder / str(shown) / REPORT_TABLE
+    report = shown.folder / REPORT_TABLE
     if report.is_file():
         console.print("\n" + report.read_text(), markup=False)
 
@@ -95,31 +82,42 @@ def publish(
     name: Annotated[str | None, typer.Option(help="Name here; the folder's unless given.")] = None,
     version: Annotated[int | None, typer.Option(help="Version to take; the served one unless given.")] = None,
 ) -> None:
-    """Copy a version of a model from another repository as the next version here, after `doctor` found it sound."""
-    from serving.promotion import promote
+    """Copy a version of a model from another repository as the next version here, if `doctor` finds it sound."""
+    from deit.repository.publishing import promote
 
-    number = promote(model, repository, name or model.resolve().name, version)
-    print(repository / (name or model.resolve().name) / str(number))
+    model = model.resolve()
+    name = name or model.name
+    print(repository / name / str(promote(model, repository, name, version)))
 
 
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="Name of the model.")],
-    version: Annotated[int | None, typer.Option(help="Version to go to; the one before unless given.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to serve; the one before unless given.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Serve another version of a model from the next load on; `deit models reload` makes a running server load it."""
-    from deit.repository import model_folder, serve_version, served_version, versions
+    """Serve another version of a model, if `doctor` finds it sound.
 
-    folder = model_folder(repository, name)
-    before = served_version(folder)
+    Triton serves it from its next start on; a server with --allow-reload, from `deit models reload` on.
+    """
+    from deit.repository.doctor import newest_sound, rollback_command
+    from deit.repository.models import find_model, listed, read_served, version_numbers
+    from deit.repository.publishing import serve_version
+
+    model = find_model(repository, name)
     if version is None:
-        older = [each for each in versions(folder) if before is not None and each < before]
+        _, served = read_served(model)
+        older = [each for each in version_numbers(model) if served and each < served[-1]]
         if not older:
-            raise RepositoryError(f"{folder} has no version before {before}; name one with --version")
+            other = newest_sound(model, but=served[-1] if served else None)
+            way = f"{rollback_command(other)} serves version {other.number}" if other else "publish another version"
+            raise RepositoryError(f"{name} has no version before the served one ({listed(served)}): {way}")
         version = older[-1]
     serve_version(repository, name, version)
-    print(f"{name}: version {version} instead of {before}, from the next `deit models reload` or start on")
+    print(
+        f"{name}: version {version} is served from Triton's next start on. A running `deit serve --allow-reload` takes "
+        "it at once with `deit models reload`, which needs --port if the server's is not 8080."
+    )
 
 
 @app.command()
@@ -131,7 +129,7 @@ def reload(
     No request fails: the old versions answer until the new ones have proven that they can. A version that does not is
     refused, and the old one serves on. Exit status: 0 done, 1 a model was refused.
     """
-    from serving.embedded.control import command_server
+    from deit.control import command_server
 
     changes = command_server(port, "reload")["changes"]
     for change in changes:
@@ -150,9 +148,9 @@ def remove(
     repository: Repository = REPOSITORY,
 ) -> None:
     """Remove a version that is not served, or a whole model."""
-    import deit.repository
+    from deit.repository import publishing
 
-    deit.repository.remove(repository, name, version)
+    publishing.remove(repository, name, version)
 
 
 @app.command()
@@ -163,7 +161,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what is wrong with a repository, and what to do. Exit status 1 when something is."""
-    from serving.doctor import examine
+    from deit.repository.doctor import examine
 
     findings = examine(repository, tensorrt=tensorrt)
     for finding in findings:
