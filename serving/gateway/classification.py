@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
 from serving.gateway.deadline import Deadline
-from serving.gateway.decoder import Decoder, ModelInput
+from serving.gateway.decoder import Decoder
+from serving.gateway.decoder_handle import ModelInput
 from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
 from serving.gateway.models import ServedModel
 from serving.gateway.pixels import as_png
