@@ -1,6 +1,7 @@
 """Triton dies, hangs, or loses the process that runs a model: errors soon, recovery without a hand."""
 
 import os
+import re
 import signal
 import stat
 import threading
@@ -188,7 +189,7 @@ def test_a_model_that_does_not_load_leaves_the_others_alone(deit_serve, tmp_path
         return httpx.post(f"{server.url}/classify?model={model}", content=picture, timeout=60).status_code
 
     assert [status(name) for name in ("sound", "spoilt", "torn")] == [200, 200, 503]
-    assert "deit_models_broken 1.0" in httpx.get(f"{server.url}/metrics").text
+    assert re.search(r'^deit_models_broken{triton="127.0.0.1:\d+"} 1.0$', httpx.get(f"{server.url}/metrics").text, re.M)
     (tmp_path / "spoilt" / "1" / "model.onnx").write_bytes(b"not a graph")
     os.kill(triton_of(server), signal.SIGKILL)
     eventually(lambda: status("sound") == 200, 60)
