@@ -10,12 +10,13 @@ import asyncio
 import http
 import json
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.gateway.crowd import Stage, dispensable
 from serving.gateway.errors import (
     MEDIA_TYPE,
     HeadersTooLarge,
@@ -57,6 +58,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.address = ""
+        self.since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading_header = True
         self._is_in_header = False
@@ -71,10 +74,35 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = PipelineFlow(transport, self.pipeline)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self.address = self.client[0] if self.client else ""
+        self.since_s = self.loop.time()
+        if len(self.connections) > 2 * MAX_CONNECTIONS:  # so many are being refused
+            self._is_refused = True
+            transport.abort()
+            return
+        if len(self.connections) > MAX_CONNECTIONS and not self._make_room():
             self._refuse(Overloaded(f"{MAX_CONNECTIONS} connections are open, which is the limit"))
             return
         self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
+
+    @property
+    def stage(self) -> Stage:
+        """As `dispensable` asks for it."""
+        if self._unsent or self.transport.get_write_buffer_size():
+            return Stage.ANSWERING
+        if self._is_reading_header:
+            return Stage.ARRIVING if self._is_in_header else Stage.IDLE
+        if self.cycle.response_complete:  # what still comes is dropped
+            return Stage.IDLE
+        return Stage.ARRIVING if self.cycle.more_body and not self.pipeline else Stage.ANSWERING
+
+    def _make_room(self) -> bool:
+        """Give up another connection for this one."""
+        others = cast("set[GuardedProtocol]", self.connections) - {self}
+        victim = dispensable((other for other in others if not other.transport.is_closing()), self)
+        if victim is not None:
+            victim.transport.abort()
+        return victim is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -257,6 +285,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _await_next_request(self) -> None:
         self._is_reading_header = True
+        self.since_s = self.loop.time()
         self._stop_timer()
         if self._is_stopping:
             self._end_after(LATE_REQUEST_S, self.transport.close)

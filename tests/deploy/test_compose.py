@@ -62,7 +62,10 @@ def test_the_proxy_refuses_what_the_gateway_would(stack):
     answer = classify(stack, noise.getvalue())
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
     assert answer.headers["content-type"] == "application/problem+json"
-    assert httpx.get(f"{stack.url}/metrics").status_code == 404, "metrics are for Prometheus, inside"
+    for path in ("/metrics", "/metrics/"):
+        answer = httpx.get(f"{stack.url}{path}")
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found"), "metrics are for Prometheus"
+    assert '"event": "GET 404", "client": "' in stack.compose("logs", "--no-log-prefix", "proxy")
 
 
 def test_only_the_proxy_is_published_and_on_loopback(stack):
@@ -264,7 +267,9 @@ def test_gateways_ask_every_triton_in_turn(stack, image):
 
 
 def test_prometheus_sees_gateway_and_triton(stack, image):
-    stack.compose("--profile", "observability", "up", "--detach", "--wait", "--build", "prometheus", timeout_s=600)
+    stack.compose(
+        "--profile", "observability", "up", "--detach", "--wait", "--build", "prometheus", "alertmanager", timeout_s=600
+    )
     assert answers(stack, image)
 
     def ask(query: str) -> str:
@@ -274,8 +279,10 @@ def test_prometheus_sees_gateway_and_triton(stack, image):
     eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(deit_images_total)")), 60)
     eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(nv_inference_count)")), 60)
     rules = stack.compose("exec", "-T", "prometheus", "curl", "-sS", "http://127.0.0.1:9090/api/v1/rules")
-    assert rules.count('"health":"ok"') >= 7, rules
-    stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus")
+    assert rules.count('"health":"ok"') >= 10, rules
+    url = "http://127.0.0.1:9090/api/v1/alertmanagers"
+    eventually(lambda: ":9093/api" in stack.compose("exec", "-T", "prometheus", "curl", "-sS", url), 60)
+    stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus", "alertmanager")
 
 
 def test_perf_analyzer_measures_the_stack(stack):
@@ -303,6 +310,24 @@ def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
         answer = client.post(url, content=image, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 200
         assert "max-age" in answer.headers["strict-transport-security"]
+        new = "another key of more than twenty characters"
+        with keys.open("a") as file:  # in its place: a container sees no file that is renamed into it
+            file.write(f"{hashlib.sha256(new.encode()).hexdigest()}  new\n")
+        stack.compose("kill", "--signal", "HUP", "gateway", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
+        eventually(lambda: client.post(url, content=image, headers={"X-API-Key": new}).status_code == 200, 30)
+    certificate = tls / "fullchain.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *name], check=True)
+    (tls / "privkey.pem").chmod(0o644)
+    stack.compose("kill", "--signal", "HUP", "proxy", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
+    trust = ssl.create_default_context(cafile=str(certificate))  # which the old certificate does not satisfy
+
+    def is_renewed() -> bool:
+        try:
+            return httpx.post(url, content=image, headers={"X-API-Key": key}, verify=trust).status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    eventually(is_renewed, 30)
     assert httpx.get(stack.url).status_code == 308, "plain HTTP is sent to HTTPS"
     stack.compose("up", "--detach", "--wait")
     assert answers(stack, image)
