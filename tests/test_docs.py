@@ -48,6 +48,9 @@ def test_commands_of_the_makefile_that_documents_name_exist() -> None:
         assert {name for pair in named for name in pair if name} <= targets, document.name
 
 
+SERVING = ("serving/gateway", "serving/embedded")
+
+
 @pytest.mark.parametrize(
     ("document", "folders", "at_least"),
     [
