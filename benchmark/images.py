@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deit.errors import DataError
-from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
+from deit.pictures import IMAGE_SUFFIXES
+from training.images import LabelledImages, open_images
 
 
 @dataclass(frozen=True)

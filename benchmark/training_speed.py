@@ -29,11 +29,12 @@ from typer import Option
 
 from benchmark.config import RESULTS, ResultsOption, RoundsOption
 from benchmark.results import Environment, Figure, Record
+from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data import TrainingBatches, mend_posterize
-from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
+from training.images import LabelledImages, open_images
 from training.loop import train
 from training.model import Normalize, create_model, timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision

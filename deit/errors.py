@@ -2,6 +2,7 @@
 
     DeitError
     ├── DataError          a data set or image folder that cannot be used
+    ├── PictureError       an image file that cannot become pixels
     ├── CheckpointError    a checkpoint that cannot be read, written or resumed
     ├── TrainingError      a run that cannot start, or whose loss is not finite
     ├── RepositoryError    a model or model repository that cannot be published or loaded
@@ -12,6 +13,11 @@ The command prints the message as one line and exits with status 1. A message na
 next step. Anything else that reaches the top is a bug and keeps its traceback.
 """
 
+from typing import Literal
+
+Refusal = Literal["unsupported-type", "undecodable-image", "image-too-large", "image-too-complex"]
+"""Why an image file is refused; the gateway has a problem of the same name for each."""
+
 
 class DeitError(Exception):
     """Something the user can fix; the message is written for them."""
@@ -19,6 +25,17 @@ class DeitError(Exception):
 
 class DataError(DeitError):
     """A data set that is missing, of an unknown layout, or holds no usable image."""
+
+
+class PictureError(DeitError):
+    """An image file of another format, damaged, too large or too costly to decode.
+
+    Whoever knows the file's name adds it.
+    """
+
+    def __init__(self, refusal: Refusal, finding: str) -> None:
+        super().__init__(finding)
+        self.refusal = refusal
 
 
 class CheckpointError(DeitError):

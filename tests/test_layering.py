@@ -24,7 +24,7 @@ ALLOWED = {
     "serving.gateway": ("deit", "serving.settings"),
     "serving.embedded": ("deit", "serving.settings", "serving.gateway"),
     "serving.client": ("deit",),
-    "bulk": ("deit", "serving.gateway.images", "serving.gateway.errors"),
+    "bulk": ("deit",),
     "benchmark": ("deit", "training", "export", "serving"),
     "studies": ("deit", "training", "export", "serving", "benchmark"),
 }

@@ -7,9 +7,7 @@ Layouts, all with the splits `train` and `test` (or `val`):
 - tar shards: `<split>*.tar` with `<class name>/*`, or WebDataset's pairs of image and .cls file.
 """
 
-import io
 import json
-import struct
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from deit.errors import DataError
+from deit.errors import DataError, PictureError
 from deit.labels import LABELS_FILE, read_labels
+from deit.pictures import ALL_FORMATS, IMAGE_SUFFIXES, PictureLimits, read_picture
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+LIMITS = PictureLimits(max_pixels=178_956_970, formats=ALL_FORMATS, bounds_cost=False)
+"""The files are one's own, so they may be of any kind and cost; Pillow itself opens no more pixels."""
 
 
 class LabelledImages(Protocol):
@@ -247,12 +247,16 @@ class SomeImages:
 
 
 def decode(images: LabelledImages, index: int) -> Image.Image:
-    """One image in RGB. Raises DataError that names it."""
+    """One image, upright and in RGB. Raises DataError that names it."""
     try:
-        image = Image.open(io.BytesIO(images.encoded(index)))
-        if image.mode == "RGB":
-            image.load()
-            return image  # `convert` would copy it
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        return read_picture(images.encoded(index), LIMITS).image
+    except (OSError, PictureError) as error:
         raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error
+
+
+def decode_file(file: Path) -> Image.Image:
+    """The image in a file, by the same rules. Raises DataError that names it."""
+    try:
+        return read_picture(file.read_bytes(), LIMITS).image
+    except (OSError, PictureError) as error:
+        raise DataError(f"{file} cannot be decoded: {error}") from error

@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from serving.gateway.declared_size import LARGE_PIXELS
 from serving.gateway.errors import Draining, Overloaded
 from serving.settings import Limits
 
 logger = logging.getLogger(__name__)
+
+LARGE_PIXELS = 4_000_000
+"""From here on an image is large: it may have to wait, or be refused, so that others need not."""
 
 # Of one request, so that a form with many images leaves room for others.
 IMAGES_AT_ONCE = 8

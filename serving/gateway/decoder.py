@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from deit.picture_header import Header, read_header
 from deit.preprocessing import Preprocessing
-from serving.gateway.declared_size import LARGE_PIXELS, declared_pixels
+from serving.gateway.admission import LARGE_PIXELS
 from serving.gateway.decoder_process import MESSAGE_BYTES, question
 from serving.gateway.errors import PROBLEMS, DecoderLost, ImageTooComplex, NotReady, UndecodableImage
 from serving.settings import Decoding, Limits
@@ -126,8 +127,13 @@ class Decoder:
         for process in self.processes:
             process.kill()
 
-    async def model_input(self, content: bytes, preprocessing: Preprocessing) -> ModelInput:
+    async def model_input(
+        self, content: bytes, preprocessing: Preprocessing, *, header: Header | None = None
+    ) -> ModelInput:
         """The pixels that a model reads of an upload.
+
+        Args:
+            header: of `content`, where it has been read already.
 
         When the caller is cancelled, an image that still waits is not decoded; one that is being decoded is finished
         in the background.
@@ -139,8 +145,8 @@ class Decoder:
         if self._start_failure is not None and self.findings():
             raise NotReady("no process can be started that decodes images")
         asked_s = time.monotonic()
-        pixels = declared_pixels(content)
-        is_large = pixels is None or pixels >= LARGE_PIXELS  # as admission takes them
+        header = read_header(content) if header is None else header
+        is_large = header.pixels is None or header.pixels >= LARGE_PIXELS  # as admission takes them
         if is_large:
             await self._large_turns.acquire()
         try:
@@ -150,7 +156,7 @@ class Decoder:
             self._end_turn(is_large)
             raise
         waited_s = time.monotonic() - asked_s
-        decoding = process.begin(content, preprocessing, self._decoding.mode)
+        decoding = process.begin(content, header, preprocessing, self._decoding.mode)
         decoding.add_done_callback(lambda done: self._take_back(process, done, is_large))
         try:
             decoded = await asyncio.shield(decoding)
@@ -283,7 +289,9 @@ class DecoderProcess:
         """Raises OSError when it ends instead."""
         await self._is_ready
 
-    def begin(self, content: bytes, preprocessing: Preprocessing, mode: str) -> asyncio.Future[ModelInput]:
+    def begin(
+        self, content: bytes, header: Header, preprocessing: Preprocessing, mode: str
+    ) -> asyncio.Future[ModelInput]:
         """Decode an upload. Never cancel the future; without `is_usable` after it the process must be killed."""
         self.is_usable = False
         self._work = DecodingJob(
@@ -291,7 +299,7 @@ class DecoderProcess:
         )
         self._region[: len(content)] = content
         with contextlib.suppress(OSError):  # it has ended, which is heard too
-            self._socket.send(question(len(content), mode, preprocessing))
+            self._socket.send(question(len(content), header, mode, preprocessing))
         return self._work.decoding
 
     def kill(self) -> int:

@@ -232,14 +232,14 @@ class ClassifyRequest:
     async def _answer(self, upload: Upload) -> ImageAnswer:
         with self._ticket.image(pixels_to_expect(upload, self._gateway)):
             return await self._gateway.classifier.answer(
-                upload.content, self._question, deadline=self._deadline, record=self._record
+                upload, self._question, deadline=self._deadline, record=self._record
             )
 
 
 def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
     """For admission: what the header declares; nothing when that is too much, because then it is not decoded."""
     most = gateway.limits.max_image_pixels
-    declared = upload.declared_pixels
+    declared = upload.header.pixels
     if declared is None:
         return most
     return declared if declared <= most else 0

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
 from serving.gateway import decoder as module
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DecoderLost, ImageTooComplex, NotReady, UndecodableImage, UnsupportedType
-from serving.gateway.images import decode
 from serving.settings import Decoding, Limits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import is_alive
@@ -67,7 +67,8 @@ def test_the_pixels_are_those_of_the_rules_in_this_process():
     async def scenario(decoder):
         decoded = await asyncio.gather(*(decoder.model_input(content, PREPROCESSING) for content in contents))
         for content, model_input in zip(contents, decoded, strict=True):
-            expected = resize_and_crop(decode(content, 25_000_000).image, PREPROCESSING)
+            picture = read_picture(content, PictureLimits(max_pixels=25_000_000))
+            expected = resize_and_crop(picture.image, PREPROCESSING)
             np.testing.assert_array_equal(model_input.pixels, expected)
             assert set(model_input.stages_s) == {"wait", "decode", "preprocess"}
 

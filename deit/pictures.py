@@ -1,30 +1,42 @@
-"""From the bytes of an upload to the pixels a model reads. The bytes decide what they are, never a name or a header.
+"""From the bytes of an image file to upright RGB pixels, by one set of rules for training, evaluation and serving.
 
-Rules, the same for every format:
-- **Formats**: JPEG (a multi-picture file counts, its first picture), PNG and WebP (the first frame of an animation).
+The bytes decide what a file is, never its name. The rules are the same for every format and every caller:
 - **Orientation**: EXIF's is applied. Broken EXIF is ignored: it never refuses a picture that decodes.
 - **Transparency**: composited on white, as a browser shows it on a page.
 - **16 bits**: the higher byte of each value, for grey as Pillow does it for colour; never clipped.
+- **Floating point**: refused, since nothing says which value is white.
 - **CMYK, palette, grey**: Pillow's conversion to RGB, without colour management: models were trained that way.
-- **Limits**: pixels and decoding cost are checked before decoding. A truncated file is refused, not shown in part.
+- **Several pictures in a file**, as in an animation: the first.
+- **Damage**: a truncated file is refused, not shown in part.
+
+What is accepted is the caller's choice: `PictureLimits`. `deit.preprocessing` goes on from here to a model's input.
 """
 
 import contextlib
 import re
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
-from serving.gateway.declared_size import declared_size
-from serving.gateway.decoding_cost import JPEG_SIGNATURE, PNG_SIGNATURE, decoding_cost
-from serving.gateway.errors import ImageTooComplex, ImageTooLarge, UndecodableImage, UnsupportedType
+from deit.errors import PictureError
+from deit.picture_header import Header, decoding_cost, read_header
 
-# "MPO" must not be here: Pillow then raises KeyError for whatever is not an image. `JPEG` opens such files anyway.
-FORMATS = ("JPEG", "PNG", "WEBP")
-OPENED_FORMATS = (*FORMATS, "MPO")
+# "MPO" must not be in a list of formats: Pillow then raises KeyError for whatever is not an image. "JPEG" opens such
+# files anyway.
+WEB_FORMATS = ("JPEG", "PNG", "WEBP")
+"""What strangers may send: few decoders, each of them fuzzed for years."""
+
+ALL_FORMATS = (*WEB_FORMATS, "AVIF", "BMP", "GIF", "PPM", "TIFF")
+"""What a data set of one's own may hold."""
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff"}
+)
+"""By which the files of `ALL_FORMATS` are found in a folder."""
 
 # All texts of a PNG, unpacked. Pillow allows 64 MiB, which takes it 0.14 s; captions and XMP are thousandths of that.
 PNG_TEXT_BYTES = 8 * 2**20
@@ -46,10 +58,25 @@ INTEGER_BYTES = {1: 1, 3: 2, 4: 4}
 
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
-
 # Of the fast mode: libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
 # as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
 FAST_MARGIN = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureLimits:
+    """What a caller accepts.
+
+    Attributes:
+        max_pixels: width x height as stored, compared before anything is decoded.
+        formats: by Pillow's names.
+        bounds_cost: refuse files that are built to take far more time than their size suggests, before decoding. For
+            the files of strangers; it takes some microseconds.
+    """
+
+    max_pixels: int
+    formats: tuple[str, ...] = WEB_FORMATS
+    bounds_cost: bool = True
 
 
 class Picture(NamedTuple):
@@ -62,26 +89,30 @@ class Picture(NamedTuple):
     full_size: tuple[int, int]
 
 
-def decode(content: bytes, max_pixels: int, *, shorter_px: int | None = None) -> Picture:
-    """The picture in an upload.
+def read_picture(
+    content: bytes, limits: PictureLimits, *, header: Header | None = None, shorter_px: int | None = None
+) -> Picture:
+    """The picture in an image file.
 
     Args:
+        header: of `content`, where it has been read already.
         shorter_px: what the shorter side is going to be resized to; given, a large JPEG is decoded at a fraction of its
             size, which is faster and not bit for bit the same. None decodes all pixels.
 
     Raises:
-        UnsupportedType, UndecodableImage, ImageTooLarge, ImageTooComplex: by the rules above.
+        PictureError: by the rules above or the limits.
     """
-    if not content.startswith(JPEG_SIGNATURE):  # for those Pillow makes room for a frame when it opens them
-        check_size(declared_size(content) or (0, 0), max_pixels)
-    cost = decoding_cost(content)
-    if objection := cost.objection(len(content), pixels=0):  # before Pillow reads the segments one by one
-        raise ImageTooComplex(objection)
-    image = _open(content, max_pixels)
+    cost = None
+    if limits.bounds_cost:
+        header = read_header(content) if header is None else header
+        _check_size(header.size or (0, 0), limits.max_pixels)  # opening a WebP already makes room for a frame
+        cost = decoding_cost(content, header)
+        _refuse(cost.objection(len(content), pixels=0))  # before Pillow reads the segments one by one
+    image = _open(content, limits)
     width, height = image.size
-    check_size(image.size, max_pixels)
-    if objection := cost.objection(len(content), pixels=width * height):
-        raise ImageTooComplex(objection)
+    _check_size(image.size, limits.max_pixels)
+    if cost is not None:
+        _refuse(cost.objection(len(content), pixels=width * height))
     if shorter_px is not None:
         image.draft(None, (FAST_MARGIN * shorter_px,) * 2)  # without effect on anything but a JPEG
     try:
@@ -89,50 +120,76 @@ def decode(content: bytes, max_pixels: int, *, shorter_px: int | None = None) ->
         orientation = _orientation(image)  # of a PNG only now: its EXIF may stand behind the pixels
         full_size = (height, width) if orientation in SIDEWAYS else (width, height)
         return Picture(_upright(_to_rgb(image), orientation), full_size)
-    except MemoryError:
+    except (MemoryError, PictureError):
         raise
     except Exception as error:  # Pillow's decoders promise no type for what a broken file makes them raise
-        raise UndecodableImage(f"the {image.format} image is truncated or damaged and cannot be decoded") from error
+        raise PictureError(
+            "undecodable-image", f"the {image.format} image is truncated or damaged and cannot be decoded"
+        ) from error
 
 
-def _open(content: bytes, max_pixels: int) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image that somebody else opened, by the rules above."""
+    image.load()
+    return _upright(_to_rgb(image), _orientation(image))
+
+
+def configure_pillow() -> None:
+    """For a process that reads the files of strangers: a decompression bomb is an error, and other oddities are not
+    worth a log line.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
+    # Looks for the resolution, of which there may be a million too, when a JPEG is opened.
+    JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
+
+
+def _open(content: bytes, limits: PictureLimits) -> Image.Image:
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
+        image = Image.open(BytesIO(content), formats=limits.formats)
     except MemoryError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_large("more than Pillow opens", max_pixels) from error
+        raise PictureError("image-too-large", f"the image has more pixels than Pillow opens: {error}") from error
     except Exception as error:  # as above
-        if is_signed(content):
-            raise UndecodableImage("the image is truncated or damaged: its header cannot be read") from error
-        raise UnsupportedType("the body is not an image in JPEG, PNG or WebP") from error
-    if image.format not in OPENED_FORMATS:
-        raise UnsupportedType(f"{image.format} is not supported; send JPEG, PNG or WebP")
+        if read_header(content).format is not None:
+            finding = "the image is truncated or damaged: its header cannot be read"
+            raise PictureError("undecodable-image", finding) from error
+        raise PictureError("unsupported-type", f"this is not an image in {_listed(limits.formats)}") from error
+    if image.format not in (*limits.formats, "MPO"):
+        raise PictureError("unsupported-type", f"{image.format} is not supported; use {_listed(limits.formats)}")
     return image
 
 
-def is_signed(content: bytes) -> bool:
-    """It begins as a JPEG, PNG or WebP does."""
-    webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
-    return webp or content.startswith((JPEG_SIGNATURE, PNG_SIGNATURE))
+def _listed(formats: tuple[str, ...]) -> str:
+    *others, last = (name.replace("WEBP", "WebP") for name in formats)
+    return f"{', '.join(others)} or {last}"
 
 
-def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Raises ImageTooLarge."""
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise too_large(f"{width} x {height} = {width * height / 1e6:.1f} million", max_pixels)
+        raise PictureError(
+            "image-too-large",
+            f"the image has {width} x {height} = {width * height / 1e6:.1f} million pixels; "
+            f"the limit is {max_pixels / 1e6:.1f} million",
+        )
 
 
-def too_large(found: str, max_pixels: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the image has {found} pixels; the limit is {max_pixels / 1e6:.1f} million")
+def _refuse(objection: str | None) -> None:
+    if objection is not None:
+        raise PictureError("image-too-complex", objection)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # "I;16" and, from older Pillows, "I": 16-bit grey
+    if image.mode == "F":
+        finding = f"the {image.format} image holds floating-point values; save it with 8 or 16 bits a channel"
+        raise PictureError("undecodable-image", finding)
+    if image.mode.startswith("I"):  # 16-bit grey: "I;16", or "I" in 32 bits, which are clipped to 16
         transparent = image.info.get("transparency")
         levels = np.asarray(image)
-        grey = (levels >> 8).astype(np.uint8)
+        grey = (levels.clip(0, 65535) >> 8).astype(np.uint8)
         if isinstance(transparent, int):
             grey[levels == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
@@ -177,12 +234,3 @@ def exif_orientation(exif: bytes) -> int | None:
             value_bytes = INTEGER_BYTES.get(int.from_bytes(exif[at + 2 : at + 4], order), 0)
             return int.from_bytes(exif[at + 8 : at + 8 + value_bytes], order)
     return None
-
-
-def configure_pillow() -> None:
-    """For the whole process: a decompression bomb is an error, other oddities of uploads are not worth a log line."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-    PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
-    # Looks for the resolution, of which there may be a million too, when a JPEG is opened.
-    JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
