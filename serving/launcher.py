@@ -87,7 +87,7 @@ def serve(settings: ServeSettings) -> None:
         admits_strangers = settings.insecure or access.keys is not None
         listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers=admits_strangers))
         listeners = [listener]
-        if (port := settings.metrics_port) is not None:  # open to whoever reaches it, as its option says
+        if (port := settings.metrics_port) is not None:  # open to anyone who reaches it, as its option says
             metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
             listeners.append(stack.enter_context(metrics_listener))
         triton = None

@@ -28,7 +28,7 @@ class EvaluateConfig:
     ] = None
     real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
     output: Annotated[Path | None, Option(help="Write all numbers to this file, as JSON.")] = None
-    batch_size: Annotated[int, Option(min=1)] = 256
+    batch_size: Annotated[int, Option(min=1, help="Images computed at once. Lower it if memory runs out.")] = 256
     workers: Annotated[
         int, Option(min=0, help="Processes that decode. Raise it if the machine has cores to spare.")
     ] = 2

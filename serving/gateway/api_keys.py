@@ -25,7 +25,7 @@ LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})
 
 @dataclass
 class ApiKeys:
-    """SHA-256 by the name of the key; names are for logs and limits, and are no secret. Replaced whole by `reload`."""
+    """SHA-256 by the name of the key; names are for logs and limits, not secret. Replaced whole by `reload`."""
 
     digests: Mapping[str, bytes]
 

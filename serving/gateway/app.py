@@ -84,7 +84,7 @@ def create_app(
     Args:
         models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
         broken: why it does not serve others, by name.
-        companions: what runs beside the lone Triton.
+        companions: what runs alongside the lone Triton.
     """
 
     @asynccontextmanager
@@ -107,7 +107,7 @@ def create_app(
                 await stack.enter_async_context(following(triton_urls, tritons))
             else:
                 stack.push_async_callback(lone.client.close)
-                await lone.readiness.ask()  # /readyz tells the truth from the first request on
+                await lone.readiness.ask()  # /readyz is right from the first request on
                 await stack.enter_async_context(in_background(lone.readiness.watch()))
                 for companion in companions:
                     await stack.enter_async_context(companion(lone.readiness))

@@ -17,7 +17,7 @@ IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Stage(enum.Enum):
-    """Of a connection: nothing of a request has come; a part of one has; its answer is made or written."""
+    """State of a connection: nothing of a request has come; part of one has; its answer is made or written."""
 
     IDLE = enum.auto()
     ARRIVING = enum.auto()
