@@ -104,15 +104,10 @@ def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_
 
 
 def test_no_other_user_may_read_the_pictures_in_shared_memory(deit_serve, model_repository):
-    before = shared_memory()
     server = deit_serve("--model-repository", model_repository).wait_until_ready()
 
     def modes():
-        return {
-            stat.S_IMODE(region.stat().st_mode)
-            for region in shared_memory() - before
-            if str(server.process.pid) in region.name
-        }
+        return {stat.S_IMODE(region.stat().st_mode) for region in shared_memory(server)}
 
     assert modes() == {0o600}
     os.kill(triton_of(server), signal.SIGKILL)
