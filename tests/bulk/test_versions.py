@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bulk.classify import Classify, Decode
+from bulk.classify import ClassifyBatch, Decode
 from bulk.model import read_model
 from bulk.sources import find_parts
 from deit.errors import RepositoryError
@@ -119,7 +119,7 @@ def in_bulk(repository: Path, images: Path, output: Path, version: int | None) -
     """The version that a job ran and its probabilities by class, by the actors of the job without Ray's start."""
     model = read_model(repository, None, version)
     decode = Decode(str(images), model.preprocessing, 10**6)
-    classify = Classify(str(output), model, 10, 16, 1)
+    classify = ClassifyBatch(str(output), model, 10, 16, 1, on_gpu=False)
     for part in find_parts(str(images), part_images=COUNT):
         classify(decode({"part": [part]}))
     return answers(output)
