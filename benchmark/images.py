@@ -9,7 +9,7 @@ from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
 
 @dataclass(frozen=True)
 class Photographs:
-    """Image files, with their classes where the source tells them."""
+    """Image files, with their classes if the source has them."""
 
     images: tuple[bytes, ...]
     labels: tuple[int, ...] | None

@@ -36,7 +36,7 @@ def read_model(repository: Path, name: str | None, version: int | None) -> Store
     """A version of the named model, or of the only one; by default the version that Triton serves.
 
     Raises:
-        RepositoryError: there is no such model or version, or ONNX Runtime cannot run it with what is known of it.
+        RepositoryError: the model or version does not exist, or ONNX Runtime cannot run it.
     """
     if name is None:
         names = model_folders(repository)

@@ -141,7 +141,7 @@ def judge(
     )
     failures = list(_failures(found, THRESHOLDS[precision]))
     if not is_distribution:
-        failures.append("some outputs are no probabilities that add up to 1")
+        failures.append("some outputs are not probabilities that add up to 1")
     return Judgement(**{**found.__dict__, "failures": tuple(failures)})
 
 
@@ -159,7 +159,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
             f"{allowed.difference:.0e}"
         )
     if not np.isfinite(found.max_difference + found.extremes):
-        yield "some probabilities are no numbers"
+        yield "some probabilities are not finite"
     if not found.neighbours <= allowed.neighbours:
         yield (
             f"an image's answer depends on its neighbours in the batch, by up to {found.neighbours:.1e}; allowed is "

@@ -36,7 +36,7 @@ def load_samples(
         count: images to judge on; up to 512 when None.
 
     Raises:
-        DataError: there are no images, or fewer than `count`.
+        DataError: fewer than `count` images, or none at all.
     """
     if path.is_dir() and (files := sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)):
         judging, calibration = _split(len(files), calibrates)

@@ -1,9 +1,9 @@
 """How alike the class and the distillation token are, through the layers of a distilled model.
 
-The paper (arXiv:2012.12877 section 4) tells a cosine of 0.06 between the learned tokens that grows to 0.93 at the last
-layer, but not whether the first includes the positions, nor whether the last is taken before or after the final norm
-(its authors: before self-attention, and at the end of the network, https://github.com/facebookresearch/deit/issues/111).
-So all of them are told here.
+The paper (arXiv:2012.12877 section 4) reports a cosine of 0.06 between the learned tokens that grows to 0.93 at the
+last layer, but not whether the first includes the positions, nor whether the last is taken before or after the final
+norm (its authors: before self-attention, and at the end of the network,
+https://github.com/facebookresearch/deit/issues/111). So all of them are reported here.
 """
 
 from collections.abc import Iterable

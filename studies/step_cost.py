@@ -66,7 +66,7 @@ class CostConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Of one loss: median time of a step in each round, and the most memory that any round held.
+    """The cost of one loss: median time of a step in each round, and the most memory that any round held.
 
     Memory is what torch allocated on a GPU, else the whole process at its peak, interpreter and libraries included.
     """

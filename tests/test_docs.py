@@ -16,7 +16,7 @@ def test_the_error_table_is_the_gateways() -> None:
     assert sorted(documented) == sorted((str(problem.status), name) for name, problem in PROBLEMS.items())
 
 
-def test_the_readme_gives_the_reason_of_every_dependency() -> None:
+def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads(read("pyproject.toml"))
     requirements = project["project"]["dependencies"] + [
         requirement
@@ -25,8 +25,12 @@ def test_the_readme_gives_the_reason_of_every_dependency() -> None:
         for requirement in requirements
     ]
     names = {re.match(r"[A-Za-z0-9_-]+", requirement)[0] for requirement in requirements} - {"deit-server"}
-    table = set(re.findall(r"^\| `([A-Za-z0-9_-]+)` \|", read("README.md"), re.MULTILINE))
+    table = set(re.findall(r"^\| `([A-Za-z0-9_-]+)` \|", read("docs/dependencies.md"), re.MULTILINE))
     assert names == table
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(read("README.md").splitlines()) <= 120
 
 
 def test_links_between_documents_lead_somewhere() -> None:
@@ -40,3 +44,9 @@ def test_commands_of_the_makefile_that_documents_name_exist() -> None:
     for document in [*REPOSITORY_ROOT.glob("*.md"), *REPOSITORY_ROOT.glob("docs/*.md")]:
         named = set(re.findall(r"`make ([a-z-]+)|^\$ make ([a-z-]+)", document.read_text(), re.MULTILINE))
         assert {name for pair in named for name in pair if name} <= targets, document.name
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", read("docs/architecture.md"))
+    assert len(named) > 40
+    assert [name for name in named if not (REPOSITORY_ROOT / name).exists()] == []

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY_ROOT
 PACKAGES = ("deit", "training", "export", "serving", "benchmark", "bulk", "studies")
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt", "pyarrow", "ray"}
 
-# package -> what of ours it may import beside itself; the longest name that fits an importing file counts
+# package -> what of ours it may import besides itself; the longest name that fits an importing file counts
 ALLOWED = {
     "deit": (),
     "training": ("deit",),

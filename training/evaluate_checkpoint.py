@@ -79,7 +79,7 @@ def _open(config: EvaluateConfig, images: LabelledImages) -> tuple[nn.Module, Pr
         return open_model(config.checkpoint, "--checkpoint")
     state, _ = read_weights(config.checkpoint)
     if "head.weight" not in state:
-        raise CheckpointError(f"{config.checkpoint} has no head.weight: it is no classifier in DeiT's layout")
+        raise CheckpointError(f"{config.checkpoint} has no head.weight: it is not a classifier in DeiT's layout")
     model = create_model(
         config.model, num_classes=len(state["head.weight"]), image_size=None, drop_path=0, model_args={}
     )

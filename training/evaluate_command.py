@@ -32,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> None:
     )
 
     report = evaluate_checkpoint(config)
-    if report is None:  # another process tells
+    if report is None:  # another process reports
         return
     if config.output is not None:
         config.output.write_text(json.dumps(asdict(report), indent=2) + "\n")

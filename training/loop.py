@@ -203,7 +203,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 if config.profile:
                     write_file(config.folder / "profile.json", json.dumps(profile.steps, indent=2) + "\n")
     if config.report and processes.is_first:
-        logger.info("%s tells how the run went", write_summary(config.folder))
+        logger.info("wrote %s, a report of the run", write_summary(config.folder))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
 
 

@@ -171,7 +171,7 @@ def load_teacher(
 
 
 def open_model(spec: str, option: str) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """A trained model in evaluation mode, what it expects of an image, and the names of its classes if it tells them.
+    """A trained model in evaluation mode, what it expects of an image, and the names of its classes if it has them.
 
     Args:
         spec: a checkpoint folder or timm's tagged name.

@@ -69,7 +69,7 @@ def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[s
     if not path.is_file():
         if (config.folder / "config.json").is_file():  # it was killed in its first epoch
             return ResumeState()
-        raise TrainingError(f"--resume: {config.folder} is no run; leave --resume out to start it")
+        raise TrainingError(f"--resume: {config.folder} is not a run; leave --resume out to start one")
     content = read_pytorch(path)
     for name, value in config.settings.items():
         if content["settings"].get(name) != value:

@@ -25,7 +25,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """Of one file: the answer, or why there is none."""
+    """What came of one file: the answer, or why there is none."""
 
     file: str
     answer: Classification | None
@@ -81,7 +81,7 @@ def find(given: str) -> Iterator[Path]:
     matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(given, recursive=True))  # noqa: PTH207
     pictures = sorted(match for match in matches if match.is_file() and match.suffix.lower() in SUFFIXES)
     if not pictures:
-        what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "there is no such file"
+        what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
         raise typer.BadParameter(f"{given}: {what}")
     yield from pictures
 

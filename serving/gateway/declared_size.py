@@ -18,18 +18,18 @@ LARGE_PIXELS = 4_000_000
 Size = tuple[int, int]
 
 
-# Of what ends before it tells a size, or is none of the formats: nothing of it will be decoded.
+# The size of a file that ends before it states one, or has none of the formats: it will not be decoded.
 NOTHING = (0, 0)
 
 
 def declared_pixels(content: bytes) -> int | None:
-    """Width x height, or None when only a decoder can tell."""
+    """Width x height, or None if only a decoder can find out."""
     size = declared_size(content)
     return None if size is None else size[0] * size[1]
 
 
 def declared_size(content: bytes) -> Size | None:
-    """Width and height, or None when only a decoder can tell."""
+    """Width and height, or None if only a decoder can find out."""
     if content.startswith(PNG_SIGNATURE) and len(content) >= 24:
         return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP" and len(content) >= 30:

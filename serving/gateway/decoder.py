@@ -27,7 +27,7 @@ import numpy.typing as npt
 from deit.preprocessing import Preprocessing
 from serving.gateway.declared_size import LARGE_PIXELS, declared_pixels
 from serving.gateway.decoder_process import MESSAGE_BYTES, question
-from serving.gateway.errors import PROBLEMS, DecoderLost, ImageTooComplex, UndecodableImage
+from serving.gateway.errors import PROBLEMS, DecoderLost, ImageTooComplex, NotReady, UndecodableImage
 from serving.settings import Decoding, Limits
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,20 @@ SMALLEST_REGION_BYTES = 4 * 2**20
 CPU_S_PER_MEGAPIXEL = 0.12
 LEAST_CPU_LIMIT_S = 1.0
 
-# Of one image, beside what the interpreter has. The most that was seen is 24 a pixel, for a WebP with transparency.
+# For one image, on top of the interpreter's. The most that was seen is 24 per pixel, for a WebP with transparency.
 MEMORY_BYTES_PER_PIXEL = 32
 MEMORY_BYTES = 64 * 2**20
 
-# A decoder that the kernel does not let run (it was stopped, the machine swaps) is given up.
+# A decoder that the kernel does not let run (the machine swaps) is given up.
 HANG_S = 30.0
 
+LOOK_EVERY_S = 1.0
+"""For decoders that ended while they had nothing to do, and for stopped ones: those are killed when seen twice."""
+
+START_TIMEOUT_S = 60.0
 PAUSE_AFTER_FAILED_START_S = 1.0
+
+END_POLL_S = 0.005
 
 # Signals by which C code ends that was led astray by its input
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
@@ -84,6 +90,8 @@ class Decoder:
         self._large_turns = asyncio.Semaphore(max(1, decoding.processes - 1))
         self.processes: set[DecoderProcess] = set()
         self._replacements: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._start_failure: str | None = None
         self._is_closed = False
 
     @property
@@ -101,9 +109,18 @@ class Decoder:
         for process in processes:
             await process.wait_until_ready()
             self._idle.put_nowait(process)
+        self._watch = asyncio.create_task(self._look_after())
+
+    def findings(self) -> list[str]:
+        """What is wrong, in a sentence, when no image can be decoded; else empty."""
+        if any(process.is_alive for process in self.processes):
+            return []
+        return [f"no decoder runs: {self._start_failure or 'others are being started'}"]
 
     def close(self) -> None:
         self._is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
         for replacement in self._replacements:
             replacement.cancel()
         for process in self.processes:
@@ -117,9 +134,13 @@ class Decoder:
 
         Raises:
             UnsupportedType, UndecodableImage, ImageTooLarge, ImageTooComplex, DecoderLost
+            NotReady: no decoder runs, and none can be started.
         """
+        if self._start_failure is not None and self.findings():
+            raise NotReady("no process can be started that decodes images")
         asked_s = time.monotonic()
-        is_large = (declared_pixels(content) or 0) >= LARGE_PIXELS
+        pixels = declared_pixels(content)
+        is_large = pixels is None or pixels >= LARGE_PIXELS  # as admission takes them
         if is_large:
             await self._large_turns.acquire()
         try:
@@ -160,16 +181,38 @@ class Decoder:
 
     async def _start_another(self) -> None:
         while True:
-            process = self._new_process()
+            process = None
             try:
-                await process.wait_until_ready()
-            except OSError as error:
-                logger.error("%s; trying again in %.0f s", error, PAUSE_AFTER_FAILED_START_S)
-                self.processes.discard(process)
+                process = self._new_process()
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await process.wait_until_ready()
+            except OSError as error:  # too few files, processes or memory at the moment; TimeoutError is one too
+                self._start_failure = str(error) or f"a decoder was not ready after {START_TIMEOUT_S:g} s"
+                logger.error("%s; trying again in %.0f s", self._start_failure, PAUSE_AFTER_FAILED_START_S)
+                if process is not None:
+                    process.kill()
+                    self.processes.discard(process)
                 await asyncio.sleep(PAUSE_AFTER_FAILED_START_S)
             else:
+                self._start_failure = None
                 self._idle.put_nowait(process)
                 return
+
+    async def _look_after(self) -> None:
+        """Replace, for ever, what ended while idle, and kill what is stopped: it then ends as any other."""
+        suspects: set[DecoderProcess] = set()
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for process in reversed([self._idle.get_nowait() for _ in range(self._idle.qsize())]):
+                if process.has_ended:
+                    self._replace(process, "it was killed")
+                else:
+                    self._idle.put_nowait(process)
+            stopped = {process for process in self.processes if process.look_whether_stopped()}
+            for process in stopped & suspects:
+                logger.error("the decoder %d is stopped and is killed", process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+            suspects = stopped
 
     def _new_process(self) -> "DecoderProcess":
         process = DecoderProcess(self._limits)
@@ -182,15 +225,19 @@ class DecoderProcess:
 
     def __init__(self, limits: Limits) -> None:
         self.is_usable = True
+        self._is_stopped = False
         self._loop = asyncio.get_running_loop()
         self._is_ready: asyncio.Future[None] = self._loop.create_future()
         self._work: DecodingJob | None = None
         self._farewell: asyncio.Task[None] | None = None
         self._cpu_limit_s = max(LEAST_CPU_LIMIT_S, CPU_S_PER_MEGAPIXEL * limits.max_image_pixels / 1e6)
         region_bytes = max(SMALLEST_REGION_BYTES, limits.max_body_bytes)
-        region = os.memfd_create("deit-decoder")
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        with contextlib.ExitStack() as after_start, contextlib.ExitStack() as after_failure:
+            region = os.memfd_create("deit-decoder")
+            after_start.callback(os.close, region)
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            after_start.callback(theirs.close)
+            after_failure.callback(self._socket.close)
             os.ftruncate(region, region_bytes)
             self._region = mmap.mmap(region, region_bytes)
             self._socket.setblocking(False)
@@ -207,9 +254,7 @@ class DecoderProcess:
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), region),
             )
-        finally:
-            theirs.close()
-            os.close(region)
+            after_failure.pop_all()
         self._loop.add_reader(self._socket, self._hear)
 
     @property
@@ -219,6 +264,20 @@ class DecoderProcess:
     @property
     def has_ended(self) -> bool:
         return self._farewell is not None or self._process.poll() is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """It has started, runs, and was not stopped when last looked at."""
+        return self._is_ready.done() and not self._is_stopped and not self.has_ended
+
+    def look_whether_stopped(self) -> bool:
+        """By a signal or a debugger (proc_pid_stat(5), field 3)."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # it ended, or this process has no file descriptor left
+            state = ""
+        self._is_stopped = state in ("T", "t")
+        return self._is_stopped
 
     async def wait_until_ready(self) -> None:
         """Raises OSError when it ends instead."""
@@ -240,6 +299,7 @@ class DecoderProcess:
         self.is_usable = False
         self._loop.remove_reader(self._socket)
         self._socket.close()
+        self._region.close()
         self._process.kill()
         return self._process.wait()
 
@@ -271,7 +331,8 @@ class DecoderProcess:
 
     async def _end(self) -> None:
         """Say of the image that was at hand, or of the start, how the process ended."""
-        status = await asyncio.to_thread(self._process.wait)
+        while (status := self._process.poll()) is None:  # a thread could not be started when processes run out
+            await asyncio.sleep(END_POLL_S)
         if self._work is not None:
             self._finish().decoding.set_exception(self._loss(status))
         elif not self._is_ready.done():
@@ -283,13 +344,15 @@ class DecoderProcess:
             return ImageTooComplex(f"the image takes more than {self._cpu_limit_s:g} s to decode")
         if -status in CRASHES:
             return UndecodableImage("the image is damaged in a way that ends the library which decodes it")
-        return DecoderLost(f"the process that decoded the image ended with status {status}; the image may be innocent")
+        return DecoderLost(
+            f"the process that decoded the image ended with status {status}; the image may not be the cause"
+        )
 
     def _give_up(self) -> None:
         self._finish().decoding.set_exception(DecoderLost(f"the image was not decoded within {HANG_S:g} s"))
 
     def _finish(self) -> "DecodingJob":
-        """What was at hand, and from now on is no more."""
+        """Take the work at hand away and return it."""
         assert self._work is not None
         work, self._work = self._work, None
         work.hang.cancel()

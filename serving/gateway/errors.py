@@ -77,7 +77,7 @@ class MalformedRequest(Problem):
 
 
 class Unauthorized(Problem):
-    """The request has no key, or one that is not known here. Ask whoever runs the server for one."""
+    """The request has no key, or an unknown one. Ask the operator of the server for one."""
 
     status, name, title = 401, "unauthorized", "A key is needed"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}

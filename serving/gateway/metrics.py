@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from serving.gateway.admission import Admission
 from serving.gateway.models import ServedModel
 from serving.gateway.record import RequestRecord
+from serving.gateway.tritons import Tritons
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -51,8 +52,18 @@ class Metrics:
             lambda: admission.image_limit
         )
         self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
+        self._tritons = Gauge("deit_tritons", "Tritons that can be asked", registry=registry)
+        self._broken = Gauge(
+            "deit_models_broken",
+            "Models that a Triton does not serve, because they do not load or give no probabilities",
+            registry=registry,
+        )
         self._served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
         self.show_models(models)
+
+    def watch(self, tritons: Tritons) -> None:
+        self._tritons.set_function(tritons.answering)
+        self._broken.set_function(lambda: len(tritons.broken()))
 
     def show_models(self, models: Mapping[str, ServedModel]) -> None:
         """Those that are served now."""

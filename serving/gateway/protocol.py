@@ -1,16 +1,19 @@
 """HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
 
 uvicorn 0.54 holds a connection open for ever that sends nothing, half a header or half a body, takes any number of
-headers, and after an early answer reads on whatever the client sends. Here every state of a connection has an end, and
-what two servers could read in two ways is refused (RFC 9112 section 11.2, request smuggling).
+headers and of requests ahead of their answers, and after an early answer reads on whatever the client sends. Here every
+state of a connection has an end and a size, and what two servers could read in two ways is refused (RFC 9112 section
+11.2, request smuggling).
 """
 
 import asyncio
 import http
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.gateway.errors import (
@@ -18,6 +21,7 @@ from serving.gateway.errors import (
     HeadersTooLarge,
     HeaderTimeout,
     MalformedRequest,
+    MethodNotAllowed,
     Overloaded,
     Problem,
     UrlTooLong,
@@ -27,6 +31,13 @@ MAX_CONNECTIONS = 512
 MAX_URL_BYTES = 8 * 2**10
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 2**10
+
+MAX_UNFINISHED_BYTES = MAX_URL_BYTES + MAX_HEADER_BYTES
+"""What the parser may keep to itself: an unfinished line of a header or of a trailer."""
+
+MAX_WAITING = 16
+"""Requests that wait on one connection while another is answered (pipelining, which only test tools do). With more the
+connection ends after their answers; a client must expect that and send the rest again (RFC 9112 section 9.3.2)."""
 
 HEADER_TIMEOUT_S = 5.0
 
@@ -48,14 +59,18 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading_header = True
+        self._is_in_header = False
         self._is_stopping = False
+        self._is_last = False
         self._header_bytes = 0
+        self._unfinished_bytes = 0
         self._refusal: Problem | None = None
         self._is_refused = False
         self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = PipelineFlow(transport, self.pipeline)
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(Overloaded(f"{MAX_CONNECTIONS} connections are open, which is the limit"))
             return
@@ -63,48 +78,93 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        was_reading_header = self._is_reading_header
-        if was_reading_header and self._timer is None:  # the next request on this connection begins
+        self._unset_keepalive_if_required()
+        if self._is_reading_header and self._timer is None:  # the next request on this connection begins
             self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
-        super().data_received(data)
-        if was_reading_header and self._is_reading_header and not self._is_refused:
-            self._header_bytes += len(data)  # the parser keeps an unfinished line to itself
-            if self._header_bytes > MAX_HEADER_BYTES + MAX_URL_BYTES:
-                self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))
+        self._unfinished_bytes += len(data)  # until a callback shows that something came to its end
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
+            return
+        if self._unfinished_bytes > MAX_UNFINISHED_BYTES and not self._is_refused:
+            self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))
+
+    def _parse(self, data: bytes) -> None:
+        """The parser takes whatever follows an `Upgrade` for another protocol, also the body.
+
+        We have no other one, so the request goes on as HTTP/1.1 (RFC 9110 section 7.8): another parser reads it anew
+        without that line, and what followed its header follows again.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._header_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            else:
+                return
+
+    def _header_without_upgrade(self) -> bytes:
+        first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([first, *lines, b"", b""])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._is_in_header = True
         self._header_bytes = 0
+        self._unfinished_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
+        self._unfinished_bytes = 0
         if len(self.url) > MAX_URL_BYTES:
             self._object(UrlTooLong(f"the limit is {MAX_URL_BYTES} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        """A line of the header, or of a trailer, which is dropped: it must not pass for one of the header."""
+        if self._is_in_header:
+            super().on_header(name, value)
+        self._unfinished_bytes = 0
         self._header_bytes += len(name) + len(value) + 4
         if len(self.headers) > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
             self._object(HeadersTooLarge(f"the limit is {MAX_HEADERS} lines and {MAX_HEADER_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
+        self._is_in_header = False
+        self._header_bytes = 0
+        self._unfinished_bytes = 0
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._object(MethodNotAllowed("CONNECT is for proxies"))
+            return  # `_parse` reads it anew
         if (objection := ambiguity(self.headers, self.parser.get_http_version())) is not None:
             self._object(MalformedRequest(objection))
+        if len(self.pipeline) == MAX_WAITING:
+            self._object(Overloaded(f"{MAX_WAITING} requests wait on this connection, which is the limit"))
         self._is_reading_header = False
-        self._header_bytes = 0
         super().on_headers_complete()
         self.cycle.transport = CycleTransport(self, self.cycle)  # type: ignore[assignment]
         if self._is_stopping:
             self.cycle.keep_alive = False
-        assert self.config.timeout_graceful_shutdown is not None  # the launcher sets it above the longest request
-        self._end_after(self.config.timeout_graceful_shutdown + SLOW_READER_S, self.transport.abort)
+        self._end_after_longest_request()
+
+    def on_body(self, body: bytes) -> None:
+        self._unfinished_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._unfinished_bytes = 0
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         if self.cycle.response_complete and self.cycle.more_body:  # it lingered, and the body came to its end
             self.cycle.more_body = False
@@ -116,21 +176,22 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self.pipeline or not self.cycle.response_complete:  # the next request is here already
             super().on_response_complete()
+            self._end_after_longest_request()
             return
-        is_body_missing = self.cycle.more_body
+        is_more_coming = self.cycle.more_body or self._is_last
         super().on_response_complete()
         if self.transport.is_closing():  # which waits until the client has read
             self._end_after(SLOW_READER_S, self.transport.abort)
-        elif is_body_missing:
+        elif is_more_coming:
             self._unset_keepalive_if_required()
             self._end_after(LINGER_S, self.transport.abort)
         else:
             self._await_next_request()
 
     def close_after_answer(self, cycle: RequestResponseCycle) -> None:
-        """The answer is written and shall be the last. With a body still under way the client may not have read it."""
+        """The answer is written and is the last. With more still under way the client may not have read it."""
         self._send()
-        if cycle.more_body and self.transport.can_write_eof():
+        if (cycle.more_body or self._is_last) and self.transport.can_write_eof():
             self._is_refused = True  # drop what comes
             self.transport.write_eof()
         else:
@@ -159,10 +220,6 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.cycle.keep_alive = False
 
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when the parser, or `_object`, finds fault."""
-        self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
-
     def _object(self, problem: Problem) -> None:
         """Make the parser stop inside its callback."""
         self._refusal = problem
@@ -171,23 +228,29 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer outside the application, which sees no request, and close."""
         self._send()
-        self._is_refused = True
+        self._is_refused = True  # drop what comes
         cycle = self.cycle
-        is_answering = cycle is not None and not cycle.response_complete
-        if is_answering:
-            # The application waits for the rest of this body, or works on its answer.
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # the fault is in what follows a good request, which gets its answer
+                self._is_last = True
+                cycle.keep_alive = False
+                return
+            # The application waits for the rest of this body.
             cycle.disconnected = True
             cycle.message_event.set()
-        if is_answering and (cycle.response_started or not cycle.more_body):
-            self.transport.close()  # the answer that the client waits for is another one
-        else:
+            if self.pipeline or cycle.response_started:
+                self.transport.close()  # the answer that the client waits for is another one
+                self._end_after(LINGER_S, self.transport.abort)
+                return
             self.transport.write(raw_response(problem))
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
+        elif cycle is None or not cycle.more_body:  # else the fault is in the rest of a body that has its answer
+            self.transport.write(raw_response(problem))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self._end_after(LINGER_S, self.transport.abort)
 
     def _header_timed_out(self) -> None:
-        if self._header_bytes:
+        if self._is_in_header:
             self._refuse(HeaderTimeout(f"the header was not complete after {HEADER_TIMEOUT_S:g} s"))
         else:
             self.transport.close()
@@ -198,6 +261,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_stopping:
             self._end_after(LATE_REQUEST_S, self.transport.close)
 
+    def _end_after_longest_request(self) -> None:
+        assert self.config.timeout_graceful_shutdown is not None  # the launcher sets it above the longest request
+        self._end_after(self.config.timeout_graceful_shutdown + SLOW_READER_S, self.transport.abort)
+
     def _end_after(self, seconds: float, action: Callable[[], None]) -> None:
         """One timer a connection: what comes next replaces what was to come."""
         self._stop_timer()
@@ -207,6 +274,18 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class PipelineFlow(FlowControl):
+    """Reads no more while requests wait for their turn; uvicorn would read on after each answer."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class CycleTransport:

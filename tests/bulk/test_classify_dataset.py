@@ -97,8 +97,8 @@ def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
     model, output = read_model(REPOSITORY, "deit_cifar10", None), str(tmp_path / "answers")
     decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
     classify_actor = classify.ClassifyBatch(output, model, 2, 2, 1, False)
-    told = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
-    assert [(row["images"], row["problems"]) for row in told] == [([3], [0]), ([3], [0]), ([2], [1])]
+    rows = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
+    assert [(row["images"], row["problems"]) for row in rows] == [([3], [0]), ([3], [0]), ([2], [1])]
     check_answers(pictures, tmp_path / "answers")
 
 
@@ -224,7 +224,7 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
         begin(str(tmp_path / "full"), job())
 
 
-def test_what_cannot_be_classified_is_told(tmp_path, pictures, table):
+def test_what_cannot_be_classified_is_rows(tmp_path, pictures, table):
     with pytest.raises(DataError, match="does not exist"):
         find_parts(str(tmp_path / "nowhere"), part_images=3)
     with pytest.raises(DataError, match="no image"):

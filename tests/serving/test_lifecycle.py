@@ -83,14 +83,13 @@ def test_a_second_signal_ends_at_once(deit_serve, model_repository):
 
 
 def test_kill_9_leaves_no_triton_no_stub_and_no_shared_memory(deit_serve, model_repository):
-    before = shared_memory()
     server = deit_serve("--model-repository", model_repository).wait_until_ready()
     children = server.children()
-    assert shared_memory() - before
+    assert shared_memory(server)
     server.process.kill()
     assert server.wait() == -signal.SIGKILL
     eventually(lambda: not any(map(is_alive, children)))
-    eventually(lambda: not shared_memory() - before)
+    eventually(lambda: not shared_memory(server))
 
 
 def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
@@ -104,16 +103,14 @@ def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
 
 def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_repository):
     """Nobody is left to remove its shared memory when the stub was killed first."""
-    before = shared_memory()
     killed = deit_serve("--model-repository", model_repository).wait_until_ready()
     stub = killed.children()[-1]
     os.kill(stub, signal.SIGKILL)
     killed.process.kill()
     killed.wait()
-    left = shared_memory() - before
-    assert left
+    assert shared_memory(killed)
     deit_serve("--model-repository", model_repository).wait_until_ready()
-    assert not left & shared_memory()
+    assert not shared_memory(killed)
 
 
 def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
