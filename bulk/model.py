@@ -17,7 +17,7 @@ from deit.repository.models import find_model, model_folders, read_version
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """Everything of a version that workers on other machines need; they may share no disk.
+    """Everything about a version that workers on other machines need: they may not share a disk.
 
     Attributes:
         graph: the bytes of model.onnx.
@@ -81,6 +81,6 @@ class Session:
             raise RepositoryError(f"--gpus asks for a GPU, and none can be used: {error}") from error
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(N, classes) of uint8 (N, H, W, 3)."""
+        """Probabilities (N, classes) for images, uint8 (N, H, W, 3)."""
         result: npt.NDArray[np.float32] = self._session.run([PROBABILITIES], {IMAGES: pixels})[0]
         return result

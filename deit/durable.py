@@ -1,4 +1,4 @@
-"""Artefacts are written whole or not at all, also when the machine loses power.
+"""Files and folders are written whole or not at all, even if the machine loses power.
 
 The order is PostgreSQL's `durable_rename`: write next to the target, flush to the disk, rename, flush the folder.
 https://github.com/postgres/postgres/blob/master/src/common/file_utils.c

@@ -90,7 +90,7 @@ def named(option: str) -> str:
 
 
 def wrong(option: str, value: object, remedy: str) -> ValueError:
-    """The error for a value that cannot hold: it names the option, the variable and the value, and says what to do."""
+    """The error for an impossible value: it names the option, the variable and the value, and says what to do."""
     return ValueError(f"{named(option)} is {value}: {remedy}")
 
 

@@ -134,5 +134,5 @@ class ExportConfig:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """In the order they were asked for, each once."""
+        """The precisions of --precision, each once, in order."""
         return tuple(dict.fromkeys(part.strip() for part in self.precision.split(",")))

@@ -45,14 +45,14 @@ class Engine:
 
     @property
     def title(self) -> str:
-        """As in --engine, and how it differs from others of that name."""
+        """The name as in --engine, and how it differs from others of that name."""
         if self.backend == "onnxruntime" and self.on_gpu:
             return "cuda"
         return f"{self.backend}{', rest bf16' if self.bf16 else ''}"
 
     @property
     def parameters(self) -> dict[str, str]:
-        """By the names of NVIDIA's native backends."""
+        """Settings for config.pbtxt, by the names that NVIDIA's native backends use."""
         if self.backend == "onnxruntime":
             return {"intra_op_thread_count": str(self.threads or int(self.on_gpu))}
         if self.backend == "tensorrt":
@@ -64,7 +64,7 @@ class Engine:
         }
 
     def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
-        """Raises RepositoryError that says why this engine cannot run the graph."""
+        """The engine as a function. Raises RepositoryError that says why it cannot run the graph."""
         if self.backend == "tensorrt":
             return self._load_tensorrt(onnx_file, outputs)
         if self.on_gpu:
@@ -130,7 +130,7 @@ def candidates(precision: str, asked: str) -> list[Engine]:
     return found
 
 
-# Of onnxruntime; its warnings, of inserted casts and of shapes that stay on the CPU, are of no use here.
+# Severity in onnxruntime. Its warnings, about inserted casts and shapes that stay on the CPU, do not help here.
 LOG_ERRORS = 3
 
 # Whether OpenVINO runs in bfloat16 what a variant leaves in float32: fp32 promises float32, the others measure both.

@@ -1,4 +1,4 @@
-"""The real images that a graph is proven and calibrated on."""
+"""The real images on which a graph is judged and calibrated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ def load_samples(
 
 
 def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:
-    """Indices to judge on and to calibrate on: they have none in common."""
+    """Indices to judge on and to calibrate on, without overlap."""
     held_out = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
     return [index for index in range(count) if index not in held_out], sorted(held_out)
 

@@ -292,7 +292,7 @@ def _row(*cells: str) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    """Empty for no number, such as the deviation of one seed."""
+    """Empty for NaN, such as the deviation of one seed."""
     return "" if math.isnan(value) else format(value, form)
 
 

@@ -1,4 +1,4 @@
-"""Arms of runs over the same seeds, and what their paired differences allow to be said.
+"""Arms of runs over the same seeds, and what their paired differences support.
 
 A comparison is a TOML file: a title, arms with the names of their runs (a pattern), claims such as "this arm beats that
 one", and what a paper has to say of the same matter. Equal seeds give two arms the same start, order of the images and
@@ -37,7 +37,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """That `left` is above `right`, each an arm's name or arm:read-out.
+    """The claim that `left` is above `right`, each an arm's name or arm:read-out.
 
     Attributes:
         measure: top1, or teacher: the share of the images decided as the arm's teacher does.
@@ -180,7 +180,7 @@ class PairedDifference:
 
     @property
     def deviation(self) -> float:
-        """Sample standard deviation; no number for one seed."""
+        """Sample standard deviation; NaN for one seed."""
         return stdev(self.differences) if len(self.differences) > 1 else math.nan
 
     @property

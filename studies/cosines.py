@@ -102,7 +102,7 @@ def plot_cosines(cosines: TokenCosines, title: str, path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CosinesConfig:
-    """Whose tokens to compare, and on what."""
+    """The model whose tokens to compare, and the images."""
 
     data: Annotated[Path, Option(help="Data set with a split test (or val), or one parquet or tar file.")]
     checkpoint: Annotated[str, Option(help="Checkpoint folder, or timm's tagged name, of a distilled model.")]

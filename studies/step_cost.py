@@ -174,7 +174,7 @@ app = typer.Typer()
 @app.command()
 @command_of(CostConfig)
 def step_cost(config: CostConfig) -> None:
-    """Measure time and memory of a training step under each loss, and what it has more than one without a teacher.
+    """Measure time and memory of a training step under each loss, and the difference from a step without a teacher.
 
     A step is: teacher, student, loss, gradient, clipping, update; on random images, without a data loader.
     """
