@@ -16,11 +16,11 @@ help: ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: serve
-serve: .venv/serving ## Set up and serve the model that ships with the project, on http://127.0.0.1:8080.
+serve: .venv/serving ## Install what serving needs and serve the model that ships, on http://127.0.0.1:8080.
 	@exec .venv/bin/deit serve
 
 .PHONY: test
-test: .venv/development ## Set up and pass the tests.
+test: .venv/development ## Install everything and run the tests.
 	@.venv/bin/pytest $(PYTEST)
 
 .PHONY: soak
@@ -49,7 +49,7 @@ lines: ## Count the lines of Python by folder.
 		for (group in all) printf "%6d %s\n", all[group], group }' | sort -k 2
 
 .PHONY: setup
-setup: .venv/development ## Set up everything that development needs, with the pre-commit hooks.
+setup: .venv/development ## Install everything for development, with the pre-commit hooks.
 	@if git rev-parse --git-dir >/dev/null 2>&1; then .venv/bin/pre-commit install; fi
 
 # A photograph that an installed package brings. Change it, and set DATA, to measure with pictures of your own.
@@ -76,7 +76,7 @@ gpu-check: .gpu/ready ## Check a machine with an NVIDIA GPU, from its driver to 
 perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
 
 .PHONY: audit
-audit: .venv/uv .audit/ready ## Write the bill of materials (CycloneDX) of all that is locked, and look each up for known weaknesses.
+audit: .venv/uv .audit/ready ## Write the bill of materials (CycloneDX) of all that is locked, and check it for known vulnerabilities.
 	@mkdir -p runs/audit
 	@.venv/bin/uv export --quiet --frozen --all-extras --no-emit-project --preview-features sbom-export --format cyclonedx1.5 --output-file runs/audit/sbom.cdx.json >/dev/null
 	@.venv/bin/uv export --quiet --frozen --all-extras --no-emit-project --output-file runs/audit/requirements.txt >/dev/null
@@ -136,7 +136,7 @@ clean: ## Remove the environments and everything that tools cached.
 	@touch $@
 
 # perf_analyzer is in the platform wheel of tritonclient 2.50.0; newer wheels hold none or need glibc 2.38. It links to
-# Debian's libb64 and to CUDA's runtime, also where there is no GPU.
+# Debian's libb64 and to CUDA's runtime, even on machines without a GPU.
 .perf-analyzer/ready: requirements/perf-analyzer.txt
 	@echo "Making .perf-analyzer"
 	@rm -rf .perf-analyzer && $(PYTHON) -m venv .perf-analyzer

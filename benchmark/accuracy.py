@@ -12,11 +12,12 @@ from benchmark.answers import Pixels, Probabilities, ask_http, ask_onnx, ask_pyt
 from benchmark.config import AccuracyConfig
 from benchmark.images import labelled_images
 from benchmark.outcome import console
-from benchmark.repository import RepositoryModel, read_model
+from benchmark.repository import onnx_file
 from benchmark.results import Environment, Figure, Record
 from benchmark.server import addresses
 from deit.errors import BenchmarkError, DataError
 from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.repository.models import ModelVersion, find_model, read_version
 from export.joint import JointClassifier
 from training.images import LabelledImages, decode
 from training.opening import open_model
@@ -30,7 +31,7 @@ CHUNK = 512
 class Asker:
     """One way of asking one model. HTTP takes the images as files, the others as pixels."""
 
-    model: RepositoryModel
+    model: ModelVersion
     way: str
     ask: Callable[..., Probabilities]
 
@@ -39,7 +40,7 @@ class Asker:
 class Asked:
     """A model and what it said, in one way."""
 
-    model: RepositoryModel
+    model: ModelVersion
     way: str
     probabilities: Probabilities
 
@@ -66,22 +67,24 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
         BenchmarkError, DataError, CheckpointError: a way, a variant, the data or the checkpoint is not there.
     """
     images = labelled_images(config.data)
-    model = read_model(config.serve or config.model_repository, config.model)
-    preprocessing = Preprocessing.from_json(model.preprocessing)
-    if len(model.label_names) != len(images.label_names):
+    repository = config.serve or config.model_repository
+    model = read_version(find_model(repository, config.model))
+    preprocessing = model.preprocessing
+    if len(model.labels) != len(images.label_names):
         raise BenchmarkError(
-            f"{config.model} decides among {len(model.label_names)} classes, {config.data} has "
-            f"{len(images.label_names)}"
+            f"{config.model} decides among {len(model.labels)} classes, {config.data} has {len(images.label_names)}"
         )
-    variants = [read_model(config.serve or config.model_repository, name) for name in config.variant]
-    if different := [each.name for each in variants if each.preprocessing != model.preprocessing]:
+    variants = [read_version(find_model(repository, name)) for name in config.variant]
+    if different := [each.name for each in variants if each.preprocessing != preprocessing]:
         raise BenchmarkError(f"{', '.join(different)} prepares images in another way than {model.name}")
 
     indices: list[int] = []
     with addresses(config) as (url, triton_url):
         askers = [each for one in (model, *variants) for each in ways_of_asking(config, one, model, url, triton_url)]
         if not askers:
-            raise BenchmarkError(f"{config.model} is no ONNX file that ONNX Runtime runs: add --way triton or http")
+            raise BenchmarkError(
+                f"{config.model} is not an ONNX file that ONNX Runtime can run: give --way triton or http"
+            )
         found: list[list[Probabilities]] = [[] for _ in askers]
         count = min(config.count or len(images), len(images))
         for start in track(range(0, count, CHUNK), description="judging", console=console, transient=True):
@@ -98,7 +101,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
         Asked(model=asker.model, way=asker.way, probabilities=np.concatenate(answers))
         for asker, answers in zip(askers, found, strict=True)
     ]
-    truth = np.zeros((len(indices), len(model.label_names)), bool)
+    truth = np.zeros((len(indices), len(model.labels)), bool)
     truth[np.arange(len(indices)), [images.label(index) for index in indices]] = True
     real = real_labels(images)[indices].numpy() if config.real else None
 
@@ -166,19 +169,19 @@ def prepared(images: LabelledImages, preprocessing: Preprocessing, indices: rang
 
 
 def ways_of_asking(
-    config: AccuracyConfig, model: RepositoryModel, judged: RepositoryModel, url: str, triton_url: str
+    config: AccuracyConfig, model: ModelVersion, judged: ModelVersion, url: str, triton_url: str
 ) -> list[Asker]:
     """The ways that were asked for and that this model has: a variant has no PyTorch, and perhaps no ONNX file."""
     askers = []
     for way in config.way:
-        if way == "onnx" and model.onnx_file is not None:
-            askers.append(Asker(model, way, partial(ask_onnx, onnx_session(model.onnx_file))))
+        if way == "onnx" and (graph := onnx_file(model)) is not None:
+            askers.append(Asker(model, way, partial(ask_onnx, onnx_session(graph))))
         elif way == "triton":
             askers.append(Asker(model, way, partial(ask_triton, triton_url, model.name)))
         elif way == "http":
-            askers.append(Asker(model, way, partial(ask_http, url, model.name, len(model.label_names))))
+            askers.append(Asker(model, way, partial(ask_http, url, model.name, len(model.labels))))
         elif way == "pytorch" and model is judged:
-            classifier = in_pytorch(config, Preprocessing.from_json(model.preprocessing))
+            classifier = in_pytorch(config, model.preprocessing)
             askers.append(Asker(model, way, partial(ask_pytorch, classifier)))
     return askers
 

@@ -10,7 +10,7 @@ from training.images import LabelledImages, open_images
 
 @dataclass(frozen=True)
 class Photographs:
-    """Image files, with their classes where the source tells them."""
+    """Image files, with their classes if the source has them."""
 
     images: tuple[bytes, ...]
     labels: tuple[int, ...] | None

@@ -3,7 +3,7 @@
 The loaders end at the same point: a normalised float batch with erased boxes on the device. timm's side is its
 `create_loader` with the prefetcher, and its `TokenDistillationTask` with its Mixup, optimiser and weight average, put
 together as its training script does. Our side is the loader of `deit train`, and `deit train` itself, whose
-`--profile` tells the steps' time without the waiting for data.
+`--profile` shows the time of the steps without the wait for data.
 """
 
 import itertools

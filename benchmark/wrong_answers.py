@@ -26,7 +26,7 @@ def write_page(path: Path, judged: Judged) -> None:
     """Wrong answers of the model in its first way, the surest first; those on which a variant or way differs are
     marked.
     """
-    model, names = judged.asked[0], judged.asked[0].model.label_names
+    model, names = judged.asked[0], judged.asked[0].model.labels
     answers = model.probabilities.argmax(axis=1)
     labels = np.array([judged.images.label(index) for index in judged.indices])
     wrong = np.flatnonzero(answers != labels)

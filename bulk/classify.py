@@ -31,14 +31,14 @@ Batch = dict[str, Any]
 
 
 def classify_dataset(config: BulkConfig) -> int:
-    """Classify every image that has no answer yet; how many images have one now.
+    """Classify every image without an answer, and return how many have one now.
 
     Raises:
         DataError, RepositoryError: the images, the model or the output folder cannot be used.
     """
     model = read_model(config.model_repository, config.model, config.version)
     if config.gpus and config.ray_address is None:
-        Session(model.graph, threads=1, on_gpu=True)  # refuses here, where Ray would wait for a GPU without end
+        Session(model.graph, threads=1, on_gpu=True)  # refuses here; Ray would wait for a GPU for ever
     parts = find_parts(config.images, part_images=config.part_images)
     job = Job(
         images=config.images,
@@ -47,12 +47,14 @@ def classify_dataset(config: BulkConfig) -> int:
         model=model.name,
         version=model.version,
         model_sha256=model.digest,
+        preprocessing=model.preprocessing.to_json(),
         top_k=min(config.top_k, len(model.labels)),
     )
     done = begin(config.output, job)
     total = sum(len(part.names()) for part in parts)
     left = [part for part in parts if part.number not in done]
     logger.info("%d images in %d parts, of which %d are done", total, len(parts), len(done))
+    logger.info("classifying with version %s of the model %s", model.version, model.name)
     if left:
         _run(config, model, job, left)
     return total
@@ -126,7 +128,7 @@ class Decode:
                 problems.append(None)
             except PictureError as error:
                 problems.append(f"{error.refusal}: {error}")
-        # as bytes, because Ray would keep an array of another length apart
+        # as bytes, because Ray would store an array of another length separately
         return {"part": [part], "pixels": [pixels.tobytes()], "problems": [problems]}
 
 

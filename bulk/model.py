@@ -1,6 +1,5 @@
-"""A model of a model repository, run here with ONNX Runtime: the same graph and preprocessing that Triton serves."""
+"""The version of a model that a job runs, with ONNX Runtime and with the preprocessing that this version needs."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,23 +7,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from deit.cuda_provider import CPU, GpuUnavailableError, cuda_provider, gpu_session
 from deit.errors import RepositoryError
-from deit.labels import LABELS_FILE, read_labels
-from deit.model import CONFIG_FILE, IMAGES, ONNX_FILE, PREPROCESSING_PARAMETER, PROBABILITIES
+from deit.model import IMAGES, PROBABILITIES
 from deit.preprocessing import Preprocessing
+from deit.repository.models import find_model, model_folders, read_version
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """A version of a model as it lies in the repository.
+    """Everything about a version that workers on other machines need: they may not share a disk.
 
     Attributes:
-        graph: the bytes of model.onnx, so that workers on other machines need no common disk.
-        digest: SHA-256 of them.
+        graph: the bytes of model.onnx.
+        digest: their SHA-256.
     """
 
     name: str
@@ -35,38 +32,33 @@ class StoredModel:
     preprocessing: Preprocessing
 
 
-def read_model(repository: Path, name: str | None, version: str | None) -> StoredModel:
-    """The named model, or the only one; its newest version unless another is asked for.
+def read_model(repository: Path, name: str | None, version: int | None) -> StoredModel:
+    """A version of the named model, or of the only one; by default the version that Triton serves.
 
     Raises:
-        RepositoryError: there is no such model or version, or it was not made by `deit export`.
+        RepositoryError: the model or version does not exist, or ONNX Runtime cannot run it.
     """
-    folders = {path.parent.name: path.parent for path in repository.glob(f"[!.]*/{CONFIG_FILE}")}
-    if name is None and len(folders) == 1:
-        (name,) = folders
-    if name not in folders:
+    if name is None:
+        names = model_folders(repository)
+        if len(names) != 1:
+            raise RepositoryError(f"{repository} holds {', '.join(names) or 'no model'}; choose one with --model")
+        (name,) = names
+    found = read_version(find_model(repository, name), version)
+    if found.file.suffix != ".onnx":
         raise RepositoryError(
-            f"the model repository {repository} holds {', '.join(sorted(folders)) or 'no model'}; "
-            f"{'choose one with --model' if name is None else f'there is no {name}'}"
+            f"{found.file} runs on {found.engine} alone: choose a model or a --version that was exported as ONNX"
         )
-    folder = folders[name]
-    versions = sorted((path.parent.name for path in folder.glob(f"*/{ONNX_FILE}")), key=int)
-    if not versions or (version or versions[-1]) not in versions:
-        raise RepositoryError(f"{folder} has the versions {', '.join(versions) or 'none'}, not {version}")
-    version = version or versions[-1]
     try:
-        config = text_format.Parse((folder / CONFIG_FILE).read_text(), model_config_pb2.ModelConfig())
-        preprocessing = Preprocessing.from_json(config.parameters[PREPROCESSING_PARAMETER].string_value)
-    except (text_format.ParseError, ValueError) as error:
-        raise RepositoryError(f"{folder / CONFIG_FILE} cannot be read: {error}; export the model again") from error
-    graph = (folder / version / ONNX_FILE).read_bytes()
+        graph = found.file.read_bytes()
+    except OSError as error:
+        raise RepositoryError(f"{found.file} cannot be read ({error.strerror}): export the model again") from error
     return StoredModel(
         name=name,
-        version=version,
+        version=str(found.number),
         graph=graph,
-        digest=hashlib.sha256(graph).hexdigest(),
-        labels=tuple(read_labels(folder / LABELS_FILE)),
-        preprocessing=preprocessing,
+        digest=found.digest,
+        labels=found.labels,
+        preprocessing=found.preprocessing,
     )
 
 
@@ -89,6 +81,6 @@ class Session:
             raise RepositoryError(f"--gpus asks for a GPU, and none can be used: {error}") from error
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(N, classes) of uint8 (N, H, W, 3)."""
+        """Probabilities (N, classes) for images, uint8 (N, H, W, 3)."""
         result: npt.NDArray[np.float32] = self._session.run([PROBABILITIES], {IMAGES: pixels})[0]
         return result

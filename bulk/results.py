@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("model_sha256", pa.string()),
     ]
 )
-"""A row for each image: the most probable class, the `top_k` best first, or the problem that kept it from an answer."""
+"""A row for each image: the most probable class, the `top_k` best first, or the problem that prevented an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class Job:
     model: str
     version: str
     model_sha256: str
+    preprocessing: str
     top_k: int
 
 
@@ -67,9 +68,11 @@ def begin(output: str, job: Job) -> set[int]:
         earlier = json.loads(stream.read())
     differences = [key for key, value in asdict(job).items() if earlier.get(key) != value]
     if differences:
+        # the served version may have changed since
+        named = f" with --version {earlier['version']}" if "version" in differences else ""
         raise DataError(
             f"{output} belongs to another job: it differs in {', '.join(differences)}; "
-            "repeat the earlier command to resume it, or give another folder"
+            f"repeat the earlier command{named} to resume it, or give another folder"
         )
     return {number for number in range(job.parts) if part_name(number) in names}
 

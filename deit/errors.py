@@ -1,10 +1,10 @@
-"""Errors that the user can mend.
+"""Errors that the user can fix.
 
     DeitError
     ├── DataError          a data set or image folder that cannot be used
     ├── PictureError       an image file that cannot become pixels
     ├── CheckpointError    a checkpoint that cannot be read, written or resumed
-    ├── TrainingError      a run that cannot start, or whose loss is no number
+    ├── TrainingError      a run that cannot start, or whose loss is not finite
     ├── RepositoryError    a model or model repository that cannot be published or loaded
     ├── ServingError       Triton or the gateway cannot start or go on
     └── BenchmarkError     a measurement that could not be made
@@ -20,7 +20,7 @@ Refusal = Literal["unsupported-type", "undecodable-image", "image-too-large", "i
 
 
 class DeitError(Exception):
-    """Something the user can mend; its message is written for them."""
+    """Something the user can fix; the message is written for them."""
 
 
 class DataError(DeitError):
@@ -43,7 +43,7 @@ class CheckpointError(DeitError):
 
 
 class TrainingError(DeitError):
-    """A training run that cannot start as asked, or whose loss is no longer a number."""
+    """A training run that cannot start as asked, or whose loss is no longer finite."""
 
 
 class RepositoryError(DeitError):

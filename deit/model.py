@@ -5,12 +5,8 @@ know beyond shapes travels as `parameters` of config.pbtxt, because Triton may r
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from deit.tensorrt_plan import FINGERPRINT_FILE as FINGERPRINT_FILE
-from deit.tensorrt_plan import PLAN_FILE as PLAN_FILE
 
 IMAGES = "images"
 """Input, uint8 (N, H, W, 3), RGB, already resized and cropped. Normalisation is the first layer of the graph."""
@@ -24,9 +20,6 @@ CLASS_PROBABILITIES = "class_probabilities"
 DISTILLATION_PROBABILITIES = "distillation_probabilities"
 """Output of a distilled model, float32 (N, classes): softmax of the distillation token's head."""
 
-ONNX_FILE = "model.onnx"
-CONFIG_FILE = "config.pbtxt"
-
 PREPROCESSING_PARAMETER = "preprocessing"
 """Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
 
@@ -36,24 +29,10 @@ PROVENANCE_PARAMETER = "provenance"
 VERIFICATION_PARAMETER = "verification"
 """Key in config.pbtxt's parameters; the value is the summary of the gate's report, as JSON."""
 
-PROVENANCE_FILE = "provenance.json"
-"""In the version's folder, which Triton does not read: the same as in its configuration, for people."""
-
-REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
-"""In the version's folder: what the gate found, for programs and for people."""
-
-REFERENCE_FILE = "reference.npz"
-"""In the version's folder: `images`, uint8 (N, H, W, 3), and by the name of each output what PyTorch answers to them,
-float32 (N, classes). Whoever runs the version elsewhere, such as a plan on another GPU, compares with it first.
-"""
-
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
-"""What a model may be called: a folder name that is safe in a URL and in a metric label."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a model came from and how it was proven.
+    """Where a model came from and how it was verified.
 
     Attributes:
         architecture: timm's name of the architecture.

@@ -12,13 +12,15 @@ The bytes decide what a file is, never its name. The rules are the same for ever
 What is accepted is the caller's choice: `PictureLimits`. `deit.preprocessing` goes on from here to a model's input.
 """
 
+import contextlib
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
 from deit.errors import PictureError
 from deit.picture_header import Header, decoding_cost, read_header
@@ -50,6 +52,11 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
+
+# EXIF's types BYTE, SHORT and LONG
+INTEGER_BYTES = {1: 1, 3: 2, 4: 4}
+
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 # Of the fast mode: libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
 # as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
@@ -134,6 +141,8 @@ def configure_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
+    # Looks for the resolution, of which there may be a million too, when a JPEG is opened.
+    JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
 
 
 def _open(content: bytes, limits: PictureLimits) -> Image.Image:
@@ -195,8 +204,33 @@ def _upright(image: Image.Image, exif_orientation: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 (upright) when there is none that can be read."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error and others on broken EXIF
-        return 1
+    """EXIF's orientation, or that of XMP, as Pillow takes them; 1 (upright) when there is none that can be read."""
+    exif = image.info.get("exif")
+    if exif is None and "Raw profile type exif" in image.info:  # of a PNG: three lines, then hexadecimal
+        with contextlib.suppress(ValueError):
+            exif = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+    found = exif_orientation(exif or b"")
+    if found is None:
+        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        match = XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        found = int(match[1]) if match else 1
+    return found
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """The one number that matters, out of twelve bytes of the first directory (EXIF 2.3 section 4.6.2).
+
+    Pillow makes objects of all values that the tag has, of which there may be a million.
+    """
+    start = 0
+    while exif.startswith(b"Exif\0\0", start):
+        start += 6
+    order: Literal["little", "big"] = "little" if exif[start : start + 1] == b"I" else "big"
+    directory = start + int.from_bytes(exif[start + 4 : start + 8], order)
+    entries = int.from_bytes(exif[directory : directory + 2], order)
+    tag = ExifTags.Base.Orientation.to_bytes(2, order)
+    for at in range(directory + 2, min(directory + 2 + 12 * entries, len(exif) - 11), 12):
+        if exif[at : at + 2] == tag:  # then the type, how many values (4 bytes), and the value
+            value_bytes = INTEGER_BYTES.get(int.from_bytes(exif[at + 2 : at + 4], order), 0)
+            return int.from_bytes(exif[at + 8 : at + 8 + value_bytes], order)
+    return None

@@ -22,18 +22,10 @@ from rich.progress import track
 
 from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import (
-    FINGERPRINT_FILE,
-    IMAGES,
-    ONNX_FILE,
-    PLAN_FILE,
-    PROVENANCE_FILE,
-    REFERENCE_FILE,
-    REPORT_FILE,
-    REPORT_TABLE,
-    Provenance,
-)
-from deit.repository import publish
+from deit.model import IMAGES, Provenance
+from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
+from deit.repository.publishing import publish
+from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
 from export import findings
 from export.config import GPU_ENGINES, ExportConfig
 from export.config_pbtxt import model_config, scheduling_of
@@ -217,7 +209,7 @@ def _publish(
             built = onnx_file.with_suffix("")
             shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
             shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
-        # beside a plan too: another TensorRT or GPU builds its own of it
+        # with a plan too: another TensorRT or GPU builds its own from it
         shutil.copyfile(onnx_file, folder / ONNX_FILE)
         np.savez_compressed(folder / REFERENCE_FILE, **answers)
         (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")

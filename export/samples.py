@@ -1,4 +1,4 @@
-"""The real images that a graph is proven and calibrated on."""
+"""The real images on which a graph is judged and calibrated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ def load_samples(
         count: images to judge on; up to 512 when None.
 
     Raises:
-        DataError: there are no images, or fewer than `count`.
+        DataError: fewer than `count` images, or none at all.
     """
     if path.is_dir() and (files := sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)):
         judging, calibration = _split(len(files), calibrates)
@@ -59,7 +59,7 @@ def load_samples(
 
 
 def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:
-    """Indices to judge on and to calibrate on: they have none in common."""
+    """Indices to judge on and to calibrate on, without overlap."""
     held_out = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
     return [index for index in range(count) if index not in held_out], sorted(held_out)
 

@@ -1,7 +1,7 @@
 """`deit serve`: Triton and the gateway, and `deit triton`: Triton alone. They start in order and end together.
 
 SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has, then Triton stops. A second one ends
-everything at once.
+everything at once. SIGHUP: `deit serve` reads a file of API keys anew, and ends as with SIGTERM where there is none.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import typer
@@ -22,14 +23,15 @@ from serving.embedded.control import claim_control_socket
 from serving.embedded.reload import Reloader
 from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.admission import Admission
-from serving.gateway.api_keys import load_api_keys
+from serving.gateway.api_keys import ApiKeys, load_api_keys
 from serving.gateway.app import Access, Companion, create_app
-from serving.gateway.connection import wait_until_ready
+from serving.gateway.client_address import networks
+from serving.gateway.connection import addresses_of, wait_until_ready
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
-from serving.gateway.models import ServedModel, discover_models
+from serving.gateway.models import Discovered, ServedModel, discover_models
 from serving.gateway.readiness import Readiness, in_background
-from serving.gateway.server import GatewayServer, reserve_port, serve_metrics, url_of
+from serving.gateway.server import GatewayServer, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
 from serving.settings import ServeSettings, StandaloneSettings
@@ -58,7 +60,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._is_received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._receive)
 
     def note(self) -> None:
@@ -83,7 +85,11 @@ def serve(settings: ServeSettings) -> None:
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         admits_strangers = settings.insecure or access.keys is not None
-        listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers))
+        listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers=admits_strangers))
+        listeners = [listener]
+        if (port := settings.metrics_port) is not None:  # open to anyone who reaches it, as its option says
+            metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
+            listeners.append(stack.enter_context(metrics_listener))
         triton = None
         if settings.triton_url is None:
             triton = stack.enter_context(
@@ -94,11 +100,12 @@ def serve(settings: ServeSettings) -> None:
                     traces_url=traces_url(os.environ),
                 )
             )
-        url = settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}"
-        models = loaded_models(url, triton, stop, timeout_s=settings.triton.start_timeout_s)
-        server = gateway_server(settings, url, models, access, stop, triton, listener)
+        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}")
+        discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
+        server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
+        signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
         collect_less_garbage()
-        server.run([listener])
+        server.run(listeners)
         if triton is not None and triton.failure is not None:
             raise triton.failure
     logger.info("stopped")
@@ -124,8 +131,8 @@ def run_triton(settings: StandaloneSettings) -> None:
             settings.triton, most_restarts=0, host=settings.host, traces_url=traces_url(os.environ)
         ) as triton,
     ):
-        models = loaded_models(url, triton, stop, timeout_s=settings.triton.start_timeout_s)
-        asyncio.run(watch(triton, url, models, stop))
+        discovered = loaded_models([url], triton, stop, timeout_s=settings.triton.start_timeout_s)
+        asyncio.run(watch(triton, url, discovered.models, stop))
     logger.info("stopped")
 
 
@@ -144,9 +151,9 @@ async def watch(triton: EmbeddedTriton, url: str, models: dict[str, ServedModel]
 
 
 def loaded_models(
-    url: str, triton: EmbeddedTriton | None, stop: StopSignal, *, timeout_s: float
-) -> dict[str, ServedModel]:
-    """The models that can be served, once Triton has loaded them.
+    urls: Sequence[str], triton: EmbeddedTriton | None, stop: StopSignal, *, timeout_s: float
+) -> Discovered:
+    """The models of the first of these Tritons that has loaded them.
 
     Raises:
         KeyboardInterrupt: a signal asked for the end.
@@ -158,37 +165,35 @@ def loaded_models(
         if triton is not None:
             triton.process.raise_if_ended()
 
-    wait_until_ready(url, timeout_s=timeout_s, raise_if_in_vain=raise_if_in_vain)
-    models = discover_models(url, None if triton is None else triton.control_headers)
+    ready = wait_until_ready(urls, timeout_s=timeout_s, raise_if_in_vain=raise_if_in_vain)
+    discovered = discover_models(ready, None if triton is None else triton.control_headers)
     stop.raise_if_received()
-    return models
+    return discovered
 
 
 def gateway_server(
     settings: ServeSettings,
-    triton_url: str,
-    models: dict[str, ServedModel],
+    triton_urls: Sequence[str],
+    discovered: Discovered,
     access: Access,
     stop: StopSignal,
     triton: EmbeddedTriton | None,
     listener: socket.socket,
 ) -> GatewayServer:
-    admission = Admission(settings.limits)
+    admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
-    if settings.metrics_port is not None:
-        serve_metrics(metrics, settings.host, settings.metrics_port)
-    default_model = choose_default(settings.default_model, models)
+    default_model = choose_default(settings.default_model, discovered.names())
     companions: list[Companion] = []
-    reloads = triton is not None and settings.allow_reload
     if triton is not None:
         companions.append(triton.watched)
-        if reloads:
+        if settings.allow_reload:
             path = claim_control_socket(listener.getsockname()[1])
-            reloader = Reloader(triton, triton_url, models, default_model, metrics, admission, control_path=path)
+            reloader = Reloader(triton, triton_urls[0], models, default_model, metrics, admission, control_path=path)
             companions.append(reloader.commands)
     app = create_app(
-        triton_url,
-        models=models,
+        triton_urls,
+        models=None if triton is None else models,
+        broken=discovered.broken,
         default_model=default_model,
         limits=settings.limits,
         access=access,
@@ -197,8 +202,7 @@ def gateway_server(
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
-        pins_versions=reloads,
-        shows_metrics=settings.metrics_port is None,
+        metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
     )
     address = url_of(listener)
@@ -222,14 +226,23 @@ def collect_less_garbage() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
-def choose_default(wanted: str | None, models: dict[str, ServedModel]) -> str:
+def choose_default(wanted: str | None, names: Sequence[str]) -> str:
+    """Also a model that could not be loaded: another one would answer without a word."""
     if wanted is None:
-        return next(iter(models))
-    if wanted not in models:
+        return names[0]
+    if wanted not in names:
         raise ServingError(
-            f"{named('--default-model')} is {wanted}, which is not served; choose from: {', '.join(models)}"
+            f"{named('--default-model')} is {wanted}, which is not served; choose from: {', '.join(names)}"
         )
     return wanted
+
+
+def on_hangup(settings: ServeSettings, keys: ApiKeys | None) -> Callable[[int, object], None] | None:
+    """What reads the file of keys anew; None where there is none."""
+    if keys is None or settings.api_keys_file is None:
+        return None
+    from_environment = settings.api_keys.text if settings.api_keys else None
+    return lambda number, frame: keys.reload(settings.api_keys_file, from_environment)
 
 
 def read_access(settings: ServeSettings) -> Access:
@@ -238,4 +251,9 @@ def read_access(settings: ServeSettings) -> Access:
         raise ServingError(
             f"{named('--rate-limit')} is per API key, and there are none; set {named('--api-keys-file')}, or drop it"
         )
-    return Access(keys=keys, rate_limit=settings.rate_limit, cors_origins=settings.origins)
+    return Access(
+        keys=keys,
+        rate_limit=settings.rate_limit,
+        cors_origins=settings.origins,
+        trusted_proxies=networks(settings.trusted_proxies),
+    )

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from deit.allowance import usable_cores, usable_memory_bytes
 from deit.log import LogFormat
-from deit.machine import usable_cores
 from deit.options import Secret, named, wrong
 
 # Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
@@ -150,7 +150,7 @@ class Limits:
     max_in_flight_bytes: Annotated[
         int,
         Option(
-            help="Total size in bytes of all bodies in flight; beyond it, 429. Lower it if memory is short.",
+            help="Arrived bytes of all bodies in flight; beyond it, 429. Lower it if memory is short.",
             rich_help_panel=LIMITS,
         ),
     ] = 256 * 2**20
@@ -186,13 +186,25 @@ class Limits:
             )
 
 
-# Above this the gateway, a single process, is the limit. Each takes 26 MB while it waits.
+DECODER_BYTES = 32 * 2**20
+"""What a decoding process holds while it has nothing to do, and some."""
+
 MOST_DECODERS = 32
+"""Above this the gateway, a single process, is the limit."""
 
 
-def processes_by_cores() -> int:
-    """One more than there are cores: large images keep at most as many busy as there are cores."""
-    return min(usable_cores() + 1, MOST_DECODERS)
+def decoders_for(cores: int, memory_bytes: int | None) -> int:
+    """One more than there are cores, because large images keep at most as many busy as there are cores.
+
+    But no more than a quarter of the memory holds while they have nothing to do, and at least two, of which one stays
+    free of large images.
+    """
+    fitting = MOST_DECODERS if memory_bytes is None else memory_bytes // 4 // DECODER_BYTES
+    return max(2, min(cores + 1, fitting, MOST_DECODERS))
+
+
+def decoders_here() -> int:
+    return decoders_for(usable_cores(), usable_memory_bytes())
 
 
 DecodingMode = Literal["exact", "fast"]
@@ -207,10 +219,10 @@ class Decoding:
         Option(
             "--decoders",
             help="Processes that decode images. Lower it to save memory.",
-            show_default="one more than cores, up to 32",
+            show_default="one more than cores, up to 32, in at most a quarter of the memory",
             rich_help_panel=GATEWAY,
         ),
-    ] = field(default_factory=processes_by_cores)
+    ] = field(default_factory=decoders_here)
     mode: Annotated[
         DecodingMode,
         Option(
@@ -253,7 +265,8 @@ class ServeSettings:
         str | None,
         Option(
             metavar="HOST:PORT",
-            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here.",
+            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several "
+            "with commas between, or a name with several addresses, are asked in turn.",
             rich_help_panel=TRITON,
         ),
     ] = None
@@ -318,6 +331,14 @@ class ServeSettings:
             rich_help_panel=ACCESS,
         ),
     ] = ""
+    trusted_proxies: Annotated[
+        str,
+        Option(
+            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: their "
+            "X-Forwarded-For says in the log who asked. Set it behind a proxy.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = ""
     limits: Limits = Limits()
     log: LogSettings = LogSettings()
     log_requests: Annotated[
@@ -341,8 +362,15 @@ class ServeSettings:
                     repr(origin),
                     "give origins of pages such as https://app.example.org, without a path and without *",
                 )
+        for proxy in filter(None, map(str.strip, self.trusted_proxies.split(","))):
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                fix = "give addresses such as 10.0.0.7, or networks such as 10.0.0.0/8"
+                raise wrong("--trusted-proxies", repr(proxy), fix) from error
         if self.triton_url is not None:
-            if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}", self.triton_url):
+            address = r"(\[[0-9a-fA-F:]+\]|[^\s:/,]+):\d{1,5}"
+            if not re.fullmatch(rf"{address}( *, *{address})*", self.triton_url):
                 raise wrong(
                     "--triton-url",
                     repr(self.triton_url),

@@ -20,12 +20,11 @@ from benchmark.perf_analyzer import NEVER_STABLE, measure
 from benchmark.results import Environment, Figure, Record
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
-from deit.model import ONNX_FILE, PROBABILITIES
+from deit.model import PROBABILITIES
 from deit.options import command_of
-from deit.repository import model_folder, read_config, served_version
+from deit.repository.models import find_model, read_version
 from export.engines import Engine, Infer
 from export.speed import images_per_s
-from serving.triton.config import provenance_of
 from studies import run_study
 
 
@@ -122,13 +121,10 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
 
 def open_model(repository: Path, name: str) -> Loaded:
     """The served version of a model, loaded once for each of its instances."""
-    folder = model_folder(repository, name)
-    config = read_config(folder / "config.pbtxt")
-    if config.backend not in ("onnxruntime", "openvino"):
-        raise BenchmarkError(f"{folder} runs on {config.backend or config.platform}, which does not run on processors")
-    version = served_version(folder)
-    file = folder / str(version) / (config.default_model_filename or ONNX_FILE)
-    provenance = provenance_of(config)
+    version = read_version(find_model(repository, name))
+    config = version.config
+    if version.engine not in ("onnxruntime", "openvino"):
+        raise BenchmarkError(f"{version.model} runs on {version.engine}, which does not run on processors")
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     instances = sum(group.count for group in config.instance_group)
     on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
@@ -141,10 +137,10 @@ def open_model(repository: Path, name: str) -> Loaded:
     )
     return Loaded(
         name=name,
-        precision=provenance.precision if provenance else "fp32",
+        precision=version.precision if version.provenance else "fp32",
         engine=engine,
         size=config.input[0].dims[0],
-        instances=[engine.load(file, (PROBABILITIES,)) for _ in range(instances)],
+        instances=[engine.load(version.file, (PROBABILITIES,)) for _ in range(instances)],
     )
 
 

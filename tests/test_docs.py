@@ -3,6 +3,8 @@
 import re
 import tomllib
 
+import pytest
+
 from serving.gateway.errors import PROBLEMS
 from tests.conftest import REPOSITORY_ROOT
 
@@ -16,7 +18,7 @@ def test_the_error_table_is_the_gateways() -> None:
     assert sorted(documented) == sorted((str(problem.status), name) for name, problem in PROBLEMS.items())
 
 
-def test_the_readme_gives_the_reason_of_every_dependency() -> None:
+def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads(read("pyproject.toml"))
     requirements = project["project"]["dependencies"] + [
         requirement
@@ -25,8 +27,12 @@ def test_the_readme_gives_the_reason_of_every_dependency() -> None:
         for requirement in requirements
     ]
     names = {re.match(r"[A-Za-z0-9_-]+", requirement)[0] for requirement in requirements} - {"deit-server"}
-    table = set(re.findall(r"^\| `([A-Za-z0-9_-]+)` \|", read("README.md"), re.MULTILINE))
+    table = set(re.findall(r"^\| `([A-Za-z0-9_-]+)` \|", read("docs/dependencies.md"), re.MULTILINE))
     assert names == table
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(read("README.md").splitlines()) <= 120
 
 
 def test_links_between_documents_lead_somewhere() -> None:
@@ -40,3 +46,26 @@ def test_commands_of_the_makefile_that_documents_name_exist() -> None:
     for document in [*REPOSITORY_ROOT.glob("*.md"), *REPOSITORY_ROOT.glob("docs/*.md")]:
         named = set(re.findall(r"`make ([a-z-]+)|^\$ make ([a-z-]+)", document.read_text(), re.MULTILINE))
         assert {name for pair in named for name in pair if name} <= targets, document.name
+
+
+SERVING = ("serving/gateway", "serving/embedded")
+
+
+@pytest.mark.parametrize(
+    ("document", "folders", "at_least"),
+    [
+        ("docs/architecture.md", ("", "serving"), 40),
+        (
+            "docs/request.md",
+            ("", "serving/gateway", "serving/embedded", "serving/embedded/backends", "tests/serving/gateway"),
+            40,
+        ),
+        ("docs/maintainers.md", ("", "serving/embedded", "tests/serving/gateway"), 30),
+        ("docs/leaving-triton-2024.md", ("", "serving/embedded"), 10),
+    ],
+)
+def test_files_that_documents_name_exist(document: str, folders: tuple[str, ...], at_least: int) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+|(?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|sh|yml))`", read(document))
+    assert len(named) >= at_least
+    roots = [REPOSITORY_ROOT / folder for folder in folders]
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []

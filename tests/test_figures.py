@@ -1,13 +1,13 @@
-"""Every measured figure in the documents is in a committed file.
+"""Measured figures in the documents come from committed files.
 
 Tables and pictures stand in blocks that `deit benchmark report --document` writes; here they are written again and must
-be the same. Figures in prose are found by their units and looked up: in benchmark/results, in the training logs, and,
-for the paper's own, in benchmark/paper.py.
+be the same. In prose four kinds of figures are recognised by their units and looked up among those of the same kind:
+rates in images/s, latencies with their percentile, memory, and percentages with decimals. The files are
+benchmark/results, the training logs and, for the paper's own figures, benchmark/paper.py.
 """
 
 import json
 import re
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,41 +22,48 @@ RESULTS = REPOSITORY_ROOT / "benchmark" / "results"
 REPORTS = cache(partial(read_report, RESULTS))
 DOCUMENTS = [REPOSITORY_ROOT / "README.md", *sorted((REPOSITORY_ROOT / "docs").glob("*.md"))]
 
-# A rate, a latency with its percentile, an accuracy with decimals. Settings and limits have other forms.
+# Settings and limits have other forms: 10 MiB, 5 s, 97 %.
 PROSE = re.compile(
-    r"(?P<rate>\d[\d,]*(?:\.\d+)?) images/s|p(?:50|95|99)[ :a-z]{1,12}(?P<ms>\d[\d,]*(?:\.\d+)?) ms"
-    r"|(?P<percent>\d+\.\d+) %"
+    r"(?P<rate>\d[\d,]*(?:\.\d+)?) images/s|p(?:50|95|99)[ :a-z]{1,12}(?P<latency>\d[\d,]*(?:\.\d+)?) ms"
+    r"|(?P<memory>\d[\d,]*) MiB of memory|(?P<share>\d+\.\d+) %"
 )
+UNITS = {"images/s": "rate", "ms": "latency", "MiB": "memory", "share": "share"}
+
+Values = dict[str, list[float]]
+"""Committed values by the kind of figure; shares in percent."""
 
 
-def prose_figures(text: str) -> list[str]:
-    return [next(filter(None, match.groups())) for match in PROSE.finditer(BLOCK.sub("", text))]
+def prose_figures(text: str) -> list[tuple[str, str]]:
+    """The kind and the text of each figure outside the measured blocks."""
+    return [(str(match.lastgroup), match[str(match.lastgroup)]) for match in PROSE.finditer(BLOCK.sub("", text))]
 
 
-def committed_values() -> Iterator[float]:
+def committed_values() -> Values:
+    values: Values = {kind: [] for kind in UNITS.values()}
     for record in read(sorted(RESULTS.glob("*.jsonl"))):
         for figure in record.figures.values():
-            yield from (figure.value, 100 * figure.value)
+            if (kind := UNITS.get(figure.unit)) is not None:
+                values[kind].append(100 * figure.value if kind == "share" else figure.value)
     for log in (REPOSITORY_ROOT / "training" / "recipes").glob("*.jsonl"):
         for line in log.read_text().splitlines():
-            for value in json.loads(line).values():
-                if isinstance(value, int | float):
-                    yield from (value, 100 * value)
+            values["share"] += [100 * value for name, value in json.loads(line).items() if "_top" in name]
     for row in TABLE_5:
-        yield from (value for value in (row.images_per_s, row.top1, row.real, row.v2) if value is not None)
+        values["rate"].append(row.images_per_s)
+        values["share"] += [share for share in (row.top1, row.real, row.v2) if share is not None]
+    return values
 
 
-def is_found(figure: str, values: list[float]) -> bool:
-    """A committed value that is written so when it is rounded to as many decimals."""
+def is_found(kind: str, figure: str, values: Values) -> bool:
+    """Whether a committed value of this kind, rounded to as many decimals, is written so."""
     decimals = len(figure.partition(".")[2])
-    return any(f"{value:,.{decimals}f}" == figure or f"{value:.{decimals}f}" == figure for value in values)
+    return any(f"{value:,.{decimals}f}" == figure or f"{value:.{decimals}f}" == figure for value in values[kind])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_figure_in_prose_is_in_a_committed_file(document: Path) -> None:
-    values = list(committed_values())
-    missing = [figure for figure in prose_figures(document.read_text()) if not is_found(figure, values)]
-    assert missing == [], f"{document.name} tells figures that no committed file holds"
+def test_figures_with_a_unit_in_prose_are_in_a_committed_file(document: Path) -> None:
+    values = committed_values()
+    missing = [each for each in prose_figures(document.read_text()) if not is_found(*each, values)]
+    assert missing == [], f"{document.name} states figures that no committed file holds"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -67,10 +74,10 @@ def test_the_measured_blocks_are_those_of_the_committed_results(document: Path) 
 
 
 def test_an_invented_figure_is_found() -> None:
-    values = [806.2, 4.43, 69.84]
-    text = (
-        "It does 806 images/s (p99 4.4 ms) with 69.84 % right.\n<!-- measured: http -->\n9,999 images/s\n<!-- end -->"
-    )
-    assert [is_found(figure, values) for figure in prose_figures(text)] == [True, True, True]
-    assert prose_figures("It does 1,234.5 images/s, p99 of 7 ms, 99.9 % right") == ["1,234.5", "7", "99.9"]
-    assert not any(is_found(figure, values) for figure in ("1,234.5", "7", "99.9"))
+    values: Values = {"rate": [806.2], "latency": [4.43], "memory": [679.0], "share": [69.84]}
+    true = "It does 806 images/s (p99 4.4 ms) in 679 MiB of memory with 69.84 % right."
+    block = "<!-- measured: http -->\n9,999 images/s\n<!-- end -->"
+    assert [is_found(*each, values) for each in prose_figures(f"{true}\n{block}")] == [True] * 4
+    invented = "It does 4.4 images/s, p99 of 806 ms, in 680 MiB of memory, 69.9 % right"
+    assert [kind for kind, _ in prose_figures(invented)] == ["rate", "latency", "memory", "share"]
+    assert not any(is_found(*each, values) for each in prose_figures(invented))

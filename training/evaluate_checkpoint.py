@@ -1,4 +1,4 @@
-"""What `deit evaluate` finds out about a checkpoint."""
+"""Evaluates a checkpoint for `deit evaluate`."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class CheckpointEvaluation:
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
-    """What was found, or None in all processes of torchrun's but the first."""
+    """The report, or None in all of torchrun's processes but the first."""
     device = choose_device(config.device)
     images = open_images(config.data, "test")
     trained = open_model(config.checkpoint, "--checkpoint", architecture=config.architecture)

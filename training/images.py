@@ -142,7 +142,7 @@ class TarImages:
                         elif member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
                             images.append((shard, member.name, member.offset_data, member.size))
             except (OSError, ValueError, tarfile.TarError) as error:
-                raise DataError(f"{shard} is no uncompressed tar file of images: {error}") from error
+                raise DataError(f"{shard} is not an uncompressed tar file of images: {error}") from error
         if indices:
             try:
                 self.label_names = read_labels(labels_file)
@@ -150,7 +150,7 @@ class TarImages:
             except (OSError, ValueError) as error:
                 raise DataError(f"{labels_file} must name the classes that the .cls files count: {error}") from error
             except KeyError as error:
-                raise DataError(f"{error.args[0][0]} has no {error.args[0][1]}.cls beside the image") from error
+                raise DataError(f"{error.args[0][0]} has no {error.args[0][1]}.cls next to the image") from error
             if labels and not 0 <= min(labels) <= max(labels) < len(self.label_names):
                 raise DataError(
                     f"{shards[0].parent} has labels from {min(labels)} to {max(labels)}, but {labels_file} names "

@@ -154,7 +154,7 @@ class Teacher(nn.Module):
         return logits, features
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images as this model wants them."""
+        """The images as this model expects them."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")

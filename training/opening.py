@@ -111,7 +111,7 @@ def state_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         keys = ", ".join(list(map(str, content))[:5])
         raise CheckpointError(
-            f"{path} holds no state dictionary, neither itself nor under one of the keys "
+            f"{path} does not hold a state dictionary, neither itself nor under one of the keys "
             f"{', '.join((*TRAINED, *AVERAGED))}; it has {keys or 'nothing'}. Save the model's state_dict alone."
         )
     if found in AVERAGED:

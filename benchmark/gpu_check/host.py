@@ -76,6 +76,7 @@ def check(config: "GpuCheckConfig", host: Host) -> Iterator[Finding]:
     yield library(f"libpython3.{sys.version_info.minor}.so.1.0", "the embedded Triton's Python backend links to it")
     yield library("libnvinfer.so.11", "TensorRT 11, for plans")
     yield shared_memory()
+    yield server()
 
 
 def driver() -> Finding:
@@ -106,7 +107,7 @@ def pytorch(host: Host) -> Finding:
 
 
 def library(name: str, purpose: str) -> Finding:
-    """Whether the dynamic linker finds a library; one that is not needed everywhere is no failure."""
+    """Whether the dynamic linker finds a library. One that is not needed everywhere does not fail the step."""
     try:
         ctypes.CDLL(name)
     except OSError as error:
@@ -123,5 +124,9 @@ def shared_memory() -> Finding:
     return judged("/dev/shm", mib >= SHARED_MEMORY_MIB, f"{mib:.0f} MiB free, {SHARED_MEMORY_MIB} MiB are needed")
 
 
-def figure(value: float, unit: str) -> Figure:
-    return Figure(value=value, unit=unit)
+def server() -> Finding:
+    """Whether all that `deit serve` imports is here: better known in the first minute than after the export."""
+    program = [sys.executable, "-c", "import serving.launcher"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines()
+    return judged("packages of deit serve", done.returncode == 0, lines[-1] if lines else "all of them import")

@@ -57,7 +57,7 @@ class PeerClassifier:
         self._preprocessing = Preprocessing.from_json(settings.preprocessing)
 
     def pixels(self, content: bytes | bytearray | memoryview | Image.Image) -> npt.NDArray[np.uint8]:
-        """Of an image file, or of one that the server opened: uint8 (H, W, 3)."""
+        """The model's input, uint8 (H, W, 3), from an image file or from an image that the server opened."""
         image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
         return resize_and_crop(upright_rgb(image), self._preprocessing)
 

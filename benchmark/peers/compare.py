@@ -16,9 +16,10 @@ from benchmark.outcome import console
 from benchmark.peers.entrant import Entrant, Window, measure
 from benchmark.peers.side_by_side import side_by_side
 from benchmark.peers.tuning import Shape, shapes
-from benchmark.repository import RepositoryModel, read_model
+from benchmark.repository import onnx_file
 from benchmark.results import Environment, Figure, Kind, Record
 from deit.errors import BenchmarkError
+from deit.repository.models import ModelVersion, find_model, read_version
 
 IMAGES = 256
 TUNING_S = 5.0
@@ -26,7 +27,7 @@ TUNING_S = 5.0
 CHECKED_IMAGES = 16
 # The same graph on the same pixels; batches of other sizes and other threads move the last bits of a probability.
 LARGEST_DIFFERENCE = 1e-4
-# A quantised graph scales a batch by its largest activation, so that the images beside one change its answer.
+# A quantised graph scales a batch by its largest activation, so the other images of a batch change an answer.
 LARGEST_QUANTISED_DIFFERENCE = 0.1
 
 
@@ -37,15 +38,15 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
         BenchmarkError, DataError: our own server, the model or the photographs are not there.
     """
     images = read_photographs(config.images, IMAGES).images
-    models = [read_model(config.model_repository, config.model)]
+    models = [read_version(find_model(config.model_repository, config.model))]
     if config.best_model is not None:
-        models.append(read_model(config.model_repository, config.best_model))
+        models.append(read_version(find_model(config.model_repository, config.best_model)))
     failures: dict[tuple[str, str], str] = {}
     entrants = []
     for model in models:
         expected = ours_for(model, config, images)
         entrants.append(Entrant(server=OURS, model=model, shape=None))
-        for peer in config.peer if model.onnx_file is not None else ():
+        for peer in config.peer if onnx_file(model) is not None else ():
             candidates = [Entrant(server=peer, model=model, shape=shape) for shape in shapes(peer, environment.cores)]
             try:
                 entrants.append(best_of(candidates, config, images, expected))
@@ -72,7 +73,7 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
     }
 
     def record(
-        kind: Kind, server: str, model: RepositoryModel, shape: Shape | None, concurrency: int, /, **found: object
+        kind: Kind, server: str, model: ModelVersion, shape: Shape | None, concurrency: int, /, **found: object
     ) -> Record:
         return Record(
             kind=kind,
@@ -127,7 +128,7 @@ def best_of(
     return max(rates, key=lambda candidate: rates[candidate]) if rates else candidates[0]
 
 
-def ours_for(model: RepositoryModel, config: PeersConfig, images: Sequence[bytes]) -> list[dict[int, float]]:
+def ours_for(model: ModelVersion, config: PeersConfig, images: Sequence[bytes]) -> list[dict[int, float]]:
     """What our server answers for the first images."""
     with Entrant(server=OURS, model=model, shape=None).running(config, images[0]) as (url, _):
         return answers_of(url, images[:CHECKED_IMAGES])
@@ -186,7 +187,7 @@ def figures_of(windows: Sequence[Window]) -> dict[str, object]:
 
 
 def version_of(server: str, environments: Path, environment: Environment) -> str:
-    """Of the server's package, as its environment has it."""
+    """Version of the server's package in its environment."""
     if server == OURS:
         return environment.versions["deit-server"]
     for folder in environments.glob(f"{server}/lib/python*/site-packages/{server}-*.dist-info"):

@@ -9,8 +9,9 @@ from benchmark.config import PeersConfig
 from benchmark.load import Load, closed_loop, requests_of
 from benchmark.peers.tuning import Shape, peer_server
 from benchmark.processes import ServerProcesses, Use
-from benchmark.repository import RepositoryModel, only
+from benchmark.repository import only, onnx_file
 from benchmark.server import CLASSIFY, our_server
+from deit.repository.models import ModelVersion
 
 WARM_UP_S = 2.0
 
@@ -20,22 +21,23 @@ class Entrant:
     """A server with the model that it serves; `shape` is None for ours, which runs with its defaults."""
 
     server: str
-    model: RepositoryModel
+    model: ModelVersion
     shape: Shape | None
 
     @contextlib.contextmanager
     def running(self, config: PeersConfig, image: bytes) -> Iterator[tuple[str, int]]:
         """The URL to which images are posted, and the first process of the server."""
         if self.shape is None:
-            with only(config.model_repository, self.model.name) as repository, our_server(repository) as server:
+            with only(self.model.model) as repository, our_server(repository) as server:
                 yield f"{server.url}{CLASSIFY}?model={self.model.name}", server.pid
             return
-        assert self.model.onnx_file is not None
+        graph = onnx_file(self.model)
+        assert graph is not None
         with peer_server(
             self.server,
             self.shape,
-            onnx_file=self.model.onnx_file,
-            preprocessing=self.model.preprocessing,
+            onnx_file=graph,
+            preprocessing=self.model.preprocessing.to_json(),
             environments=config.environments,
             image=image,
         ) as address:
@@ -44,7 +46,7 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What one window of load on one server told."""
+    """What one window of load on one server found."""
 
     load: Load
     server_cpu_s: float

@@ -15,6 +15,12 @@ LOOPBACK = "127.0.0.1"
 EXIT_TIMEOUT_S = 10
 """How long a stopping Triton waits for requests. The gateway has finished its own by then."""
 
+LOAD_THREADS = 4
+"""Models that load at once; releases before 24.08 take two for each core of the machine."""
+
+HTTP_THREADS = 2
+"""For a health check and perf_analyzer's questions about a model; inference comes by gRPC."""
+
 # Shared memory of a Python backend's instance, for one batch of inputs and outputs. It grows in steps when a batch is
 # larger: 64 images of 224 x 224 are 38.5 MB, and the default of 1 MiB would grow 38 times on the first one.
 SHM_BYTES = 64 * 2**20
@@ -23,11 +29,6 @@ SHM_GROWTH_BYTES = 16 * 2**20
 # Protocols that nothing of ours uses, and that other users of the machine could misuse on loopback (CVE-2024-0087,
 # CVE-2025-23319). They ask for a header whose value nobody knows.
 CLOSED_PROTOCOLS = "shared-memory,trace,logging"
-
-# Where gateways come from other machines, a channel ends after this long, so that they look its name up again and find
-# Tritons that were added meanwhile; requests in progress have the grace to finish.
-CONNECTION_AGE_MS = 30_000
-CONNECTION_GRACE_MS = 20_000
 
 # Loading models: it can bring files, and with a Python backend any program (CVE-2025-23316).
 CONTROL_PROTOCOL = "model-repository"
@@ -54,16 +55,18 @@ def triton_options(
 
     Args:
         host: address of gRPC and metrics; HTTP stays on loopback.
-        control_key: what whoever loads and unloads models must know; None when nobody may.
+        control_key: the key to load and unload models with; None when nobody may.
         traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
     """
     options = {
         "--model-repository": str(model_repository),
         "--backend-directory": str(backend_directory),
         "--model-control-mode": "none" if control_key is None else "explicit",
-        "--strict-readiness": "true",
-        "--exit-on-error": "true",
+        # A model that does not load leaves the others alone; who asks for the index learns of it.
+        "--strict-readiness": "false",
+        "--exit-on-error": "false",
         "--exit-timeout-secs": str(EXIT_TIMEOUT_S),
+        "--model-load-thread-count": str(LOAD_THREADS),
         "--log-format": "ISO8601",
         "--allow-grpc": "true",
         "--grpc-address": host,
@@ -77,13 +80,9 @@ def triton_options(
         "--allow-vertex-ai": "false",
         "--allow-client-shm": "false",
     }
-    if host != LOOPBACK:
-        options |= {
-            "--grpc-max-connection-age": str(CONNECTION_AGE_MS),
-            "--grpc-max-connection-age-grace": str(CONNECTION_GRACE_MS),
-        }
     if ports.http is not None:
         options |= {
+            "--http-thread-count": str(HTTP_THREADS),
             "--http-address": LOOPBACK,
             "--http-port": str(ports.http),
         }

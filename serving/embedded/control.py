@@ -1,28 +1,20 @@
-"""Commands for a running server, from the user who runs it: a Unix socket in a folder that nobody else may enter.
-
-Not over HTTP: whoever may ask for answers need not be allowed to change what answers, and a page in a browser on this
-machine must not be able to.
-"""
+"""The server's half of `deit/control.py`: commands on a Unix socket, in a folder that only its user may enter."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from deit.control import control_socket
 from deit.errors import ServingError
 
-Answer = dict[str, Any]
-
-
-def control_socket(port: int) -> Path:
-    """Of the server on this port of HTTP."""
-    return Path(tempfile.gettempdir(), f"deit-control-{os.getuid()}", f"{port}.sock")
+Reply = dict[str, Any]
 
 
 def claim_control_socket(port: int) -> Path:
@@ -53,16 +45,16 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def control_server(path: Path, answer: Callable[[str], Awaitable[Answer]]) -> AsyncIterator[None]:
+async def control_server(path: Path, answer: Callable[[str], Awaitable[Reply]]) -> AsyncIterator[None]:
     """Answers commands while the block runs, each on a connection of its own."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            command = (await reader.readline()).decode(errors="replace").strip()
-            writer.write(json.dumps(await answer(command)).encode() + b"\n")
-            await writer.drain()
-        finally:
-            writer.close()
+        with contextlib.suppress(ConnectionError, ValueError):  # it left early, or sent a line without end
+            line = await reader.readline()
+            if line.endswith(b"\n"):
+                writer.write(json.dumps(await answer(line.decode(errors="replace").strip())).encode() + b"\n")
+                await writer.drain()
+        writer.close()
 
     server = await asyncio.start_unix_server(converse, path)
     try:
@@ -70,29 +62,3 @@ async def control_server(path: Path, answer: Callable[[str], Awaitable[Answer]])
     finally:
         server.close()
         path.unlink(missing_ok=True)
-
-
-def command_server(port: int, command: str) -> Answer:
-    """What the server on this port answers to a command.
-
-    Raises:
-        ServingError: there is none, or it takes no commands, or it refuses this one.
-    """
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(control_socket(port)))
-        except OSError as error:
-            raise ServingError(
-                f"no server of this user takes commands for port {port} ({error.strerror}); "
-                "start it with `deit serve --allow-reload`, and name its --port"
-            ) from error
-        with connection.makefile("rw") as lines:
-            lines.write(f"{command}\n")
-            lines.flush()
-            text = lines.readline()
-    if not text:
-        raise ServingError("the server ended before it answered; look into its log")
-    answer: Answer = json.loads(text)
-    if "error" in answer:
-        raise ServingError(answer["error"])
-    return answer

@@ -96,9 +96,9 @@ class TritonProcess:
         return not self._is_stopping and self._process.poll() is not None
 
     def ailment(self) -> "Ailment | None":
-        """What the kernel knows of Triton and its stubs, and Triton's own health does not tell. To be asked repeatedly.
+        """What the kernel knows of Triton and its stubs, and Triton's own health does not show. To be asked repeatedly.
 
-        A stub that ended well is no ailment: its model was unloaded. Neither is one that Triton has ended itself: it
+        A stub that ended well is none: its model was unloaded. Neither is one that Triton has ended itself: it
         will be gone by the next time.
         """
         suspects, self._suspects = self._suspects, set()
@@ -122,8 +122,12 @@ class TritonProcess:
         if not self.has_ended:
             return None
         self._reader.join(timeout=1)  # the last lines may still be in the pipe
-        reasons = list(dict.fromkeys(self._errors)) or [line for line in self._lines if line.strip()][-3:]
+        reasons = self.errors() or [line for line in self._lines if line.strip()][-3:]
         return f"Triton ended with status {self._process.poll()}: {'; '.join(reasons) or 'it said nothing'}"
+
+    def errors(self) -> list[str]:
+        """What it has said at the level of errors, each once."""
+        return list(dict.fromkeys(self._errors))
 
     def raise_if_ended(self) -> None:
         """Raises ServingError with Triton's own reason when it has ended and nobody asked it to."""

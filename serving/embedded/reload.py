@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from deit.errors import DeitError, ServingError
 from deit.model import PROBABILITIES
-from serving.embedded.control import Answer, control_server
+from serving.embedded.control import Reply, control_server
 from serving.embedded.snapshot import Offer
 from serving.embedded.triton import EmbeddedTriton
 from serving.gateway.admission import Admission
@@ -79,7 +79,7 @@ class Reloader:
     async def commands(self, readiness: Readiness) -> AsyncIterator[None]:
         """Takes commands while the block runs."""
 
-        async def answer(command: str) -> Answer:
+        async def answer(command: str) -> Reply:
             if command != "reload":
                 return {"error": f"unknown command {command[:40]!r}"}
             try:

@@ -33,6 +33,18 @@ def remove_shared_memory() -> None:
         region.unlink(missing_ok=True)
 
 
+def close_shared_memory() -> None:
+    """Let nobody but this user read the pictures in that of this process's Triton.
+
+    Triton makes it readable for all, whatever the umask: Boost.Interprocess sets the mode itself. To be called often,
+    because a region is there before its model is ready, and no picture is in it yet.
+    """
+    for region in SHARED_MEMORY.glob(f"{shared_memory_prefix()}*"):
+        with contextlib.suppress(FileNotFoundError):  # its model was unloaded meanwhile
+            if region.stat().st_mode & 0o077:
+                region.chmod(0o600)
+
+
 def shared_memory_prefix() -> str:
     return f"{PREFIX}{os.getpid()}-"
 

@@ -8,13 +8,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from deit.durable import write_file
 from deit.errors import RepositoryError
-from deit.model import CONFIG_FILE
-from serving.triton.repository import model_names
+from deit.repository.config import config_text
+from deit.repository.layout import CONFIG_FILE
+from deit.repository.models import model_names, nothing_served, read_served
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Offer:
 
     Attributes:
         versions: those that the model's version policy chooses, oldest first.
-        files: name, inode and time of their files and of those beside them; another value means other contents.
+        files: name, inode and time of their files and of those next to them; another value means other contents.
     """
 
-    config: str
+    config: model_config_pb2.ModelConfig
     versions: tuple[int, ...]
     files: tuple[tuple[str, int, int], ...]
 
@@ -54,9 +54,7 @@ class Snapshot:
                 (shown / entry.name).symlink_to(entry)
         for version in versions:
             (shown / str(version)).symlink_to(model / str(version))
-        config = text_format.Parse(offer.config, model_config_pb2.ModelConfig())
-        config.version_policy.specific.versions[:] = versions
-        write_file(shown / CONFIG_FILE, text_format.MessageToString(config))
+        write_file(shown / CONFIG_FILE, config_text(offer.config, versions))
 
     def hide(self, name: str) -> None:
         shutil.rmtree(self.folder / name)
@@ -66,31 +64,11 @@ class Snapshot:
         return (self._repository / name / str(version)).is_dir()
 
     def _offer(self, name: str) -> Offer:
-        folder = self._repository / name
-        text = (folder / CONFIG_FILE).read_text()
-        try:
-            config = text_format.Parse(text, model_config_pb2.ModelConfig())
-        except text_format.ParseError as error:
-            raise RepositoryError(f"{folder / CONFIG_FILE} is no configuration of a model: {error}") from error
-        there = sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit())
-        versions = _chosen(there, config.version_policy)
+        model = self._repository / name
+        config, versions = read_served(model)
         if not versions:
-            raise RepositoryError(
-                f"the model {name} in {self._repository} has no version to serve: its folder holds "
-                f"{', '.join(map(str, there)) or 'none'}, and version_policy in {CONFIG_FILE} says which"
-            )
-        files = [entry for entry in folder.iterdir() if not entry.name.isdigit()]
-        files += [file for version in versions for file in (folder / str(version)).rglob("*")]
+            raise RepositoryError(nothing_served(model, config))
+        files = [entry for entry in model.iterdir() if not entry.name.isdigit()]
+        files += [file for version in versions for file in (model / str(version)).rglob("*")]
         found = ((file.name, file.stat()) for file in sorted(files))
-        return Offer(text, versions, tuple((name, status.st_ino, status.st_mtime_ns) for name, status in found))
-
-
-def _chosen(there: list[int], policy: model_config_pb2.ModelVersionPolicy) -> tuple[int, ...]:
-    """As Triton chooses: the latest one when nothing is said."""
-    match policy.WhichOneof("policy_choice"):
-        case "all":
-            return tuple(there)
-        case "specific":
-            return tuple(version for version in there if version in policy.specific.versions)
-        case _:
-            return tuple(there[-max(1, policy.latest.num_versions) :])
+        return Offer(config, versions, tuple((name, status.st_ino, status.st_mtime_ns) for name, status in found))

@@ -20,6 +20,7 @@ runs the watch gives up.
 
 import asyncio
 import logging
+import math
 import secrets
 import socket
 import time
@@ -28,14 +29,14 @@ from contextlib import asynccontextmanager, contextmanager
 
 from deit.errors import ServingError
 from deit.options import named
+from deit.repository.models import model_names
 from serving.embedded.command_line import CONTROL_HEADER, LOOPBACK, triton_options
 from serving.embedded.process import TritonProcess
-from serving.embedded.run_folder import remove_shared_memory, run_folder, shared_memory_prefix
+from serving.embedded.run_folder import close_shared_memory, remove_shared_memory, run_folder, shared_memory_prefix
 from serving.embedded.snapshot import Offer, Snapshot
 from serving.embedded.wheel import find_wheel
-from serving.gateway.readiness import Readiness, in_background
+from serving.gateway.readiness import SILENCE_ENDS_S, Readiness, in_background
 from serving.settings import TritonSettings
-from serving.triton.repository import model_names
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class EmbeddedTriton:
         process: the current one.
         snapshot: the model repository as this Triton sees it.
         offers: what of each model it was shown last.
-        control_headers: what it asks of whoever loads models; empty when nobody may.
+        control_headers: gRPC headers that loading models needs; empty when nobody may.
         failure: why it was given up, once it was.
     """
 
@@ -106,21 +107,29 @@ class EmbeddedTriton:
                 *(reason, pause_s, restarts, self._most_restarts),
             )
             await asyncio.sleep(pause_s)
+            readiness.lose_all("Triton is started again", may_return=False)  # what was found of the last one is past
             self._restart()
             await self._until_ready(readiness)
 
     async def _trouble(self, readiness: Readiness) -> str:
         """Return when only another Triton helps, and why."""
+        ill_since_s = math.inf
         while True:
+            close_shared_memory()
             if self.process.has_ended:
                 readiness.lose_all("Triton has ended", may_return=False)  # first: waiting requests end with it
                 return await asyncio.to_thread(self.process.end_reason) or "Triton has ended"
             if (ailment := self.process.ailment()) is not None:
                 readiness.lose_all(ailment.reason, may_return=ailment.may_pass)
-                if not ailment.may_pass:
+                # Other instances of the model may answer, but none ever comes to what the stopped one has taken.
+                ill_since_s = min(ill_since_s, time.monotonic())
+                if not ailment.may_pass or time.monotonic() - ill_since_s > SILENCE_ENDS_S:
                     return ailment.reason
+            else:
+                ill_since_s = math.inf
             if (reason := readiness.beyond_hope()) is not None:
-                return f"Triton runs, but a model does not: {reason}"
+                said = self.process.errors()
+                return f"Triton runs, but a model does not: {'; '.join(said) if said else reason}"
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _restart(self) -> None:
@@ -129,10 +138,11 @@ class EmbeddedTriton:
         self.process = TritonProcess(self._command, self._environment)
 
     async def _until_ready(self, readiness: Readiness) -> None:
-        """Return when every model answers, or when it is clear that this start failed too."""
+        """Return when every model answers or did not load, or when it is clear that this start failed too."""
         started_s = time.monotonic()
         while not self.process.has_ended and time.monotonic() - started_s < self._start_timeout_s:
-            if not readiness.findings():
+            close_shared_memory()
+            if readiness.is_settled():
                 logger.info("Triton is ready again after %.1f s", time.monotonic() - started_s)
                 return
             await asyncio.sleep(LOOK_EVERY_S)

@@ -33,6 +33,9 @@ BACKENDS = Path(__file__).parent / "backends"
 CUDA_PROVIDER = Path(deit.__file__).with_name("cuda_provider.py")
 """What the onnxruntime backend shares with `deit export` and `deit classify-dataset`."""
 
+ALLOWANCE = Path(deit.__file__).with_name("allowance.py")
+"""How many cores there are for the backends' threads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TritonWheel:
@@ -64,10 +67,11 @@ class TritonWheel:
             backend.mkdir()
             shutil.copy(model, backend)
             shutil.copy(BACKENDS / "batched_model.py", backend)
+            shutil.copy(ALLOWANCE, backend)
         shutil.copy(CUDA_PROVIDER, folder / "onnxruntime")
 
     def environment(self) -> dict[str, str]:
-        """Of the Triton process: this process's own, with what the Python stub needs to find this interpreter."""
+        """Environment for Triton: this process's own, with what the Python stub needs to find this interpreter."""
         environment = dict(os.environ)
         # The stub embeds Python, which finds its standard library through the `python3` that comes first in PATH.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
@@ -77,6 +81,9 @@ class TritonWheel:
             [*self.libraries, environment.get("LD_LIBRARY_PATH"), *nvidia_libraries()]
         )
         environment.pop("PYTHONHOME", None)
+        # Our backends compute in ONNX Runtime or OpenVINO. Left alone, numpy keeps a thread for each core of the
+        # machine in each instance's process: with four of them on 64 cores 250 threads that never run.
+        environment.setdefault("OPENBLAS_NUM_THREADS", "1")
         return environment
 
     @property

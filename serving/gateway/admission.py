@@ -1,8 +1,10 @@
 """How much work the gateway takes on: a refusal at the door costs next to nothing, what is let in is answered soon.
 
-Three quantities are in flight: bytes of bodies (memory), megapixels (decoding time and memory) and images. The limit of
-images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when they are not, so it
-finds what this machine and this model can do. Retry-After is the backlog divided by the measured rate.
+Three quantities are in flight: bytes of bodies that have arrived (memory), megapixels (decoding time and memory) and
+images. The limit of images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when
+they are not, so it finds what this machine and this model can do. Large images have a limit of their own: they wait for
+each other, and small ones, for which a decoder stays free, need not. Retry-After is the backlog divided by the measured
+rate.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ MAX_IMAGE_LIMIT = 4096.0
 GROWTH_PER_IMAGE = 0.1
 DEEPEST_CUT = 0.5
 
-# Of max_wait_s: what takes longer lets the limit stand. It is the slowest images that shall keep within max_wait_s, not
+# Of max_wait_s: what takes longer lets the limit stand. The slowest images must keep within max_wait_s, not
 # the median: when the limit grew up to max_wait_s itself, one image of a hundred took twice as long.
 GROWTH_BELOW = 0.6
 
@@ -68,26 +70,75 @@ class ServiceRate:
         return self._finished / self._busy_s if self._finished and self._busy_s else None
 
 
+class Lane:
+    """Images of one kind: how many are in flight, how many may be, and how fast they are answered."""
+
+    def __init__(self, max_wait_s: float) -> None:
+        self._max_wait_s = max_wait_s
+        self.images = self.pixels = 0
+        self.limit = FIRST_IMAGE_LIMIT
+        self._last_cut_s = -math.inf
+        self._image_rate, self._pixel_rate = ServiceRate(), ServiceRate()
+
+    @property
+    def is_full(self) -> bool:
+        return self.images >= int(self.limit)
+
+    def change(self, images: int, pixels: int) -> None:
+        """Take places, or give them back."""
+        self._advance()
+        self.images += images
+        self.pixels += pixels
+
+    def finish(self, pixels: int, took_s: float) -> None:
+        """An image was answered."""
+        self._advance()
+        self._image_rate.finish(1)
+        self._pixel_rate.finish(pixels)
+        self._adapt(took_s)
+
+    def wait_s(self) -> float:
+        """Until what is in flight is done, at the rate measured lately; 1 as long as nothing was measured."""
+        self._advance()
+        backlogs = ((self.images, self._image_rate.per_second()), (self.pixels, self._pixel_rate.per_second()))
+        return max((backlog / rate for backlog, rate in backlogs if rate), default=1)
+
+    def _advance(self) -> None:
+        now_s = time.monotonic()
+        self._image_rate.advance(now_s, was_busy=self.images > 0)
+        self._pixel_rate.advance(now_s, was_busy=self.pixels > 0)
+
+    def _adapt(self, took_s: float) -> None:
+        """Move the limit by how long an image took from its turn to its answer."""
+        if took_s <= self._max_wait_s:
+            is_used = self.images >= 0.8 * self.limit  # else nothing shows that more would be well too
+            if is_used and took_s <= GROWTH_BELOW * self._max_wait_s:
+                self.limit = min(MAX_IMAGE_LIMIT, self.limit + GROWTH_PER_IMAGE)
+        elif time.monotonic() - self._last_cut_s > took_s:  # those in flight came under the old limit
+            self._last_cut_s = time.monotonic()
+            base = min(self.limit, max(MIN_IMAGE_LIMIT, self.images))
+            self.limit = max(MIN_IMAGE_LIMIT, base * max(DEEPEST_CUT, self._max_wait_s / took_s))
+
+
 class Admission:
     """Counts what is in flight and refuses what would be too much. Belongs to the event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._bytes = self._pixels = self._images = 0
-        self._image_limit = FIRST_IMAGE_LIMIT
-        self._last_cut_s = -math.inf
-        self._image_rate, self._pixel_rate = ServiceRate(), ServiceRate()
+        self._bytes = 0
+        self._small, self._large = Lane(limits.max_wait_s), Lane(limits.max_wait_s)
         self._tickets: set[Ticket] = set()
         self.is_stopping = False
         self._is_closed = False
 
     @property
     def images_in_flight(self) -> int:
-        return self._images
+        return self._small.images + self._large.images
 
     @property
     def image_limit(self) -> int:
-        return int(self._image_limit)
+        """The limit on small images."""
+        return int(self._small.limit)
 
     def stop(self) -> None:
         """Say in /readyz that the end is near. Requests that are on their way are still let in."""
@@ -100,17 +151,16 @@ class Admission:
     def admit(self, declared_bytes: int | None) -> "Ticket":
         """Let a request in by its header. A body of undeclared length counts as the largest.
 
+        Only bytes that have arrived take part of the limit, so nobody can fill it with promises.
+
         Raises:
             Draining, Overloaded
         """
         if self._is_closed:
             raise Draining("the server is shutting down; another may answer")
-        body_bytes = self._limits.max_body_bytes if declared_bytes is None else declared_bytes
-        if self._bytes and self._bytes + body_bytes > self._limits.max_in_flight_bytes:
-            raise self._overloaded(f"bodies of {self._bytes / 2**20:.0f} MiB are in flight")
-        self._check_images()
-        self._bytes += body_bytes
-        ticket = Ticket(self, body_bytes)
+        self._check_bytes(self._limits.max_body_bytes if declared_bytes is None else declared_bytes)
+        self._check_images(self._small)
+        ticket = Ticket(self)
         self._tickets.add(ticket)
         return ticket
 
@@ -121,49 +171,43 @@ class Admission:
             await asyncio.sleep(DRAIN_POLL_S)
 
     def retry_after_s(self) -> int:
-        """Seconds until what is in flight is done, at the rate measured lately."""
-        self._advance()
-        waits = [
-            backlog / rate
-            for backlog, rate in (
-                (self._images, self._image_rate.per_second()),
-                (self._pixels, self._pixel_rate.per_second()),
-            )
-            if rate
-        ]
-        return max(1, min(LONGEST_RETRY_AFTER_S, math.ceil(round(max(waits, default=1), 3))))
+        """Seconds until the small images that are in flight are done."""
+        return self._whole_seconds(self._small.wait_s())
 
-    def _check_images(self) -> None:
-        if self._images >= int(self._image_limit):
-            raise self._overloaded(f"{self._images} images are in flight")
+    def _check_bytes(self, more: int) -> None:
+        if self._bytes and self._bytes + more > self._limits.max_in_flight_bytes:
+            raise self._overloaded(f"bodies of {self._bytes / 2**20:.0f} MiB are in flight", self._small)
 
-    def _overloaded(self, found: str) -> Overloaded:
-        return Overloaded(f"{found}, which is the limit now", retry_after_s=self.retry_after_s())
+    def _check_images(self, lane: Lane) -> None:
+        if lane.is_full:
+            kind = "large images" if lane is self._large else "images"
+            raise self._overloaded(f"{lane.images} {kind} are in flight", lane)
 
-    def _advance(self) -> None:
-        now_s = time.monotonic()
-        self._image_rate.advance(now_s, was_busy=self._images > 0)
-        self._pixel_rate.advance(now_s, was_busy=self._pixels > 0)
+    def _overloaded(self, found: str, lane: Lane) -> Overloaded:
+        return Overloaded(f"{found}, which is the limit now", retry_after_s=self._whole_seconds(lane.wait_s()))
 
-    def _adapt(self, took_s: float) -> None:
-        """Move the limit by how long an image took from its turn to its answer."""
-        if took_s <= self._limits.max_wait_s:
-            is_used = self._images >= 0.8 * self._image_limit  # else nothing shows that more would be well too
-            if is_used and took_s <= GROWTH_BELOW * self._limits.max_wait_s:
-                self._image_limit = min(MAX_IMAGE_LIMIT, self._image_limit + GROWTH_PER_IMAGE)
-        elif time.monotonic() - self._last_cut_s > took_s:  # those in flight came under the old limit
-            self._last_cut_s = time.monotonic()
-            base = min(self._image_limit, max(MIN_IMAGE_LIMIT, self._images))
-            self._image_limit = max(MIN_IMAGE_LIMIT, base * max(DEEPEST_CUT, self._limits.max_wait_s / took_s))
+    def _whole_seconds(self, seconds: float) -> int:
+        return max(1, min(LONGEST_RETRY_AFTER_S, math.ceil(round(seconds, 3))))
 
 
 class Ticket:
     """What one admitted request holds, until `release`."""
 
-    def __init__(self, admission: Admission, body_bytes: int) -> None:
+    def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._bytes = body_bytes
-        self._images = self._pixels = 0
+        self._bytes = 0
+        self._places: list[tuple[Lane, int, int]] = []
+
+    def arrive(self, count: int) -> None:
+        """Count bytes of the body that have come.
+
+        Raises:
+            Overloaded: the bodies that are in flight have too many; this one is to be dropped.
+        """
+        if self._admission._bytes > self._bytes:  # a body alone is let in whatever its size
+            self._admission._check_bytes(count)
+        self._admission._bytes += count
+        self._bytes += count
 
     def begin(self, pixels: Sequence[int]) -> None:
         """Take places for the images of the request, once they have arrived; `pixels` is what each declares.
@@ -172,32 +216,35 @@ class Ticket:
             Overloaded: others came first.
         """
         admission = self._admission
-        admission._check_images()
-        at_once = sum(sorted(pixels)[-IMAGES_AT_ONCE:])
-        is_full = admission._pixels > 0 and admission._pixels + at_once > admission._limits.max_in_flight_pixels
-        if is_full and max(pixels) >= LARGE_PIXELS:  # a decoder stays free for smaller ones
-            raise admission._overloaded(f"images of {admission._pixels / 1e6:.0f} megapixels are in flight")
-        admission._advance()
-        self._images, self._pixels = min(len(pixels), IMAGES_AT_ONCE), at_once
-        admission._images += self._images
-        admission._pixels += self._pixels
+        small, large = admission._small, admission._large
+        places = []
+        for lane, its in (
+            (small, [each for each in pixels if each < LARGE_PIXELS]),
+            (large, [each for each in pixels if each >= LARGE_PIXELS]),
+        ):
+            if its:
+                admission._check_images(lane)
+                places.append((lane, min(len(its), IMAGES_AT_ONCE), sum(sorted(its)[-IMAGES_AT_ONCE:])))
+        in_flight = small.pixels + large.pixels
+        more = sum(at_once for _, _, at_once in places)
+        if in_flight and in_flight + more > admission._limits.max_in_flight_pixels and places[-1][0] is large:
+            raise admission._overloaded(f"images of {in_flight / 1e6:.0f} megapixels are in flight", large)
+        self._places = places
+        for lane, images, at_once in places:
+            lane.change(images, at_once)
 
     @contextmanager
     def image(self, pixels: int) -> Iterator[None]:
         """Around the work for one image; measures it when it succeeds."""
         started_s = time.monotonic()
         yield
-        admission = self._admission
-        admission._advance()
-        admission._image_rate.finish(1)
-        admission._pixel_rate.finish(pixels)
-        admission._adapt(time.monotonic() - started_s)
+        lane = self._admission._large if pixels >= LARGE_PIXELS else self._admission._small
+        lane.finish(pixels, time.monotonic() - started_s)
 
     def release(self) -> None:
         admission = self._admission
-        admission._advance()
         admission._tickets.discard(self)
         admission._bytes -= self._bytes
-        admission._images -= self._images
-        admission._pixels -= self._pixels
-        self._bytes = self._images = self._pixels = 0
+        for lane, images, at_once in self._places:
+            lane.change(-images, -at_once)
+        self._bytes, self._places = 0, []

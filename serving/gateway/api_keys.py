@@ -5,6 +5,7 @@ A key is a long random text, so a fast hash is enough: nobody can try 2^128 of t
 
 import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +13,33 @@ from pathlib import Path
 
 from deit.errors import ServingError
 
+logger = logging.getLogger(__name__)
+
 ENVIRONMENT_VARIABLE = "DEIT_API_KEYS"
-"""Keys themselves, separated by commas. There is no option for it: a command line can be read by every local user."""
+"""Keys themselves, separated by commas. It is not an option, because every local user can read a command line."""
 
 MIN_KEY_CHARACTERS = 20
 
 LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ApiKeys:
-    """SHA-256 by the name of the key; names are for logs and limits, and are no secret."""
+    """SHA-256 by the name of the key; names are for logs and limits, not secret. Replaced whole by `reload`."""
 
     digests: Mapping[str, bytes]
+
+    def reload(self, file: Path | None, from_environment: str | None) -> None:
+        """Take what the file holds now. When it cannot be read, or holds none, the old ones stay; the log says why."""
+        try:
+            keys = load_api_keys(file, from_environment)
+        except ServingError as error:
+            logger.error("the API keys stay as they are: %s", error)
+            return
+        if keys is not None:
+            before, self.digests = self.digests, keys.digests
+            new, gone = sorted(keys.digests.keys() - before.keys()), sorted(before.keys() - keys.digests.keys())
+            logger.info("%d API keys; new: %s; gone: %s", len(keys.digests), _listed(new), _listed(gone))
 
     def name_of(self, key: str) -> str | None:
         """The name of this key, or None. Takes equally long for every key."""
@@ -34,6 +49,10 @@ class ApiKeys:
             if hmac.compare_digest(given, digest):
                 found = name
         return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | None:
@@ -57,7 +76,7 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
         if file is None and from_environment is None:
             return None
         raise ServingError(
-            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md tells how), or leave it out"
+            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md says how), or leave it out"
         )
     return ApiKeys(digests)
 

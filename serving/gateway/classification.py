@@ -7,34 +7,57 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deit.preprocessing import Preprocessing
 from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
-from serving.gateway.errors import DeadlineExceeded, MalformedRequest
+from serving.gateway.decoder_handle import ModelInput
+from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
 from serving.gateway.models import ServedModel
-from serving.gateway.pixels import as_png
+from serving.gateway.png import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
-from serving.gateway.triton_client import Probabilities, TritonClient
+from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged
+from serving.gateway.tritons import Tritons
 from serving.gateway.uploads import Upload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a request wants to know of each of its images; checked against the model."""
+    """What a request wants to know of each of its images; checked against the model.
 
-    model: ServedModel
-    version: str
+    Attributes:
+        model: its name.
+        version: None for the newest of the Triton that answers.
+    """
+
+    model: str
+    version: str | None
     top_k: int
     min_probability: float | None
     with_heads: bool
     with_pixels: bool
 
 
+@dataclass(frozen=True)
+class AnsweredImage:
+    """An image and what the model said of it.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), what the model read.
+        stages_s: seconds by stage.
+    """
+
+    model: ServedModel
+    pixels: npt.NDArray[np.uint8]
+    answer: ModelOutput
+    stages_s: dict[str, float]
+
+
 class Classifier:
     """Answers questions about images, each image on its own."""
 
-    def __init__(self, client: TritonClient, decoder: Decoder) -> None:
-        self._client = client
+    def __init__(self, tritons: Tritons, decoder: Decoder) -> None:
+        self._tritons = tritons
         self._decoder = decoder
 
     async def answer(
@@ -47,32 +70,13 @@ class Classifier:
         """
         if not upload.content:
             raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG or WebP")
-        try:
-            async with asyncio.timeout(deadline.remaining_s()):
-                prepared = await self._decoder.model_input(
-                    upload.content, question.model.preprocessing, header=upload.header
-                )
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the image was not decoded {deadline.allowed_s:g} s after the request began"
-            ) from error
-        record.trace_stages(prepared.stages_s)
-        asked_s = time.monotonic()
-        with record.model_call(question.model.name) as headers:
-            answer = await self._client.classify(
-                question.model.name,
-                prepared.pixels,
-                timeout_s=deadline.remaining_s(),
-                request_id=record.request_id,
-                version=question.version,
-                with_heads=question.with_heads,
-                headers=headers,
-            )
-        stages_s = {**prepared.stages_s, "model": time.monotonic() - asked_s}
-        heads = None if answer.heads is None else compare(*answer.heads, question)
+        asked = await self._ask(upload, question, deadline=deadline, record=record)
+        answer, labels = asked.answer, asked.model.labels
+        top_k = min(question.top_k, len(labels))
+        heads = None if answer.heads is None else compare(*answer.heads, labels, top_k)
         heads_agree = None if heads is None else heads.agree
-        record.images.append(ImageRecord(version=answer.version, stages_s=stages_s, heads_agree=heads_agree))
-        predictions = best(answer.probabilities, question.model.labels, question.top_k)
+        record.images.append(ImageRecord(version=answer.version, stages_s=asked.stages_s, heads_agree=heads_agree))
+        predictions = best(answer.probabilities, labels, top_k)
         abstained = None
         if question.min_probability is not None:
             predictions = [each for each in predictions if each.probability >= question.min_probability]
@@ -82,8 +86,59 @@ class Classifier:
             predictions=predictions,
             abstained=abstained,
             heads=heads,
-            pixels=await as_png(prepared.pixels) if question.with_pixels else None,
+            pixels=await as_png(asked.pixels) if question.with_pixels else None,
         )
+
+    async def _ask(
+        self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
+    ) -> AnsweredImage:
+        """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
+
+        When that one is lost, stops, or serves another version by now, the image is asked for once more, elsewhere if
+        there is another: nobody has answered it. What a full queue refused goes to no other queue, because that makes
+        an overload worse.
+        """
+        asked_s, failed, failures = time.monotonic(), None, 0
+        prepared: tuple[Preprocessing, ModelInput] | None = None
+        while True:
+            model = await self._tritons.model(question.model, question.version, besides=failed)
+            if question.with_heads and not model.has_heads:
+                raise InvalidParameter(f"the model {model.name} has one head; leave heads out")
+            if prepared is None or prepared[0] != model.preprocessing:
+                prepared = model.preprocessing, await self._decode(upload, model.preprocessing, deadline)
+                record.trace_stages(prepared[1].stages_s)
+                asked_s = time.monotonic()
+            triton = self._tritons.pick(model, besides=failed)
+            if triton is None:  # what it serves has changed while the image was decoded
+                continue
+            try:
+                with record.model_call(model.name) as headers:
+                    answer = await triton.client.classify(
+                        model.name,
+                        prepared[1].pixels,
+                        version=question.version or model.version,
+                        timeout_s=deadline.remaining_s(),
+                        request_id=record.request_id,
+                        with_heads=question.with_heads,
+                        headers=headers,
+                    )
+            except NotReady as problem:
+                failures += 1
+                if failures == 2:
+                    raise
+                failed = None if isinstance(problem, VersionChanged) else triton  # it is learnt anew
+                continue
+            stages_s = {**prepared[1].stages_s, "model": time.monotonic() - asked_s}
+            return AnsweredImage(model, prepared[1].pixels, answer, stages_s)
+
+    async def _decode(self, upload: Upload, preprocessing: Preprocessing, deadline: Deadline) -> ModelInput:
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                return await self._decoder.model_input(upload.content, preprocessing, header=upload.header)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the image was not decoded {deadline.allowed_s:g} s after the request began"
+            ) from error
 
 
 def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[PredictionBody]:
@@ -93,11 +148,13 @@ def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> l
     return [PredictionBody(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
 
 
-def compare(class_head: Probabilities, distillation_head: Probabilities, question: Question) -> HeadsBody:
+def compare(
+    class_head: Probabilities, distillation_head: Probabilities, labels: tuple[str, ...], top_k: int
+) -> HeadsBody:
     return HeadsBody.model_validate(
         {
-            "class": best(class_head, question.model.labels, question.top_k),
-            "distillation": best(distillation_head, question.model.labels, question.top_k),
+            "class": best(class_head, labels, top_k),
+            "distillation": best(distillation_head, labels, top_k),
             "agree": bool(class_head.argmax() == distillation_head.argmax()),
             "jensen_shannon_divergence": jensen_shannon_divergence(class_head, distillation_head),
         }

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def limit_resources(memory_bytes: int) -> None:
-    with contextlib.suppress(OSError):  # when memory runs out, the kernel shall take a decoder, not the gateway
+    with contextlib.suppress(OSError):  # when memory runs out, the kernel should kill a decoder, not the gateway
         Path("/proc/self/oom_score_adj").write_text("1000")
     used_bytes = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
     limits = {

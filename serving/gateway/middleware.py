@@ -8,15 +8,19 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.gateway.admission import Admission
+from serving.gateway.client_address import Network, client_address
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
+from serving.gateway.metrics_port import METRICS
 from serving.gateway.record import RequestRecord
+from serving.gateway.refusals import Refusals
 from serving.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -28,7 +32,7 @@ CLIENT_LEFT = 499
 """In metrics and logs, as nginx has it; nobody is there to read an answer."""
 
 # Asked every few seconds by machines.
-UNLOGGED_ROUTES = ("/healthz", "/readyz", "/metrics")
+UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS)
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
@@ -51,20 +55,32 @@ class RequestEnvelope:
     Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, logs_requests: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        logs_requests: bool,
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
         self._logs_requests = logs_requests
+        self._trusted_proxies = trusted_proxies
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server, which has its own scope, leaves the body out
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        record = RequestRecord(request_id=request_id, started_s=time.monotonic())
+        client = client_address(scope, self._trusted_proxies)
+        record = RequestRecord(request_id=request_id, started_s=time.monotonic(), client=client)
         scope.setdefault("state", {})["record"] = record
         if self._tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
             record.trace = self._tracing.begin(headers, scope["method"])
@@ -104,20 +120,23 @@ class RequestEnvelope:
         if record.trace is not None:
             record.trace.end(route=route, status=status, request_id=record.request_id)
         if self._logs_requests and route not in UNLOGGED_ROUTES:
-            # Refusals at the door must cost next to nothing; the metrics count them.
-            level = logging.DEBUG if status in (429, 503) else logging.INFO
-            request_logger.log(level, "%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
+            if status in (429, 503):
+                self._refusals.count(status, record.client)
+            else:
+                request_logger.info("%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
 
 
 def route_of(scope: Scope) -> str:
     """The path as it was declared, so that there are few; "other" for what leads nowhere."""
-    return getattr(scope.get("route"), "path", "") or (scope["path"] if scope["path"] == CLASSIFY else "other")
+    declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
+    return declared or (scope["path"] if scope["path"] in (CLASSIFY, METRICS) else "other")
 
 
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
     values: dict[str, object] = {"request_id": record.request_id, "ms": round(seconds * 1000, 1)}
     optional = {
         "trace_id": record.trace and record.trace.trace_id,
+        "client": record.client,
         "key": record.key_name,
         "model": record.model,
         "version": " ".join(sorted({image.version for image in record.images})),
@@ -176,7 +195,7 @@ class BodyGuard:
 
 
 class AdmissionControl:
-    """Refuses images that cannot be answered soon, before a byte of the body is read.
+    """Refuses images that cannot be answered soon, before a byte of the body is read, and counts those that come.
 
     An admitted request has its ticket in `scope["state"]["ticket"]`.
     """
@@ -197,7 +216,13 @@ class AdmissionControl:
             await problem.response()(scope, receive, send)
             return
         scope["state"]["ticket"] = ticket
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            ticket.arrive(len(message.get("body", b"")))
+            return message
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, counted_receive, send)
         finally:
             ticket.release()

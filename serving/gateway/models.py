@@ -1,7 +1,7 @@
 """The models that are served, learnt from Triton over gRPC alone, because Triton may run on another machine.
 
 Shapes come from Triton's metadata, preprocessing and provenance from the parameters of config.pbtxt, labels through the
-classification extension. Checked once, at the start: a model that does not fit is an error before the first request.
+classification extension. Checked when they are learnt: a model that does not fit is an error before its first request.
 """
 
 import logging
@@ -27,8 +27,14 @@ from serving.gateway.connection import connect
 
 logger = logging.getLogger(__name__)
 
+CALL_TIMEOUT_S = 10.0
+
 # The first inference of a model may build an engine or grow an arena.
 FIRST_INFERENCE_TIMEOUT_S = 60.0
+
+
+# float32 sums of up to 21,841 classes, each written with six decimals
+SUM_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,32 +62,64 @@ class ServedModel:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one image, (H, W, 3)."""
+        """The shape of one image, (H, W, 3)."""
         return (self.preprocessing.image_size, self.preprocessing.image_size, 3)
 
 
-def discover_models(url: str, control_headers: dict[str, str] | None = None) -> dict[str, ServedModel]:
-    """The models of the Triton at `url` by name, sorted.
+@dataclass(frozen=True)
+class Discovered:
+    """Attributes:
+    models: what can be served, by name, sorted.
+    broken: why the others cannot, by name.
+    """
+
+    models: dict[str, ServedModel]
+    broken: dict[str, str]
+
+    def names(self) -> list[str]:
+        return sorted({*self.models, *self.broken})
+
+
+def discover_models(url: str, control_headers: dict[str, str] | None = None) -> Discovered:
+    """The models of the Triton at `url`. One that did not load, or contradicts itself, leaves the others alone.
 
     Args:
         control_headers: what a Triton with a restricted protocol `model-repository` asks for.
 
     Raises:
-        ServingError: Triton cannot be reached, or a model contradicts itself, or there is none of ours.
+        ServingError: Triton cannot be reached, or it has no model that can be served.
     """
+    models: dict[str, ServedModel] = {}
     try:
         with connect(url) as client:
-            index = client.get_model_repository_index(headers=control_headers, as_json=True).get("models", [])
+            index = client.get_model_repository_index(
+                headers=control_headers, client_timeout=CALL_TIMEOUT_S, as_json=True
+            ).get("models", [])
             ready = sorted({entry["name"] for entry in index if entry.get("state") == "READY"})
-            models = {name: model for name in ready if (model := read_model(client, name)) is not None}
+            broken = {
+                entry["name"]: entry["reason"]
+                for entry in index
+                if entry["name"] not in ready and entry.get("reason", "unloaded") != "unloaded"
+            }
+            for name in ready:
+                try:
+                    model = read_model(client, name)
+                except ServingError as error:
+                    broken[name] = str(error)
+                else:
+                    models |= {} if model is None else {name: model}
     except InferenceServerException as error:
         raise ServingError(f"the Triton at {url} failed while its models were read: {error.message()}") from error
+    if not models and broken:
+        raise ServingError("; ".join(f"the model {name} is not served: {why}" for name, why in broken.items()))
     if not models:
         raise ServingError(
             f"the Triton at {url} serves no model of `deit export` (it has: {', '.join(ready) or 'none'}); "
             "put one in its model repository"
         )
-    return models
+    for name, why in broken.items():
+        logger.error("the model %s is not served, the others are: %s", name, why)
+    return Discovered(models, broken)
 
 
 def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ...] | None = None) -> ServedModel | None:
@@ -91,7 +129,7 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         ServingError: the model contradicts itself.
         InferenceServerException: Triton fails.
     """
-    config = client.get_model_config(name, as_json=True)["config"]
+    config = client.get_model_config(name, client_timeout=CALL_TIMEOUT_S, as_json=True)["config"]
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     if PREPROCESSING_PARAMETER not in parameters:
         logger.info("the model %s has no parameter %r in config.pbtxt and is not served", name, PREPROCESSING_PARAMETER)
@@ -103,7 +141,7 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
             provenance = Provenance.from_json(parameters[PROVENANCE_PARAMETER])
     except ValueError as error:
         raise ServingError(f"config.pbtxt of the model {name} cannot be read: {error}; export it again") from error
-    metadata = client.get_model_metadata(name, as_json=True)
+    metadata = client.get_model_metadata(name, client_timeout=CALL_TIMEOUT_S, as_json=True)
     _check_input(name, metadata["inputs"], preprocessing.image_size)
     versions = versions or tuple(sorted(metadata["versions"], key=int))
     class_count = _class_count(name, metadata["outputs"])
@@ -145,7 +183,11 @@ def _written(tensors: list[tuple[str, str, list[str]]]) -> str:
 def _read_labels(
     client: InferenceServerClient, name: str, version: str, image_size: int, class_count: int
 ) -> tuple[str, ...]:
-    """Class names in index order, from one inference that asks for all classes as `value:index:label`."""
+    """Class names in index order, from one inference that asks for all classes as `value:index:label`.
+
+    Raises:
+        ServingError: the values are not probabilities, or a class has no name.
+    """
     images = np.zeros((1, image_size, image_size, 3), np.uint8)
     result = client.infer(
         name,
@@ -154,10 +196,13 @@ def _read_labels(
         outputs=[InferRequestedOutput(PROBABILITIES, class_count=class_count)],
         client_timeout=FIRST_INFERENCE_TIMEOUT_S,
     )
-    labels = [""] * class_count
+    labels, total = [""] * class_count, 0.0
     for entry in result.as_numpy(PROBABILITIES).reshape(-1):
-        _, index, *label = entry.decode().split(":", maxsplit=2)  # a label may hold colons
+        value, index, *label = entry.decode().split(":", maxsplit=2)  # a label may hold colons
         labels[int(index)] = label[0] if label else ""
+        total += float(value)
+    if not abs(total - 1) <= SUM_TOLERANCE:  # nor is it a number
+        raise ServingError(f"version {version} of the model {name} gives no probabilities: they add up to {total:g}")
     unnamed = labels.count("")
     if unnamed:
         raise ServingError(

@@ -1,32 +1,42 @@
 """HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
 
 uvicorn 0.54 holds a connection open for ever that sends nothing, half a header or half a body, takes any number of
-headers, and after an early answer reads on whatever the client sends. Here every state of a connection has an end, and
-what two servers could read in two ways is refused (RFC 9112 section 11.2, request smuggling).
+headers and of requests ahead of their answers, and after an early answer reads on whatever the client sends. Here every
+state of a connection has an end and a size, and what two servers could read in two ways is refused (RFC 9112 section
+11.2, request smuggling).
 """
 
 import asyncio
-import http
-import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.gateway.ambiguity import ambiguity
+from serving.gateway.crowd import Stage, dispensable
 from serving.gateway.errors import (
-    MEDIA_TYPE,
     HeadersTooLarge,
     HeaderTimeout,
     MalformedRequest,
+    MethodNotAllowed,
     Overloaded,
     Problem,
     UrlTooLong,
 )
+from serving.gateway.pipeline_flow import PipelineFlow
 
 MAX_CONNECTIONS = 512
 MAX_URL_BYTES = 8 * 2**10
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 2**10
+
+MAX_UNFINISHED_BYTES = MAX_URL_BYTES + MAX_HEADER_BYTES
+"""What the parser may keep to itself: an unfinished line of a header or of a trailer."""
+
+MAX_WAITING = 16
+"""Requests that wait on one connection while another is answered (pipelining, which only test tools do). With more the
+connection ends after their answers; a client must expect that and send the rest again (RFC 9112 section 9.3.2)."""
 
 HEADER_TIMEOUT_S = 5.0
 
@@ -46,65 +56,141 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.address = ""
+        self.since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading_header = True
+        self._is_in_header = False
         self._is_stopping = False
+        self._is_last = False
         self._header_bytes = 0
+        self._unfinished_bytes = 0
         self._refusal: Problem | None = None
         self._is_refused = False
         self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self.flow = PipelineFlow(transport, self.pipeline)
+        self.address = self.client[0] if self.client else ""
+        self.since_s = self.loop.time()
+        if len(self.connections) > 2 * MAX_CONNECTIONS:  # so many are being refused
+            self._is_refused = True
+            transport.abort()
+            return
+        if len(self.connections) > MAX_CONNECTIONS and not self._make_room():
             self._refuse(Overloaded(f"{MAX_CONNECTIONS} connections are open, which is the limit"))
             return
         self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
 
+    @property
+    def stage(self) -> Stage:
+        """As `dispensable` asks for it."""
+        if self._unsent or self.transport.get_write_buffer_size():
+            return Stage.ANSWERING
+        if self._is_reading_header:
+            return Stage.ARRIVING if self._is_in_header else Stage.IDLE
+        if self.cycle.response_complete:  # what still comes is dropped
+            return Stage.IDLE
+        return Stage.ARRIVING if self.cycle.more_body and not self.pipeline else Stage.ANSWERING
+
+    def _make_room(self) -> bool:
+        """Give up another connection for this one."""
+        others = cast("set[GuardedProtocol]", self.connections) - {self}
+        victim = dispensable((other for other in others if not other.transport.is_closing()), self)
+        if victim is not None:
+            victim.transport.abort()
+        return victim is not None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        was_reading_header = self._is_reading_header
-        if was_reading_header and self._timer is None:  # the next request on this connection begins
+        self._unset_keepalive_if_required()
+        if self._is_reading_header and self._timer is None:  # the next request on this connection begins
             self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
-        super().data_received(data)
-        if was_reading_header and self._is_reading_header and not self._is_refused:
-            self._header_bytes += len(data)  # the parser keeps an unfinished line to itself
-            if self._header_bytes > MAX_HEADER_BYTES + MAX_URL_BYTES:
-                self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))
+        self._unfinished_bytes += len(data)  # until a callback shows that something came to its end
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
+            return
+        if self._unfinished_bytes > MAX_UNFINISHED_BYTES and not self._is_refused:
+            self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))
+
+    def _parse(self, data: bytes) -> None:
+        """The parser takes whatever follows an `Upgrade` for another protocol, also the body.
+
+        We have no other one, so the request goes on as HTTP/1.1 (RFC 9110 section 7.8): another parser reads it anew
+        without that line, and what followed its header follows again.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._header_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            else:
+                return
+
+    def _header_without_upgrade(self) -> bytes:
+        first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([first, *lines, b"", b""])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._is_in_header = True
         self._header_bytes = 0
+        self._unfinished_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
+        self._unfinished_bytes = 0
         if len(self.url) > MAX_URL_BYTES:
             self._object(UrlTooLong(f"the limit is {MAX_URL_BYTES} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        """A line of the header, or of a trailer, which is dropped: it must not pass for one of the header."""
+        if self._is_in_header:
+            super().on_header(name, value)
+        self._unfinished_bytes = 0
         self._header_bytes += len(name) + len(value) + 4
         if len(self.headers) > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
             self._object(HeadersTooLarge(f"the limit is {MAX_HEADERS} lines and {MAX_HEADER_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
+        self._is_in_header = False
+        self._header_bytes = 0
+        self._unfinished_bytes = 0
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._object(MethodNotAllowed("CONNECT is for proxies"))
+            return  # `_parse` reads it anew
         if (objection := ambiguity(self.headers, self.parser.get_http_version())) is not None:
             self._object(MalformedRequest(objection))
+        if len(self.pipeline) == MAX_WAITING:
+            self._object(Overloaded(f"{MAX_WAITING} requests wait on this connection, which is the limit"))
         self._is_reading_header = False
-        self._header_bytes = 0
         super().on_headers_complete()
         self.cycle.transport = CycleTransport(self, self.cycle)  # type: ignore[assignment]
         if self._is_stopping:
             self.cycle.keep_alive = False
-        assert self.config.timeout_graceful_shutdown is not None  # the launcher sets it above the longest request
-        self._end_after(self.config.timeout_graceful_shutdown + SLOW_READER_S, self.transport.abort)
+        self._end_after_longest_request()
+
+    def on_body(self, body: bytes) -> None:
+        self._unfinished_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._unfinished_bytes = 0
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         if self.cycle.response_complete and self.cycle.more_body:  # it lingered, and the body came to its end
             self.cycle.more_body = False
@@ -116,21 +202,22 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self.pipeline or not self.cycle.response_complete:  # the next request is here already
             super().on_response_complete()
+            self._end_after_longest_request()
             return
-        is_body_missing = self.cycle.more_body
+        is_more_coming = self.cycle.more_body or self._is_last
         super().on_response_complete()
         if self.transport.is_closing():  # which waits until the client has read
             self._end_after(SLOW_READER_S, self.transport.abort)
-        elif is_body_missing:
+        elif is_more_coming:
             self._unset_keepalive_if_required()
             self._end_after(LINGER_S, self.transport.abort)
         else:
             self._await_next_request()
 
     def close_after_answer(self, cycle: RequestResponseCycle) -> None:
-        """The answer is written and shall be the last. With a body still under way the client may not have read it."""
+        """The answer is written and is the last. With more still under way the client may not have read it."""
         self._send()
-        if cycle.more_body and self.transport.can_write_eof():
+        if (cycle.more_body or self._is_last) and self.transport.can_write_eof():
             self._is_refused = True  # drop what comes
             self.transport.write_eof()
         else:
@@ -159,10 +246,6 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.cycle.keep_alive = False
 
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when the parser, or `_object`, finds fault."""
-        self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
-
     def _object(self, problem: Problem) -> None:
         """Make the parser stop inside its callback."""
         self._refusal = problem
@@ -171,32 +254,43 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer outside the application, which sees no request, and close."""
         self._send()
-        self._is_refused = True
+        self._is_refused = True  # drop what comes
         cycle = self.cycle
-        is_answering = cycle is not None and not cycle.response_complete
-        if is_answering:
-            # The application waits for the rest of this body, or works on its answer.
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # the fault is in what follows a good request, which gets its answer
+                self._is_last = True
+                cycle.keep_alive = False
+                return
+            # The application waits for the rest of this body.
             cycle.disconnected = True
             cycle.message_event.set()
-        if is_answering and (cycle.response_started or not cycle.more_body):
-            self.transport.close()  # the answer that the client waits for is another one
-        else:
-            self.transport.write(raw_response(problem))
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
+            if self.pipeline or cycle.response_started:
+                self.transport.close()  # the answer that the client waits for is another one
+                self._end_after(LINGER_S, self.transport.abort)
+                return
+            self.transport.write(problem.raw_response())
+        elif cycle is None or not cycle.more_body:  # else the fault is in the rest of a body that has its answer
+            self.transport.write(problem.raw_response())
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self._end_after(LINGER_S, self.transport.abort)
 
     def _header_timed_out(self) -> None:
-        if self._header_bytes:
+        if self._is_in_header:
             self._refuse(HeaderTimeout(f"the header was not complete after {HEADER_TIMEOUT_S:g} s"))
         else:
             self.transport.close()
 
     def _await_next_request(self) -> None:
         self._is_reading_header = True
+        self.since_s = self.loop.time()
         self._stop_timer()
         if self._is_stopping:
             self._end_after(LATE_REQUEST_S, self.transport.close)
+
+    def _end_after_longest_request(self) -> None:
+        assert self.config.timeout_graceful_shutdown is not None  # the launcher sets it above the longest request
+        self._end_after(self.config.timeout_graceful_shutdown + SLOW_READER_S, self.transport.abort)
 
     def _end_after(self, seconds: float, action: Callable[[], None]) -> None:
         """One timer a connection: what comes next replaces what was to come."""
@@ -220,31 +314,3 @@ class CycleTransport:
 
     def close(self) -> None:
         self._protocol.close_after_answer(self._cycle)
-
-
-def ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:
-    """Why two servers might read this request in two ways, or None. Names are in lower case."""
-    names = [name for name, _ in headers]
-    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
-    if codings and b"content-length" in names:
-        return "Content-Length and Transfer-Encoding contradict each other"
-    if names.count(b"content-length") > 1:
-        return "there is more than one Content-Length"
-    if codings and (codings != [b"chunked"] or version != "1.1"):
-        return "Transfer-Encoding is not chunked alone, or not HTTP/1.1"
-    if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
-        return "there must be one Host"
-    return None
-
-
-def raw_response(problem: Problem) -> bytes:
-    body = json.dumps(problem.body()).encode()
-    lines = [
-        f"HTTP/1.1 {problem.status} {http.HTTPStatus(problem.status).phrase}",
-        f"content-type: {MEDIA_TYPE}",
-        f"content-length: {len(body)}",
-        *(f"{name.lower()}: {value}" for name, value in problem.response_headers().items() if name != "Connection"),
-        "x-content-type-options: nosniff",
-        "connection: close",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -1,4 +1,4 @@
-"""Whether the gateway can answer: every model gave an answer of late.
+"""Whether a Triton can answer: every model has answered recently.
 
 Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
 says nothing, so a small inference asks each model that has answered nobody meanwhile. A model that fails it is lost:
@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.gateway.errors import DeadlineExceeded, NotReady, Overloaded, Problem
 from serving.gateway.models import ServedModel
-from serving.gateway.triton_client import TritonClient
+from serving.gateway.triton_client import TritonClient, VersionChanged
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,23 @@ class Readiness:
         """What is wrong, a sentence a model; empty while all is well."""
         return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]
 
-    def raise_if_lost(self, model: str) -> None:
-        """Raises NotReady when the model did not answer the last time it was asked."""
-        if model in self._failures:
-            raise NotReady(f"the model {model} does not answer at present")
+    def is_settled(self) -> bool:
+        """Triton has loaded what it can: each model answers, or is not there."""
+        return all(isinstance(problem, VersionChanged) for problem in self._failures.values())
+
+    def answers(self, model: str) -> bool:
+        """Whether the model answered the last time it was asked."""
+        return model not in self._failures
 
     def beyond_hope(self) -> str | None:
-        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself."""
+        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself.
+
+        A model that Triton could not load leaves the others alone.
+        """
+        others_answer = len(self._failures) < len(self._models)
         for name, since_s in self._lost_since_s.items():
+            if others_answer and isinstance(self._failures[name], VersionChanged):
+                continue
             lost_s = time.monotonic() - since_s
             if lost_s > (SILENCE_ENDS_S if name in self._silent else LOSS_ENDS_S):
                 return f"{name}: {self._failures[name].detail}, {lost_s:.0f} s ago"
@@ -109,7 +118,9 @@ class Readiness:
         timeout_s = min(LONGEST_CANARY_TIMEOUT_S, max(CANARY_TIMEOUT_S, usual_s))
         asked_s = time.monotonic()
         try:
-            await self._client.classify(model.name, blank, timeout_s=timeout_s, request_id="canary")
+            await self._client.classify(
+                model.name, blank, version=model.version, timeout_s=timeout_s, request_id="canary"
+            )
         except DeadlineExceeded:
             if self._client.since_success_s(model.name) >= time.monotonic() - asked_s:
                 self._silent.add(model.name)

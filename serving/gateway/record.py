@@ -29,6 +29,7 @@ class ImageRecord:
 class RequestRecord:
     """Attributes:
     started_s: when its header was complete, by `time.monotonic()`; its deadline counts from there.
+    client: the address that it came from.
     key_name: whose key it bore.
     receive_s: from `started_s` until the body was complete.
     problems: names of what was refused: the request, or some of its images.
@@ -37,6 +38,7 @@ class RequestRecord:
 
     request_id: str
     started_s: float
+    client: str = ""
     key_name: str | None = None
     model: str = ""
     receive_s: float | None = None

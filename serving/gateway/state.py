@@ -7,10 +7,11 @@ from fastapi import Request
 
 from serving.gateway.admission import Admission
 from serving.gateway.classification import Classifier, Question
-from serving.gateway.errors import InvalidParameter, UnknownModel
+from serving.gateway.decoder import Decoder
+from serving.gateway.errors import InvalidParameter, NotReady, UnknownModel
 from serving.gateway.models import ServedModel
 from serving.gateway.parameters import Parameters
-from serving.gateway.readiness import Readiness
+from serving.gateway.tritons import Tritons
 from serving.settings import Limits
 
 DEFAULT_TOP_K = 5
@@ -18,26 +19,27 @@ DEFAULT_TOP_K = 5
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayState:
-    """Attributes:
-    pins_versions: a request keeps to the version that was newest when it came. So a reload can load another one,
-        and no request gets pixels made for one version and probabilities of another.
-    """
-
-    models: Mapping[str, ServedModel]
+    tritons: Tritons
     default_model: str
     limits: Limits
     admission: Admission
     classifier: Classifier
-    readiness: Readiness
+    decoder: Decoder
     shows_metrics: bool
-    pins_versions: bool
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """Those that are served now."""
+        return self.tritons.models()
 
     def model(self, name: str | None) -> ServedModel:
-        """Raises UnknownModel, which lists the models there are."""
-        name = self.default_model if name is None else name
-        if name not in self.models:
-            raise UnknownModel(f"there is no model {name[:100]!r}; served: {', '.join(self.models)}")
-        return self.models[name]
+        """Raises UnknownModel, which lists the models there are, and NotReady when none can be asked for them."""
+        name, models = self.default_model if name is None else name, self.models
+        if name in models:
+            return models[name]
+        if not models or name == self.default_model or name in self.tritons.broken():
+            raise NotReady(self.tritons.why_not(name))
+        raise UnknownModel(f"the model {name[:100]!r} is not served; served: {', '.join(models)}")
 
     def question(self, asked: Parameters) -> Question:
         """What a request asks, checked against the model.
@@ -46,9 +48,9 @@ class GatewayState:
             UnknownModel, InvalidParameter
         """
         served = self.model(asked.model)
-        if asked.version is not None and asked.version not in served.versions:
+        if asked.version is not None and asked.version not in (loaded := self.tritons.versions(served.name)):
             raise UnknownModel(
-                f"the model {served.name} has no version {asked.version[:100]!r}; loaded: {', '.join(served.versions)}"
+                f"the model {served.name} has no version {asked.version[:100]!r}; loaded: {', '.join(loaded)}"
             )
         classes = len(served.labels)
         if asked.top_k is not None and asked.top_k > classes:
@@ -56,8 +58,8 @@ class GatewayState:
         if asked.heads and not served.has_heads:
             raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
         return Question(
-            model=served,
-            version=asked.version or (served.version if self.pins_versions else ""),
+            model=served.name,
+            version=asked.version,
             top_k=asked.top_k or min(DEFAULT_TOP_K, classes),
             min_probability=asked.min_probability,
             with_heads=asked.heads,

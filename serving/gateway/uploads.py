@@ -35,9 +35,27 @@ class Upload:
 
 
 class MemoryParser(MultiPartParser):
-    """Starlette's parser, without the temporary file: the body is already limited, and a read-only disk must do."""
+    """Starlette's parser, with three differences.
+
+    No temporary file: the body is already limited, and a read-only disk must do. Names are UTF-8 whatever charset the
+    request names (RFC 7578 section 5.1.2), among them codecs of Python that fail on some names, and Latin-1 where
+    they are not. And it knows whether the form came to its end.
+    """
 
     spool_max_size = 2**62
+    is_complete = False
+
+    @property
+    def _charset(self) -> str:
+        return "utf-8"
+
+    @_charset.setter
+    def _charset(self, value: str) -> None:
+        """What the request names."""
+
+    def on_end(self) -> None:
+        """After the closing boundary."""
+        self.is_complete = True
 
 
 async def read_uploads(request: Request, *, max_images: int) -> list[Upload]:
@@ -70,6 +88,8 @@ async def _read_form(request: Request, max_images: int) -> list[Upload]:
     except MultiPartException as error:
         raise MalformedRequest(f"the multipart form cannot be read: {error.message}") from error
     try:
+        if not parser.is_complete:
+            raise MalformedRequest("the multipart form ends before its closing boundary; send it whole")
         files = [file for file in form.getlist(FIELD) if isinstance(file, UploadFile)]
         if not files:
             raise MalformedRequest(

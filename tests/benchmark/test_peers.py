@@ -13,8 +13,9 @@ from benchmark.peers.entrant import Window
 from benchmark.peers.environments import REQUIREMENTS
 from benchmark.peers.side_by_side import figures_of_pairs
 from benchmark.peers.tuning import shapes
-from benchmark.repository import read_model
-from deit.errors import BenchmarkError, RepositoryError
+from benchmark.repository import onnx_file
+from deit.errors import BenchmarkError
+from deit.repository.models import read_version
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 
 REPOSITORY = REPOSITORY_ROOT / "model_repository"
@@ -36,9 +37,9 @@ def test_answers_that_differ_are_refused():
 
 def test_what_the_peers_do_with_an_image_is_what_ours_does(photographs_folder):
     """Their common part, in this environment: the gateway's answers, without a server."""
-    model = read_model(REPOSITORY, "deit_cifar10")
+    model = read_version(REPOSITORY / "deit_cifar10")
     settings = PeerSettings(
-        onnx_file=str(model.onnx_file), preprocessing=model.preprocessing, port=0, workers=1, threads=1
+        onnx_file=str(onnx_file(model)), preprocessing=model.preprocessing.to_json(), port=0, workers=1, threads=1
     )
     classifier = PeerClassifier(settings)
     images = read_photographs(photographs_folder).images
@@ -73,11 +74,6 @@ def test_every_peer_has_locked_requirements_and_a_stated_tuning():
         assert len(set(shapes(peer, cores=4))) == 2
 
 
-def test_a_model_that_is_not_there_is_named():
-    with pytest.raises(RepositoryError, match="has no model 'deit_giant'; it has: deit_cifar10, deit_cifar10_int8"):
-        read_model(REPOSITORY, "deit_giant")
-
-
 @pytest.mark.soak  # installs a gigabyte of packages for each
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_peer_answers_as_ours_does(peer, photographs_folder):
@@ -87,7 +83,7 @@ def test_a_peer_answers_as_ours_does(peer, photographs_folder):
         model_repository=REPOSITORY,
         environments=REPOSITORY_ROOT / ".peers",
     )
-    model = read_model(REPOSITORY, "deit_cifar10")
+    model = read_version(REPOSITORY / "deit_cifar10")
     images = read_photographs(photographs_folder).images
     expected = ours_for(model, config, images)
     for shape in shapes(peer, cores=2):

@@ -97,8 +97,8 @@ def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
     model, output = read_model(REPOSITORY, "deit_cifar10", None), str(tmp_path / "answers")
     decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
     classify_actor = classify.ClassifyBatch(output, model, 2, 2, 1, False)
-    told = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
-    assert [(row["images"], row["problems"]) for row in told] == [([3], [0]), ([3], [0]), ([2], [1])]
+    rows = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
+    assert [(row["images"], row["problems"]) for row in rows] == [([3], [0]), ([3], [0]), ([2], [1])]
     check_answers(pictures, tmp_path / "answers")
 
 
@@ -202,7 +202,7 @@ def test_a_url_is_as_good_as_a_path(table):
 
 def job(parts: int = 2, **changes: object) -> Job:
     values = {"images": "here", "images_sha256": "a", "parts": parts, "model": "m", "version": "1", "top_k": 5}
-    return Job(**{**values, "model_sha256": "b", **changes})
+    return Job(**{**values, "model_sha256": "b", "preprocessing": "{}", **changes})
 
 
 def test_a_job_goes_on_where_it_was(tmp_path):
@@ -217,13 +217,15 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
     begin(output, job())
     with pytest.raises(DataError, match=r"another job: it differs in model_sha256;"):
         begin(output, job(model_sha256="c"))
+    with pytest.raises(DataError, match=r"in version, preprocessing; repeat the earlier command with --version 1 to"):
+        begin(output, job(version="2", preprocessing='{"crop_pct": 0.5}'))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(DataError, match="not empty"):
         begin(str(tmp_path / "full"), job())
 
 
-def test_what_cannot_be_classified_is_told(tmp_path, pictures, table):
+def test_what_cannot_be_classified_is_rows(tmp_path, pictures, table):
     with pytest.raises(DataError, match="does not exist"):
         find_parts(str(tmp_path / "nowhere"), part_images=3)
     with pytest.raises(DataError, match="no image"):
@@ -236,10 +238,12 @@ def test_what_cannot_be_classified_is_told(tmp_path, pictures, table):
     pq.write_table(pa.table({"picture": [b""]}), table)
     with pytest.raises(DataError, match="no column 'image'; it has picture"):
         find_parts(str(table), part_images=3)
-    with pytest.raises(RepositoryError, match="there is no zebra"):
+    with pytest.raises(RepositoryError, match="holds deit_cifar10, deit_cifar10_int8; choose one with --model"):
+        read_model(REPOSITORY, None, None)
+    with pytest.raises(RepositoryError, match="has no model 'zebra'; it has: deit_cifar10, deit_cifar10_int8"):
         read_model(REPOSITORY, "zebra", None)
-    with pytest.raises(RepositoryError, match=r"not 99"):
-        read_model(REPOSITORY, "deit_cifar10", "99")
+    with pytest.raises(RepositoryError, match=r"has no version 99; it has: 1"):
+        read_model(REPOSITORY, "deit_cifar10", 99)
 
 
 def test_the_digest_is_of_the_names_and_their_parts(pictures):

@@ -7,10 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from deit.errors import PictureError
-from deit.pictures import UPRIGHT, PictureLimits, read_picture
+from deit.pictures import UPRIGHT, PictureLimits, exif_orientation, read_picture
 from tests.conftest import encoded, photograph
 from tests.serving.bombs import scan_bomb
 
@@ -84,6 +86,22 @@ def test_an_orientation_that_is_none_is_ignored(picture, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     np.testing.assert_array_equal(pixels(encoded(picture, "PNG", exif=exif)), np.asarray(picture))
+
+
+def test_exif_in_every_byte_order_and_integer_type_is_read(picture):
+    for order, head in (("little", b"II*\0"), ("big", b"MM\0*")):
+        for kind, width in ((1, 1), (3, 2), (4, 4)):
+            entry = [0x0112.to_bytes(2, order), kind.to_bytes(2, order), (1).to_bytes(4, order)]
+            value = (6).to_bytes(width, order).ljust(4, b"\0")
+            exif = b"".join([head, (8).to_bytes(4, order), (1).to_bytes(2, order), *entry, value, bytes(4)])
+            assert exif_orientation(exif) == exif_orientation(b"Exif\0\0" + exif) == 6
+            content = encoded(picture, "PNG", exif=exif)
+            assert pixels(content).shape == (96, 64, 3)
+
+
+@given(st.sampled_from([b"", b"Exif\0\0", b"II*\0\x08\0\0\0\xff\xff", b"MM\0*\0\0\0\x08"]), st.binary(max_size=60))
+def test_nonsense_for_exif_has_an_orientation_or_none(beginning, rest):
+    assert exif_orientation(beginning + rest) is None or exif_orientation(beginning + rest) >= 0
 
 
 @pytest.mark.parametrize(

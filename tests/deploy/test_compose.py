@@ -1,18 +1,24 @@
 """`docker compose up` on a real engine. `make compose-test` runs it; the first time builds the images, some minutes."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 import time
 
 import httpx
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from tests.conftest import encoded, photograph
@@ -56,7 +62,10 @@ def test_the_proxy_refuses_what_the_gateway_would(stack):
     answer = classify(stack, noise.getvalue())
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
     assert answer.headers["content-type"] == "application/problem+json"
-    assert httpx.get(f"{stack.url}/metrics").status_code == 404, "metrics are for Prometheus, inside"
+    for path in ("/metrics", "/metrics/"):
+        answer = httpx.get(f"{stack.url}{path}")
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found"), "metrics are for Prometheus"
+    assert '"event": "GET 404", "client": "' in stack.compose("logs", "--no-log-prefix", "proxy")
 
 
 def test_only_the_proxy_is_published_and_on_loopback(stack):
@@ -99,38 +108,139 @@ def test_a_killed_triton_comes_back(stack, image):
     eventually(lambda: answers(stack, image), 120)
 
 
-def test_a_rolling_restart_of_the_gateway_fails_no_request(stack, image):
-    before = stack.containers("gateway")
-    stop = threading.Event()
+@contextlib.contextmanager
+def load(stack, image):
+    """Requests through the proxy while the block runs; yields the outcomes, each a status and the version."""
+    stop, outcomes = threading.Event(), []
 
-    def ask() -> list[str]:
-        outcomes = []
+    def ask() -> None:
         with httpx.Client(timeout=30) as client:
             while not stop.is_set():
                 try:
                     answer = client.post(f"{stack.url}/classify", content=image)
-                    outcomes.append(str(answer.status_code))
+                    outcomes.append(f"{answer.status_code} {answer.headers.get('x-model-version', answer.text)}")
                 except httpx.HTTPError as error:
                     outcomes.append(repr(error))
                 # paced, so that the machine is not overloaded: refusals under load are another promise
                 stop.wait(0.05)
-        return outcomes
 
     with concurrent.futures.ThreadPoolExecutor() as threads:
         asking = [threads.submit(ask) for _ in range(4)]
         try:
-            for _ in range(2):
-                done = stack.run("deploy/restart-gateways", timeout_s=200)
-                assert done.returncode == 0, done.stderr
-            time.sleep(2)  # the last old address is forgotten
+            yield outcomes
         finally:
             stop.set()
-        outcomes = [outcome for each in asking for outcome in each.result()]
-    assert set(outcomes) == {"200"}, {each: outcomes.count(each) for each in set(outcomes)}
+        for each in asking:
+            each.result()
+
+
+def test_a_rolling_restart_of_the_gateway_fails_no_request(stack, image):
+    before = stack.containers("gateway")
+    with load(stack, image) as outcomes:
+        for _ in range(2):
+            done = stack.run("deploy/restart-gateways", timeout_s=200)
+            assert done.returncode == 0, done.stderr
+        time.sleep(2)  # the last old address is forgotten
+    assert set(outcomes) == {"200 1"}, {each: outcomes.count(each) for each in set(outcomes)}
     assert len(outcomes) > 100
     after = stack.containers("gateway")
     assert len(after) == len(before)
     assert not set(after) & set(before)
+    up_makes_nothing_anew(stack)
+
+
+def up_makes_nothing_anew(stack, **environment):
+    before = {service: set(stack.containers(service)) for service in SERVICES}
+    stack.compose("up", "--detach", "--wait", **environment)
+    assert {service: set(stack.containers(service)) for service in SERVICES} == before
+
+
+def deit_models(stack, command, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "deit", "models", command, *arguments, "--repository", stack.clone / "model_repository"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def update_models(stack):
+    return stack.run("deploy/update-models", timeout_s=600)
+
+
+def torn(file):
+    os.truncate(file, 5000)
+
+
+def without_probabilities(file):
+    """A graph like any other, whose answers are not numbers."""
+    graph = onnx.load(file)
+    for weights in graph.graph.initializer:
+        if weights.data_type == onnx.TensorProto.FLOAT and len(weights.dims) == 2:
+            weights.CopyFrom(numpy_helper.from_array(np.full(weights.dims, np.nan, np.float32), weights.name))
+    onnx.save(graph, file)
+
+
+def test_models_are_updated_and_rolled_back_without_a_failed_request(stack, image):
+    model = stack.clone / "model_repository" / "deit_cifar10"
+    deit_models(stack, "publish", str(model))
+    with load(stack, image) as outcomes:
+        done = update_models(stack)
+        assert done.returncode == 0, done.stderr
+        assert classify(stack, image).json()["version"] == "2"
+        deit_models(stack, "rollback", "deit_cifar10")
+        done = update_models(stack)
+        assert done.returncode == 0, done.stderr
+        assert classify(stack, image).json()["version"] == "1"
+    assert set(outcomes) == {"200 1", "200 2"}, {each: outcomes.count(each) for each in set(outcomes)}
+    up_makes_nothing_anew(stack)
+
+
+@pytest.mark.parametrize("spoil", [torn, without_probabilities])
+def test_a_broken_version_is_refused_before_anything_stops(stack, image, spoil):
+    model = stack.clone / "model_repository" / "deit_cifar10"
+    deit_models(stack, "publish", str(model))
+    newest = max(int(each.name) for each in model.iterdir() if each.name.isdecimal())
+    spoil(model / str(newest) / "model.onnx")
+    before = stack.containers("triton")
+    with load(stack, image) as outcomes:
+        done = update_models(stack)
+    assert done.returncode == 1, done.stdout
+    assert "nothing was changed" in done.stderr or "served as before" in done.stderr
+    assert stack.containers("triton") == before
+    assert set(outcomes) == {"200 1"}, {each: outcomes.count(each) for each in set(outcomes)}
+    deit_models(stack, "rollback", "deit_cifar10", "--version", "1")
+    deit_models(stack, "remove", "deit_cifar10", "--version", str(newest))
+
+
+def test_a_broken_model_leaves_the_others_alone_and_four_models_fit(stack, image):
+    repository = stack.clone / "model_repository"
+    for name in ("third", "fourth"):
+        deit_models(stack, "publish", str(repository / "deit_cifar10_int8"), "--name", name)
+    done = update_models(stack)
+    assert done.returncode == 0, done.stderr
+    for name in ("deit_cifar10", "deit_cifar10_int8", "third", "fourth"):
+        assert classify(stack, image, params={"model": name}).status_code == 200, name
+    torn(repository / "third" / "1" / "model.onnx")
+    stack.compose("restart", "triton")
+    eventually(lambda: answers(stack, image), 120)
+    assert classify(stack, image, params={"model": "fourth"}).status_code == 200
+    assert classify(stack, image, params={"model": "third"}).status_code == 503
+    for name in ("third", "fourth"):
+        deit_models(stack, "remove", name)
+    done = update_models(stack)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_triton_of_two_that_is_stopped_fails_no_request(stack, image):
+    two = {"DEIT_TRITONS": "2"}
+    stack.compose("up", "--detach", "--wait", "--no-recreate", **two)
+    with load(stack, image) as outcomes:
+        time.sleep(3)  # a name is looked up every second
+        stack.run("docker", "stop", "--time", "30", stack.containers("triton")[0])
+    assert set(outcomes) == {"200 1"}, {each: outcomes.count(each) for each in set(outcomes)}
+    stack.compose("up", "--detach", "--wait", "--no-recreate")
+    eventually(lambda: answers(stack, image), 60)
 
 
 def test_gateways_ask_every_triton_in_turn(stack, image):
@@ -151,14 +261,15 @@ def test_gateways_ask_every_triton_in_turn(stack, image):
         # the readiness canaries are a few at most in this time
         return min(now - then for now, then in zip(counts(), before, strict=True)) >= 15
 
-    # a channel lives for CONNECTION_AGE_MS at most, then it looks the name up again
-    eventually(both_are_asked, 90)
+    eventually(both_are_asked, 30)  # the name is looked up every second
     stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITONS="1")
     eventually(lambda: answers(stack, image), 60)
 
 
 def test_prometheus_sees_gateway_and_triton(stack, image):
-    stack.compose("--profile", "observability", "up", "--detach", "--wait", "--build", "prometheus", timeout_s=600)
+    stack.compose(
+        "--profile", "observability", "up", "--detach", "--wait", "--build", "prometheus", "alertmanager", timeout_s=600
+    )
     assert answers(stack, image)
 
     def ask(query: str) -> str:
@@ -168,13 +279,15 @@ def test_prometheus_sees_gateway_and_triton(stack, image):
     eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(deit_images_total)")), 60)
     eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(nv_inference_count)")), 60)
     rules = stack.compose("exec", "-T", "prometheus", "curl", "-sS", "http://127.0.0.1:9090/api/v1/rules")
-    assert rules.count('"health":"ok"') >= 7, rules
-    stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus")
+    assert rules.count('"health":"ok"') >= 10, rules
+    url = "http://127.0.0.1:9090/api/v1/alertmanagers"
+    eventually(lambda: ":9093/api" in stack.compose("exec", "-T", "prometheus", "curl", "-sS", url), 60)
+    stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus", "alertmanager")
 
 
 def test_perf_analyzer_measures_the_stack(stack):
-    told = stack.compose("--profile", "benchmark", "run", "--rm", "--build", "benchmark", timeout_s=900)
-    assert "written to /tmp/results/" in told
+    output = stack.compose("--profile", "benchmark", "run", "--rm", "--build", "benchmark", timeout_s=900)
+    assert "written to /tmp/results/" in output
 
 
 def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
@@ -197,6 +310,24 @@ def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
         answer = client.post(url, content=image, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 200
         assert "max-age" in answer.headers["strict-transport-security"]
+        new = "another key of more than twenty characters"
+        with keys.open("a") as file:  # in its place: a container sees no file that is renamed into it
+            file.write(f"{hashlib.sha256(new.encode()).hexdigest()}  new\n")
+        stack.compose("kill", "--signal", "HUP", "gateway", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
+        eventually(lambda: client.post(url, content=image, headers={"X-API-Key": new}).status_code == 200, 30)
+    certificate = tls / "fullchain.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *name], check=True)
+    (tls / "privkey.pem").chmod(0o644)
+    stack.compose("kill", "--signal", "HUP", "proxy", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
+    trust = ssl.create_default_context(cafile=str(certificate))  # which the old certificate does not satisfy
+
+    def is_renewed() -> bool:
+        try:
+            return httpx.post(url, content=image, headers={"X-API-Key": key}, verify=trust).status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    eventually(is_renewed, 30)
     assert httpx.get(stack.url).status_code == 308, "plain HTTP is sent to HTTPS"
     stack.compose("up", "--detach", "--wait")
     assert answers(stack, image)

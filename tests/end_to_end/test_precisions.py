@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deit.preprocessing import Preprocessing, resize_and_crop
-from deit.repository import read_config
+from deit.repository.config import read_config
 from export.config import ExportConfig
 from export.engines import Engine
 from export.pipeline import export_models

@@ -1,13 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from deit.model import Provenance
+from deit.model import PROVENANCE_PARAMETER, VERIFICATION_PARAMETER, Provenance
 from deit.preprocessing import Preprocessing
+from deit.repository.config import parameter
 from export.config import ExportConfig
 from export.config_pbtxt import Scheduling, model_config, scheduling_of
-from serving.triton.config import provenance_of, verification_of
 from tests.training.conftest import TINY
 
 PROVENANCE = Provenance(
@@ -55,8 +56,8 @@ def test_the_configuration_says_everything() -> None:
     assert [warmup.batch_size for warmup in parsed.model_warmup] == [1, 16]
     assert parsed.parameters["intra_op_thread_count"].string_value == "1"
     assert Preprocessing.from_json(parsed.parameters["preprocessing"].string_value) == TINY
-    assert provenance_of(parsed) == PROVENANCE
-    assert verification_of(parsed) == {"top1": 0.5}
+    assert Provenance.from_json(parameter(parsed, PROVENANCE_PARAMETER)) == PROVENANCE
+    assert json.loads(parameter(parsed, VERIFICATION_PARAMETER)) == {"top1": 0.5}
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

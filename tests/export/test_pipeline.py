@@ -11,14 +11,13 @@ from PIL import Image
 from deit.errors import CheckpointError, DataError, DeitError, RepositoryError
 from deit.model import Provenance
 from deit.preprocessing import resize_and_crop
-from deit.repository import read_config
+from deit.repository.doctor import examine
+from deit.repository.models import read_version
 from export.config import ExportConfig
 from export.engines import Engine, Infer
 from export.joint import JointClassifier
 from export.pipeline import export_models
 from export.served import served_form
-from serving.doctor import examine
-from serving.triton.config import verification_of
 from tests.export.conftest import LABELS
 from tests.training.conftest import TINY
 from training.checkpoint import load_checkpoint
@@ -168,13 +167,13 @@ def test_several_precisions_become_models_of_their_own_with_their_reports(
     )
     assert [folder.parent.name for folder in folders] == ["tiny", "tiny_fp16", "tiny_bf16", "tiny_int8"]
     for folder, precision in zip(folders, ("fp32", "fp16", "bf16", "int8"), strict=True):
-        parsed = read_config(folder.parent / "config.pbtxt")
+        version = read_version(folder.parent)
         found = json.loads((folder / "report.json").read_text())
         best = found["candidates"][found["published"]]
         assert best["failures"] == []
-        assert verification_of(parsed)["precision"] == precision
-        assert best["settings"].items() <= {k: v.string_value for k, v in parsed.parameters.items()}.items()
-        assert parsed.backend == best["engine"].partition(",")[0]
+        assert version.verification["precision"] == version.precision == precision
+        assert best["settings"].items() <= {k: v.string_value for k, v in version.config.parameters.items()}.items()
+        assert version.engine == best["engine"].partition(",")[0]
         # labels of the data set's test split count, and they are judged: 48 images
         assert best["images"] == 48
         assert best["top1"] is not None

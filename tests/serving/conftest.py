@@ -20,14 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from deit.labels import LABELS_FILE, write_labels
 from deit.model import (
     CLASS_PROBABILITIES,
-    CONFIG_FILE,
     DISTILLATION_PROBABILITIES,
     IMAGES,
-    ONNX_FILE,
     PREPROCESSING_PARAMETER,
     PROBABILITIES,
 )
 from deit.preprocessing import Preprocessing
+from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from tests.conftest import REPOSITORY_ROOT
 
 MODEL = "tiny"
@@ -61,10 +60,10 @@ def write_version(folder: Path, *, seed: int) -> None:
     onnx.save(two_headed_classifier(seed), folder / ONNX_FILE)
 
 
-def two_headed_classifier(seed: int) -> onnx.ModelProto:
+def two_headed_classifier(seed: int, image_size: int = IMAGE_SIZE) -> onnx.ModelProto:
     """uint8 pixels, mean of 4 x 4 squares, a linear layer for each head, softmax, mean of both."""
     rng = np.random.default_rng(seed)
-    features = 3 * (IMAGE_SIZE // 4) ** 2
+    features = 3 * (image_size // 4) ** 2
     constants = {
         "scale": np.float32(1 / 255),
         "half": np.float32(0.5),
@@ -83,7 +82,7 @@ def two_headed_classifier(seed: int) -> onnx.ModelProto:
         helper.make_node("Add", [CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES], ["sum"]),
         helper.make_node("Mul", ["sum", "half"], [PROBABILITIES]),
     ]
-    images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])
+    images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["N", image_size, image_size, 3])
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(LABELS)])
         for name in (PROBABILITIES, CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
@@ -95,12 +94,15 @@ def two_headed_classifier(seed: int) -> onnx.ModelProto:
     return model
 
 
-def config_pbtxt(name: str, *, versions: int = 1) -> str:
+def config_pbtxt(
+    name: str, *, versions: int = 1, policy: str | None = None, preprocessing: Preprocessing = PREPROCESSING
+) -> str:
+    size = preprocessing.image_size
     outputs = "\n".join(
         f'output {{ name: "{output}" data_type: TYPE_FP32 dims: [ {len(LABELS)} ] label_filename: "{LABELS_FILE}" }}'
         for output in (PROBABILITIES, CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
     )
-    parameters = {"intra_op_thread_count": "1", PREPROCESSING_PARAMETER: PREPROCESSING.to_json()}
+    parameters = {"intra_op_thread_count": "1", PREPROCESSING_PARAMETER: preprocessing.to_json()}
     written_parameters = "\n".join(
         f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
         for key, value in parameters.items()
@@ -108,8 +110,8 @@ def config_pbtxt(name: str, *, versions: int = 1) -> str:
     return f"""name: "{name}"
 backend: "onnxruntime"
 max_batch_size: 8
-version_policy {{ latest {{ num_versions: {versions} }} }}
-input {{ name: "{IMAGES}" data_type: TYPE_UINT8 dims: [ {IMAGE_SIZE}, {IMAGE_SIZE}, 3 ] }}
+version_policy {{ {policy or f"latest {{ num_versions: {versions} }}"} }}
+input {{ name: "{IMAGES}" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }}
 {outputs}
 dynamic_batching {{
   max_queue_delay_microseconds: 2000
@@ -175,11 +177,7 @@ class DeitServe:
 
     def children(self) -> list[int]:
         """Triton and its Python stubs; they have a process group of their own."""
-        found = [self.process.pid]
-        for pid in found:
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += map(int, task.read_text().split())
-        return found[1:]
+        return descendants(self.process.pid)
 
     def pid_of(self, program: str) -> int:
         """The first of its processes that runs a program of this name, which may be cut off at its end."""
@@ -225,6 +223,32 @@ def running(*arguments: str | Path, environment: dict[str, str] | None = None) -
         server.close()
 
 
+@contextlib.contextmanager
+def deit_triton(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """`deit triton` as a process, killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deit", "triton", *map(str, arguments)],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below this one."""
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            found += map(int, task.read_text().split())
+    return found[1:]
+
+
 @pytest.fixture
 def deit_serve() -> Iterator[Callable[..., DeitServe]]:
     """deit_serve(*arguments, environment={}) -> a process of one test; later arguments win over the free ports."""
@@ -267,8 +291,9 @@ def commands(pids: list[int]) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
 
 
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").iterdir())
+def shared_memory(server: DeitServe) -> set[Path]:
+    """The regions of this server's Triton; other processes of the machine have theirs."""
+    return set(Path("/dev/shm").glob(f"deit-triton-{server.process.pid}-*"))
 
 
 @pytest.fixture

@@ -4,14 +4,18 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import sysconfig
 import threading
+import venv
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import encoded, photograph
-from tests.serving.conftest import commands, eventually, is_alive, shared_memory, write_model
+from tests.conftest import REPOSITORY_ROOT, encoded, photograph
+from tests.serving.conftest import commands, eventually, free_ports, is_alive, shared_memory, write_model
 
 
 def test_sigterm_finishes_requests_and_then_stops_both(deit_serve, model_repository):
@@ -79,14 +83,13 @@ def test_a_second_signal_ends_at_once(deit_serve, model_repository):
 
 
 def test_kill_9_leaves_no_triton_no_stub_and_no_shared_memory(deit_serve, model_repository):
-    before = shared_memory()
     server = deit_serve("--model-repository", model_repository).wait_until_ready()
     children = server.children()
-    assert shared_memory() - before
+    assert shared_memory(server)
     server.process.kill()
     assert server.wait() == -signal.SIGKILL
     eventually(lambda: not any(map(is_alive, children)))
-    eventually(lambda: not shared_memory() - before)
+    eventually(lambda: not shared_memory(server))
 
 
 def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
@@ -100,16 +103,14 @@ def test_kill_9_leaves_no_stub_that_cannot_notice(deit_serve, model_repository):
 
 def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_repository):
     """Nobody is left to remove its shared memory when the stub was killed first."""
-    before = shared_memory()
     killed = deit_serve("--model-repository", model_repository).wait_until_ready()
     stub = killed.children()[-1]
     os.kill(stub, signal.SIGKILL)
     killed.process.kill()
     killed.wait()
-    left = shared_memory() - before
-    assert left
+    assert shared_memory(killed)
     deit_serve("--model-repository", model_repository).wait_until_ready()
-    assert not left & shared_memory()
+    assert not shared_memory(killed)
 
 
 def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
@@ -187,6 +188,29 @@ def test_a_model_that_does_not_load_is_one_line_with_its_name(deit_serve, tmp_pa
     assert reason in line
     assert "Traceback" not in server.output
     assert not server.children()
+
+
+def test_a_model_whose_engine_is_missing_is_one_line_with_the_way_out(tmp_path):
+    """In an environment with everything that is installed here but OpenVINO, as `make serve` makes one."""
+    write_model(tmp_path / "models" / "tiny")
+    config = tmp_path / "models" / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "openvino"'))
+    venv.create(tmp_path / "venv", symlinks=True)
+    packages = Path(sysconfig.get_path("purelib"))
+    for entry in packages.iterdir():
+        if not entry.name.startswith("openvino"):
+            (tmp_path / "venv" / packages.relative_to(sys.prefix) / entry.name).symlink_to(entry)
+    grpc, metrics = free_ports(2)
+    ports = ("--port=0", f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}")
+    done = subprocess.run(
+        [tmp_path / "venv/bin/python", "-m", "deit", "serve", "--model-repository", tmp_path / "models", *ports],
+        cwd=REPOSITORY_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "tiny runs on OpenVINO, which cannot be imported here (No module named 'openvino'); install" in done.stderr
 
 
 def test_what_the_backend_cannot_honour_is_a_warning(deit_serve, tmp_path):

@@ -187,8 +187,8 @@ def test_a_kept_head_of_other_classes_is_told(distilled: Path) -> None:
     ("content", "finding"),
     [
         ({"model": official_layout(192, 197)}, "weights of another architecture"),
-        ({"model": official_layout(192, 200)}, "200 positions, which with 1 prefix tokens are no square grid"),
-        ({"model": 3}, "holds no state dictionary"),
+        ({"model": official_layout(192, 200)}, "200 positions, which with 1 prefix tokens are not a square grid"),
+        ({"model": 3}, "does not hold a state dictionary"),
     ],
 )
 def test_weights_that_cannot_fit_are_refused(tmp_path: Path, content: dict[str, object], finding: str) -> None:

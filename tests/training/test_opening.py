@@ -150,8 +150,8 @@ def test_a_convnet_opens_by_its_own_head(tmp_path: Path) -> None:
         (TRAINED.state_dict(), "deit_of_nobody", "has no model 'deit_of_nobody'"),
         (TRAINED.state_dict(), "test_resnet", r"has no fc\.weight: it is not a classifier in the layout of timm's"),
         (TRAINED.state_dict(), "test_vit2", "weights of another architecture"),
-        ({"epoch": 3, "step": 4}, ARCHITECTURE, "no state dictionary, neither .* it has epoch, step"),
-        ({"state_dict": {"a": 1}}, ARCHITECTURE, "no state dictionary"),
+        ({"epoch": 3, "step": 4}, ARCHITECTURE, "not hold a state dictionary, .* it has epoch, step"),
+        ({"state_dict": {"a": 1}}, ARCHITECTURE, "not hold a state dictionary"),
         ({}, ARCHITECTURE, "it has nothing"),
     ],
 )

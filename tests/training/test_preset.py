@@ -36,10 +36,10 @@ def test_every_preset_is_a_recipe_that_can_run(name: str) -> None:
         assert model is None or "/" in model or timm.models.is_model_pretrained(model)
 
 
-def test_the_papers_recipes_are_there() -> None:
+def test_every_preset_is_known_here() -> None:
     sizes = {f"deit-{size}{suffix}" for size in ("ti", "s", "b") for suffix in ("", "-distilled", "-distilled-1000")}
     transfers = {f"transfer-{data}" for data in ("cifar10", "cifar100", "flowers", "cars", "inat")}
-    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled", "deit-paper-soft"}
+    others = {"deit-b-384", "deit-b-384-distilled", "small-32", "small-32-distilled", "deit-paper-soft", "fine-tune"}
     assert preset_titles().keys() == sizes | transfers | others | set(VITKD) | set(VITKD.values())
 
 
@@ -73,9 +73,9 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "finding"),
     [
-        (None, "there is no such recipe. Ours are deit-b, .* or give the path"),
+        (None, "not found. Ours are deit-b, .* or give the path"),
         ("epochs = ", "not a TOML file"),
-        ("epoch = 3", "there is no option epoch"),
+        ("epoch = 3", "no option is called epoch"),
     ],
 )
 def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: str | None, finding: str) -> None:

@@ -1,15 +1,16 @@
 """What our backends for Triton share: a batch that Triton formed is one call of the engine.
 
-Each backend's folder gets a copy of this file, because Triton's stub process imports nothing of this project.
+Each backend's folder gets a copy of this file and of deit/allowance.py, because Triton's stub process imports nothing
+of this project.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from allowance import usable_cores
 
 Config = dict[str, Any]
 
@@ -79,7 +80,7 @@ def parameters_of(config: Config) -> dict[str, str]:
 def cores_of_an_instance(config: Config) -> int:
     """An equal share of the cores; the native backends would give each instance all of them."""
     instances = sum(int(group["count"]) for group in config["instance_group"])
-    return max(1, len(os.sched_getaffinity(0)) // instances)
+    return int(max(1, usable_cores() // instances))
 
 
 def warn(config: Config, message: str) -> None:

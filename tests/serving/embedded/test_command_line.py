@@ -52,7 +52,7 @@ def test_models_can_be_loaded_only_by_who_knows_the_key_on_every_port():
     assert "--http-restricted-api=model-repository:control=secret" in options
 
 
-def test_gateways_elsewhere_reach_grpc_and_metrics_and_look_the_name_up_again():
+def test_gateways_elsewhere_reach_grpc_and_metrics():
     options = dict(
         option.partition("=")[::2]
         for option in triton_options(
@@ -61,5 +61,10 @@ def test_gateways_elsewhere_reach_grpc_and_metrics_and_look_the_name_up_again():
     )
     assert options["--grpc-address"] == options["--metrics-address"] == "0.0.0.0"
     assert options["--http-address"] == "127.0.0.1"
-    assert int(options["--grpc-max-connection-age"]) > 0
-    assert "--grpc-max-connection-age" not in options_of((2, 51))
+
+
+def test_thread_pools_do_not_grow_with_the_machine_and_a_broken_model_ends_nothing():
+    options = options_of((2, 51), http=1003)
+    assert int(options["--model-load-thread-count"]) <= 8
+    assert int(options["--http-thread-count"]) <= 8
+    assert options["--exit-on-error"] == options["--strict-readiness"] == "false"

@@ -1,7 +1,9 @@
 """Triton dies, hangs, or loses the process that runs a model: errors soon, recovery without a hand."""
 
 import os
+import re
 import signal
+import stat
 import threading
 import time
 from pathlib import Path
@@ -10,11 +12,11 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually, is_alive, shared_memory, write_model
+from tests.serving.conftest import commands, eventually, is_alive, shared_memory, write_model
 
 CONTENT = encoded(photograph(96, 64))
 
-# "At once" is a second on a machine with nothing else to do. Tests run beside trainings on few cores, where an answer
+# "At once" is a second on a machine with nothing else to do. Tests run next to trainings on few cores, where an answer
 # may take many; what matters here is that nobody waits for the end of REQUEST_TIMEOUT_S.
 REQUEST_TIMEOUT_S = 100
 SOON_S = 50
@@ -65,7 +67,6 @@ class Callers:
     ids=["triton is killed", "its backend is killed", "triton hangs"],
 )
 def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, model_repository, victim, by):
-    before = shared_memory()
     server = deit_serve(
         "--model-repository", model_repository, f"--request-timeout-s={REQUEST_TIMEOUT_S}"
     ).wait_until_ready()
@@ -83,7 +84,36 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
     assert not any(map(is_alive, first))
     assert "starting Triton again in 0 s (1 of at most 5 in a row)" in server.output
     assert "Traceback" not in server.output
-    assert len([region for region in shared_memory() - before if str(server.process.pid) in region.name]) <= 2
+    assert len(shared_memory(server)) <= 2
+
+
+def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_path):
+    """The other answers whenever the model is asked how it is, and requests that went to the stopped one wait."""
+    write_model(tmp_path / "twofold")
+    config = tmp_path / "twofold" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_AUTO count: 1", "KIND_AUTO count: 2"))
+    server = deit_serve("--model-repository", tmp_path, "--request-timeout-s=60").wait_until_ready()
+    stubs = [pid for pid, name in zip(server.children(), commands(server.children()), strict=True) if "_stub" in name]
+    assert len(stubs) == 2
+    os.kill(stubs[0], signal.SIGSTOP)
+    with Callers(server.url) as callers:
+        eventually(lambda: "starting Triton again" in server.output, timeout_s=60)
+        eventually(lambda: callers.statuses_since(-10).count(200) == 10, timeout_s=100)
+    assert not is_alive(stubs[0])
+    assert "is stopped; starting Triton again" in server.output
+
+
+def test_no_other_user_may_read_the_pictures_in_shared_memory(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+
+    def modes():
+        return {stat.S_IMODE(region.stat().st_mode) for region in shared_memory(server)}
+
+    assert modes() == {0o600}
+    os.kill(triton_of(server), signal.SIGKILL)
+    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, timeout_s=100)
+    assert modes() == {0o600}
 
 
 @pytest.mark.soak
@@ -139,6 +169,26 @@ def test_too_many_restarts_end_it_with_status_1_and_the_reason(deit_serve, tmp_p
     assert "after 2 restarts in a row" in line
     assert "Traceback" not in server.output
     assert not server.children()
+
+
+def test_a_model_that_does_not_load_leaves_the_others_alone(deit_serve, tmp_path):
+    """At the start, and when Triton is started again."""
+    for name in ("sound", "spoilt", "torn"):
+        write_model(tmp_path / name)
+    (tmp_path / "torn" / "1" / "model.onnx").write_bytes(b"not a graph")
+    server = deit_serve("--model-repository", tmp_path, "--triton-restarts=1").wait_until_ready()
+    assert "the model torn is not served, the others are" in server.output
+    picture = encoded(photograph(64, 48))
+
+    def status(model):
+        return httpx.post(f"{server.url}/classify?model={model}", content=picture, timeout=60).status_code
+
+    assert [status(name) for name in ("sound", "spoilt", "torn")] == [200, 200, 503]
+    assert re.search(r'^deit_models_broken{triton="127.0.0.1:\d+"} 1.0$', httpx.get(f"{server.url}/metrics").text, re.M)
+    (tmp_path / "spoilt" / "1" / "model.onnx").write_bytes(b"not a graph")
+    os.kill(triton_of(server), signal.SIGKILL)
+    eventually(lambda: status("sound") == 200, 60)
+    assert status("spoilt") == 503
 
 
 def test_a_dead_triton_elsewhere_is_found_and_found_again(deit_serve, model_repository):

@@ -30,7 +30,7 @@ def backend(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, stub.__name__, stub)
     find_wheel().assemble_backends(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "onnxruntime")
-    copied = ("cuda_provider", "batched_model")
+    copied = ("allowance", "cuda_provider", "batched_model")
     for name in copied:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield SimpleNamespace(**runpy.run_path(str(tmp_path / "onnxruntime" / "model.py")), said=said)

@@ -3,8 +3,8 @@
 import pytest
 
 from deit.errors import RepositoryError
+from deit.repository.models import model_names
 from serving.embedded.snapshot import Snapshot
-from serving.triton.repository import model_names
 from tests.serving.conftest import write_model
 
 
@@ -25,24 +25,9 @@ def say(model, policy):
     config.write_text(config.read_text().replace("latest { num_versions: 3 }", policy))
 
 
-@pytest.mark.parametrize(
-    ("policy", "versions"),
-    [
-        ("all {}", (1, 2, 3)),
-        ("latest { num_versions: 2 }", (2, 3)),
-        ("latest {}", (3,)),
-        ("specific { versions: [1, 3, 9] }", (1, 3)),
-    ],
-)
-def test_the_version_policy_chooses_as_triton_does(model, snapshot, policy, versions):
-    say(model, policy)
-    assert snapshot.offers()["m"].versions == versions
-
-
-def test_without_a_policy_the_latest_version_is_served(model, snapshot):
-    config = model / "config.pbtxt"
-    config.write_text(config.read_text().replace("version_policy { latest { num_versions: 3 } }", ""))
-    assert snapshot.offers()["m"].versions == (3,)
+def test_it_offers_the_versions_that_the_policy_chooses(model, snapshot):
+    say(model, "latest { num_versions: 2 }")
+    assert snapshot.offers()["m"].versions == (2, 3)
 
 
 def test_it_shows_versions_labels_and_a_configuration_that_names_them(model, snapshot):
@@ -75,7 +60,7 @@ def test_other_contents_are_another_offer(model, snapshot):
 
 
 @pytest.mark.parametrize(
-    ("policy", "reason"), [("specific { versions: [9] }", "no version to serve"), ("specific [", "no configuration")]
+    ("policy", "reason"), [("specific { versions: [9] }", "serves no version"), ("specific [", "not a configuration")]
 )
 def test_what_cannot_be_served_is_named(model, snapshot, policy, reason):
     say(model, policy)

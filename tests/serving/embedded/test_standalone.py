@@ -6,38 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from tests.serving.conftest import commands, eventually, free_ports, is_alive
-
-
-@contextlib.contextmanager
-def deit_triton(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deit", "triton", *map(str, arguments)],
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def children(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-    return found[1:]
+from tests.serving.conftest import commands, deit_triton, descendants, eventually, free_ports, is_alive
 
 
 def answers(url: str) -> bool:
@@ -62,7 +36,7 @@ def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
             assert client.is_model_ready("tiny")
         assert not answers(f"http://127.0.0.2:{http}/v2/health/ready"), "HTTP stays on loopback's own address"
         eventually(lambda: inferences(metrics) > 3, 60)  # it is watched: the first one reads the labels
-        family = children(process.pid)
+        family = descendants(process.pid)
         stubs = [
             pid for pid, name in zip(family, commands(family), strict=True) if name == "triton_python_backend_stub"
         ]
@@ -82,7 +56,7 @@ def test_sigterm_stops_it_and_leaves_nothing(model_repository):
     ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
     with deit_triton("--model-repository", model_repository, *ports) as process:
         eventually(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"), 100)
-        family = children(process.pid)
+        family = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 0, said

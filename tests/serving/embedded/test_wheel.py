@@ -39,9 +39,11 @@ def test_backends_are_assembled_with_the_stub_of_this_python(tmp_path):
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",
         "onnxruntime/model.py",
+        "onnxruntime/allowance.py",
         "onnxruntime/batched_model.py",
         "onnxruntime/cuda_provider.py",
         "openvino/model.py",
+        "openvino/allowance.py",
         "openvino/batched_model.py",
     }
     stub = (tmp_path / "python" / "triton_python_backend_stub").read_bytes()

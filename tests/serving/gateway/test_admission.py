@@ -49,16 +49,35 @@ def answer_after(gate, clock, seconds, count=1):
             clock(seconds)
 
 
+def arrived(gate, size):
+    ticket = gate.admit(size)
+    ticket.arrive(size)
+    return ticket
+
+
 def test_bodies_share_their_bytes(clock):
     gate = admission(max_in_flight_bytes=10 * MEGABYTE, max_body_bytes=6 * MEGABYTE)
-    first = gate.admit(6 * MEGABYTE)
+    first = arrived(gate, 6 * MEGABYTE)
     with pytest.raises(Overloaded, match="bodies of 6 MiB"):
         gate.admit(5 * MEGABYTE)
     with pytest.raises(Overloaded):
         gate.admit(None)  # of unknown length: may be as large as any
-    gate.admit(4 * MEGABYTE)
+    arrived(gate, 4 * MEGABYTE)
     first.release()
-    gate.admit(6 * MEGABYTE)
+    arrived(gate, 6 * MEGABYTE)
+
+
+def test_bodies_that_are_only_declared_keep_nobody_out(clock):
+    gate = admission(max_in_flight_bytes=10 * MEGABYTE, max_body_bytes=6 * MEGABYTE)
+    idle = [gate.admit(6 * MEGABYTE) for _ in range(100)]
+    for ticket in idle:
+        ticket.arrive(1000)
+    arrived(gate, 6 * MEGABYTE)
+    with pytest.raises(Overloaded):
+        idle[0].arrive(5 * MEGABYTE)
+    for ticket in idle:
+        ticket.release()
+    arrived(gate, 4 * MEGABYTE)
 
 
 def test_a_body_alone_is_let_in_whatever_its_size(clock):
@@ -83,6 +102,40 @@ def test_small_images_pass_where_large_ones_are_refused(clock):
     with pytest.raises(Overloaded):
         begin(gate, pixels=5 * MEGABYTE)
     begin(gate, pixels=3 * MEGABYTE)
+
+
+LARGE = 12 * MEGABYTE
+
+
+def test_large_images_that_come_late_keep_no_small_ones_out(clock):
+    gate = admission(max_wait_s=0.5)
+    crowd = [begin(gate, pixels=LARGE) for _ in range(6)]
+    for ticket in crowd:
+        with ticket.image(LARGE):
+            clock(3)
+    with pytest.raises(Overloaded, match="6 large images") as refusal:
+        begin(gate, pixels=LARGE)
+    assert refusal.value.retry_after_s == 18, "at a third of an image a second"
+    for _ in range(int(FIRST_IMAGE_LIMIT)):
+        begin(gate)
+    with pytest.raises(Overloaded, match="64 images") as refusal:
+        begin(gate)
+    assert refusal.value.retry_after_s == 1, "nothing to do with the large ones"
+
+
+def test_a_form_of_both_kinds_needs_room_for_both(clock):
+    gate = admission()
+    ticket = gate.admit(1000)
+    ticket.begin([1000, LARGE])
+    assert gate.images_in_flight == 2
+    ticket.release()
+    assert gate.images_in_flight == 0
+    early = gate.admit(1000)
+    for _ in range(int(FIRST_IMAGE_LIMIT)):
+        begin(gate)
+    with pytest.raises(Overloaded):
+        early.begin([1000, LARGE])
+    early.begin([LARGE])
 
 
 def test_a_form_counts_as_the_images_that_are_worked_on_at_once(clock):
@@ -135,7 +188,7 @@ def test_more_images_than_the_limit_are_refused_before_and_after_their_body(cloc
 def test_retry_after_is_the_backlog_at_the_measured_rate(clock):
     gate = admission()
     answer_after(gate, clock, seconds=0.2, count=100)  # 5 images/s
-    clock(3600)  # idle time is no slowness
+    clock(3600)  # idle time is not slowness
     for _ in range(20):
         begin(gate)
     assert gate.retry_after_s() == 4  # 20 images at 5/s

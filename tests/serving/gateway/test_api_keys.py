@@ -1,11 +1,14 @@
 """Keys: from a file of hashes and from the environment, several at once."""
 
 import hashlib
+import signal
 
+import httpx
 import pytest
 
 from deit.errors import ServingError
 from serving.gateway.api_keys import load_api_keys
+from tests.serving.conftest import eventually, is_alive
 
 FIRST, SECOND = "first-key-of-32-characters-......", "second-key-of-32-characters-....."
 
@@ -58,3 +61,35 @@ def test_a_missing_file_is_named(tmp_path):
 def test_an_empty_variable_is_a_mistake_and_not_an_open_door():
     with pytest.raises(ServingError, match="holds no key"):
         load_api_keys(None, " , ")
+
+
+def test_a_hangup_reads_the_file_anew_and_a_broken_file_changes_nothing(deit_serve, model_repository, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(line(FIRST, "old"))
+    server = deit_serve("--model-repository", model_repository, f"--api-keys-file={file}", "--rate-limit=100")
+    server.wait_until_ready()
+
+    def status(key):
+        return httpx.get(f"{server.url}/models", headers={"X-API-Key": key}).status_code
+
+    def hang_up(content, said):
+        file.write_text(content)
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: said in server.output)
+
+    assert (status(FIRST), status(SECOND)) == (200, 401)
+    hang_up(line(FIRST, "old") + line(SECOND, "new"), "2 API keys; new: new; gone: none")
+    assert (status(FIRST), status(SECOND)) == (200, 200)
+    hang_up("nonsense", "the API keys stay as they are")
+    assert (status(FIRST), status(SECOND)) == (200, 200)
+    hang_up(line(SECOND, "new"), "1 API keys; new: none; gone: old")
+    assert (status(FIRST), status(SECOND)) == (401, 200)
+
+
+def test_a_hangup_without_a_file_of_keys_ends_it_in_order(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository).wait_until_ready()
+    children = server.children()
+    server.process.send_signal(signal.SIGHUP)
+    assert server.wait() == 0, server.output
+    assert "stopped" in server.output
+    assert not any(map(is_alive, children))

@@ -1,7 +1,9 @@
 """Decoding in processes of their own: what happens to one image happens to that image alone."""
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -11,9 +13,9 @@ import pytest
 
 from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
-from serving.gateway import decoder as module
+from serving.gateway import decoder_handle
 from serving.gateway.decoder import Decoder
-from serving.gateway.errors import DecoderLost, ImageTooComplex, UndecodableImage, UnsupportedType
+from serving.gateway.errors import DecoderLost, ImageTooComplex, NotReady, UndecodableImage, UnsupportedType
 from serving.settings import Decoding, Limits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import is_alive
@@ -53,7 +55,7 @@ def pids(decoder):
 
 
 async def busy_pid(decoder):
-    """Of a process that has an image at hand, once there is one."""
+    """The id of a process that has an image at hand, once there is one."""
     while not (busy := [process.pid for process in decoder.processes if not process.is_usable]):
         await asyncio.sleep(0.001)
     return busy[0]
@@ -117,8 +119,8 @@ def test_processes_that_are_killed_while_idle_harm_nobody():
 
 
 def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
-    monkeypatch.setattr(module, "LEAST_CPU_LIMIT_S", 0.02)
-    monkeypatch.setattr(module, "CPU_S_PER_MEGAPIXEL", 0)
+    monkeypatch.setattr(decoder_handle, "LEAST_CPU_LIMIT_S", 0.02)
+    monkeypatch.setattr(decoder_handle, "CPU_S_PER_MEGAPIXEL", 0)
 
     async def scenario(decoder):
         with pytest.raises(ImageTooComplex, match="more than 0.02 s"):
@@ -128,8 +130,8 @@ def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(large, monkeypatch):
-    monkeypatch.setattr(module, "MEMORY_BYTES_PER_PIXEL", 1)
-    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(decoder_handle, "MEMORY_BYTES_PER_PIXEL", 1)
+    monkeypatch.setattr(decoder_handle, "MEMORY_BYTES", 0)
 
     async def scenario(decoder):
         for _ in range(3):
@@ -140,16 +142,64 @@ def test_an_image_that_takes_too_much_memory_is_refused(large, monkeypatch):
     assert with_decoder(scenario) == 0
 
 
-def test_a_stopped_process_is_given_up(monkeypatch):
-    monkeypatch.setattr(module, "HANG_S", 0.5)
-
+def test_a_stopped_process_is_killed_soon_and_what_waits_is_decoded():
     async def scenario(decoder):
         for pid in pids(decoder):
             os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(DecoderLost):
-            await decoder.model_input(SMALL, PREPROCESSING)
+        started_s = time.monotonic()
+        images = [asyncio.ensure_future(decoder.model_input(SMALL, PREPROCESSING)) for _ in range(10)]
+        outcomes = await asyncio.gather(*images, return_exceptions=True)
+        assert time.monotonic() - started_s < decoder_handle.HANG_S
+        lost = [outcome for outcome in outcomes if isinstance(outcome, DecoderLost)]
+        assert len(lost) == 2, "those at hand"
+        assert all(hasattr(outcome, "pixels") for outcome in outcomes if outcome not in lost)
 
-    assert with_decoder(scenario) == 1
+    assert with_decoder(scenario) == 2
+
+
+def test_without_a_process_it_says_so_and_starts_others_unasked():
+    async def scenario(decoder):
+        assert decoder.findings() == []
+        before = pids(decoder)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        while any(map(is_alive, before)):
+            await asyncio.sleep(0.001)
+        assert "no decoder runs" in decoder.findings()[0]
+        while decoder.findings() or decoder.idle < 2:
+            await asyncio.sleep(0.01)
+
+    assert with_decoder(scenario) == 2
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_processes_that_cannot_be_started_for_a_while_are_started_later():
+    """As when file descriptors run out."""
+
+    async def scenario(decoder):
+        await decoder.model_input(SMALL, PREPROCESSING)  # whatever is opened once
+        before, files = pids(decoder), open_files()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (8, limits[1]))
+        try:
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(NotReady, match="no process can be started"):
+                while True:
+                    with contextlib.suppress(TimeoutError, DecoderLost):
+                        await asyncio.wait_for(decoder.model_input(SMALL, PREPROCESSING), 0.1)
+            assert "Too many open files" in decoder.findings()[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        while decoder.idle < 2:
+            await asyncio.sleep(0.01)
+        await decoder.model_input(SMALL, PREPROCESSING)
+        assert open_files() == files
+
+    assert with_decoder(scenario) == 2
 
 
 def test_large_images_leave_a_decoder_free(large):

@@ -1,7 +1,7 @@
 """How far `--decode fast` is from the exact pixels, on real photographs, and what it does to the answers.
 
 Photographs of ImageNet are too small for it to have an effect on more than a few. So each is enlarged and saved as a
-JPEG again, as large photographs are, by sides that are no multiple of 8.
+JPEG again, as large photographs are, with sides that are not multiples of 8.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Hostile images over HTTP, beside honest ones: typed refusals, soon, for little memory, and nobody else notices."""
+"""Hostile images over HTTP, among honest ones: typed refusals, soon, for little memory, and nobody else notices."""
 
 import os
 import random

@@ -1,12 +1,16 @@
 """More requests than can be answered soon: refusals at the door, right answers inside."""
 
 import contextlib
+import select
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 
 from tests.conftest import encoded, photograph
+from tests.serving.conftest import eventually
 
 
 def test_what_is_too_much_is_429_with_retry_after_and_the_rest_is_right(deit_serve, model_repository):
@@ -38,7 +42,7 @@ def test_a_refusal_does_not_wait_for_the_body(deit_serve, model_repository):
     header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 900\r\n\r\n"
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connect(server.url)) for _ in range(2)]
-        connections[0].sendall(header + b"\xff\xd8")
+        connections[0].sendall(header + b"\xff" * 800)
         refusal = b""
         while b"overloaded" not in refusal:
             # the first may not have been seen yet; then the second waits for its body too, and is asked anew
@@ -49,6 +53,62 @@ def test_a_refusal_does_not_wait_for_the_body(deit_serve, model_repository):
                     refusal = late.recv(4096)
         assert refusal.startswith(b"HTTP/1.1 429 ")
         assert b"retry-after: 1\r\n" in refusal.lower()
+
+
+def test_uploads_that_stand_still_keep_nobody_out(deit_serve, model_repository):
+    """What they declare is not memory yet."""
+    server = deit_serve("--model-repository", model_repository, "--max-in-flight-bytes=20000000").wait_until_ready()
+    header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 10000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(26):
+            stack.enter_context(connect(server.url)).sendall(header + b"\xff\xd8")
+        eventually(lambda: "deit_requests_in_flight 27.0" in httpx.get(f"{server.url}/metrics").text)
+        answer = httpx.post(f"{server.url}/classify", content=encoded(photograph(96, 64)), timeout=60)
+        assert answer.status_code == 200
+
+
+def test_bodies_that_arrive_share_the_memory_that_there_is(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository, "--max-in-flight-bytes=1500000").wait_until_ready()
+    header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n"
+    with connect(server.url) as first, connect(server.url) as second:
+        for connection in (first, second):
+            connection.sendall(header)
+        eventually(lambda: "deit_requests_in_flight 3.0" in httpx.get(f"{server.url}/metrics").text)
+        for connection in (first, second):
+            connection.sendall(b"\xff" * 800_000)
+        (refused,), _, _ = select.select([first, second], [], [], 30)
+        assert refused.recv(4096).startswith(b"HTTP/1.1 429 ")
+
+
+@pytest.fixture(scope="module")
+def twelve_megapixels():
+    return encoded(photograph(500, 375).resize((4000, 3000)))
+
+
+def test_large_images_keep_no_small_ones_out(deit_serve, model_repository, twelve_megapixels):
+    """They wait for the one decoder that takes them, far longer than --max-wait-s; another has nothing else to do."""
+    server = deit_serve(
+        "--model-repository", model_repository, "--decoders=2", "--max-wait-s=1", "--request-timeout-s=60"
+    ).wait_until_ready()
+    is_over = threading.Event()
+    statuses = []
+
+    def crowd(_):
+        with httpx.Client(base_url=server.url, timeout=100) as client:
+            while not is_over.is_set():
+                statuses.append(client.post("/classify", content=twelve_megapixels).status_code)
+                is_over.wait(0.05)
+
+    small = encoded(photograph(96, 64))
+    with ThreadPoolExecutor(8) as threads, httpx.Client(base_url=server.url, timeout=100) as client:
+        done = threads.map(crowd, range(8))
+        try:
+            eventually(lambda: 429 in statuses, timeout_s=100)
+            assert [client.post("/classify", content=small).status_code for _ in range(30)] == [200] * 30
+        finally:
+            is_over.set()
+        list(done)
+    assert set(statuses) <= {200, 429}
 
 
 def connect(url):

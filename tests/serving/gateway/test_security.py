@@ -1,8 +1,6 @@
 """Hostile connections by raw sockets, and keys, against a real `deit serve`."""
 
 import contextlib
-import re
-import socket
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import running
+from tests.serving.raw_http import connection, exchange, post, read_all, read_answer, receive, status
 
 KEY, OTHER_KEY = "key-of-the-first-user-0123456789", "key-of-the-other-user-0123456789"
 ORIGIN = "https://app.example.org"
@@ -30,38 +29,6 @@ def guarded(model_repository):
         yield process.wait_until_ready()
 
 
-@contextlib.contextmanager
-def connection(url):
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connected:
-        yield connected
-
-
-def read_all(connected):
-    """Until the server closes."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while part := connected.recv(65536):
-            received += part
-    return received
-
-
-def exchange(url, request):
-    """What the server answers until it closes."""
-    with connection(url) as connected:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connected.sendall(request)
-        return read_all(connected)
-
-
-def status(answer):
-    return int(answer.split(b" ", 2)[1]) if answer else None
-
-
-def post(*lines, body=b""):
-    return b"\r\n".join([b"POST /classify HTTP/1.1", b"Host: a", *lines, b"", b""]) + body
-
-
 def test_a_client_without_key_that_declares_much_and_stalls_is_refused_at_once(guarded):
     with connection(guarded.url) as connected:
         connected.sendall(post(b"Content-Type: image/jpeg", b"Content-Length: 10000000"))
@@ -69,24 +36,6 @@ def test_a_client_without_key_that_declares_much_and_stalls_is_refused_at_once(g
     assert status(answer) == 401
     assert b"www-authenticate: Bearer" in answer
     assert b"/problems/unauthorized" in answer
-
-
-def read_answer(connected):
-    """One whole answer, of a connection that may stay open."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += receive(connected)
-    header, _, body = answer.partition(b"\r\n\r\n")
-    length = int(re.search(rb"content-length: (\d+)", header)[1])
-    while len(body) < length:
-        body += receive(connected)
-    return header + b"\r\n\r\n" + body
-
-
-def receive(connected):
-    part = connected.recv(65536)
-    assert part, "the server closed the connection"
-    return part
 
 
 def test_an_answer_arrives_in_one_piece(server):
@@ -253,6 +202,21 @@ def test_a_key_is_in_no_log_and_in_no_environment_of_triton(guarded):
     assert OTHER_KEY not in guarded.output
     for pid in guarded.children():
         assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_no_key_stays_in_the_environment_of_the_gateway(guarded):
+    environment = Path(f"/proc/{guarded.process.pid}/environ").read_bytes()
+    assert KEY.encode() not in environment
+    assert OTHER_KEY.encode() not in environment
+
+
+def test_each_wrong_key_costs_its_connection_half_a_second(guarded):
+    with httpx.Client(base_url=guarded.url, timeout=60) as client:
+        started_s = time.monotonic()
+        for number in range(3):
+            answer = client.get("/models", headers={"X-API-Key": f"wrong-key-number-{number}-0123456789"})
+            assert answer.status_code == 401
+        assert time.monotonic() - started_s >= 1.5
 
 
 def test_only_the_listed_page_may_ask_from_a_browser_and_errors_say_so_too(guarded):

@@ -5,13 +5,14 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc.service_pb2 import ModelInferResponse
 from tritonclient.grpc.service_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
 )
 
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded
-from serving.gateway.triton_client import TritonClient, problem_of
+from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,8 @@ from serving.gateway.triton_client import TritonClient, problem_of
         ("UNAVAILABLE", "[request id: 1] Exceeds maximum queue size", Overloaded),
         ("UNAVAILABLE", "failed to connect to all addresses", NotReady),
         ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting new requests", NotReady),
-        ("NOT_FOUND", "Request for unknown model: 'tiny' is not found", NotReady),
+        ("NOT_FOUND", "Request for unknown model: 'tiny' is not found", VersionChanged),
+        ("UNAVAILABLE", "Request for unknown model: 'tiny' version 2 is not at ready state", VersionChanged),
         ("CANCELLED", "CANCELLED", NotReady),
         ("INTERNAL", "Stub process 'tiny_0_0' is not healthy.", NotReady),
         ("INTERNAL", "onnxruntime: out of memory", Internal),
@@ -55,7 +57,7 @@ class SlowTriton(GRPCInferenceServiceServicer):
 
 
 def with_slow_triton(ask):
-    """Run ask(client, triton, pixels) beside a Triton that does not answer."""
+    """Run ask(client, triton, pixels) against a Triton that does not answer."""
 
     async def run():
         triton, server = SlowTriton(), grpc.aio.server()
@@ -75,7 +77,7 @@ def with_slow_triton(ask):
 
 def test_a_request_that_is_cancelled_is_given_up_in_triton():
     async def ask(client, triton, pixels):
-        asking = asyncio.create_task(client.classify("tiny", pixels, timeout_s=20))
+        asking = asyncio.create_task(client.classify("tiny", pixels, version="1", timeout_s=20))
         await triton.arrived.wait()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -87,8 +89,8 @@ def test_a_request_that_is_cancelled_is_given_up_in_triton():
 
 def test_calls_to_a_lost_model_end_at_once_and_others_go_on():
     async def ask(client, triton, pixels):
-        lost = asyncio.create_task(client.classify("lost", pixels, timeout_s=20))
-        other = asyncio.create_task(client.classify("other", pixels, timeout_s=20))
+        lost = asyncio.create_task(client.classify("lost", pixels, version="1", timeout_s=20))
+        other = asyncio.create_task(client.classify("other", pixels, version="1", timeout_s=20))
         await triton.arrived.wait()
         client.abandon("lost")
         with pytest.raises(NotReady):
@@ -102,47 +104,32 @@ def test_calls_to_a_lost_model_end_at_once_and_others_go_on():
 def test_the_deadline_reaches_tritons_queue_and_ends_the_call():
     async def ask(client, triton, pixels):
         with pytest.raises(DeadlineExceeded):
-            await client.classify("tiny", pixels, timeout_s=0.5)
+            await client.classify("tiny", pixels, version="1", timeout_s=0.5)
         assert triton.timeouts_us == [500_000]
         await triton.given_up.wait()
 
     with_slow_triton(ask)
 
 
-class CountingTriton(GRPCInferenceServiceServicer):
-    """Refuses every request, and knows how many there were."""
-
-    def __init__(self):
-        self.asked = 0
+class OtherVersion(GRPCInferenceServiceServicer):
+    """Answers with a version that nobody asked for, as a server that ignores `model_version` would."""
 
     async def ModelInfer(self, request, context):  # noqa: N802
-        self.asked += 1
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        return ModelInferResponse(model_name=request.model_name, model_version="2")
 
 
-def test_every_address_of_a_name_is_asked_in_turn():
-    """Such as of a headless Service, or of several containers."""
-
-    async def ask() -> list[int]:
-        tritons, ports = [CountingTriton(), CountingTriton()], []
-        servers = [grpc.aio.server() for _ in tritons]
-        for triton, server in zip(tritons, servers, strict=True):
-            add_GRPCInferenceServiceServicer_to_server(triton, server)
-            ports.append(server.add_insecure_port("127.0.0.1:0"))
-            await server.start()
-        client = TritonClient(f"ipv4:{','.join(f'127.0.0.1:{port}' for port in ports)}")
-        deadline = asyncio.get_running_loop().time() + 30
-        while not all(triton.asked for triton in tritons):  # both are connected
-            assert asyncio.get_running_loop().time() < deadline
-            with pytest.raises(Overloaded):
-                await client.classify("tiny", np.zeros((2, 2, 3), np.uint8), timeout_s=10)
-        before = [triton.asked for triton in tritons]
-        for _ in range(20):
-            with pytest.raises(Overloaded):
-                await client.classify("tiny", np.zeros((2, 2, 3), np.uint8), timeout_s=10)
+def test_an_answer_of_another_version_is_refused():
+    async def ask() -> None:
+        server = grpc.aio.server()
+        add_GRPCInferenceServiceServicer_to_server(OtherVersion(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        changes = []
+        client = TritonClient(f"127.0.0.1:{port}", on_version_changed=lambda: changes.append(1))
+        with pytest.raises(VersionChanged, match="version 2 answered for version 1"):
+            await client.classify("tiny", np.zeros((2, 2, 3), np.uint8), version="1", timeout_s=10)
+        assert changes == [1]
         await client.close()
-        for server in servers:
-            await server.stop(None)
-        return [triton.asked - asked for triton, asked in zip(tritons, before, strict=True)]
+        await server.stop(None)
 
-    assert asyncio.run(ask()) == [10, 10]
+    asyncio.run(ask())

@@ -1,6 +1,6 @@
 """Triton's `openvino` backend in Python, for a Triton that carries only its Python backend.
 
-As the `onnxruntime` backend beside it, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
+Like the `onnxruntime` backend, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
 which Triton takes first where there is one, and reads the same keys of config.pbtxt:
 https://github.com/triton-inference-server/openvino_backend#parameters. What it cannot honour it logs as a warning. It
 runs in Triton's stub process, one process an instance, and imports nothing of this project but
@@ -14,11 +14,8 @@ from batched_model import BatchedModel, Config, cores_of_an_instance, parameters
 
 try:
     import openvino
-except ImportError as error:
-    raise pb_utils.TritonModelException(
-        f"a model of this repository runs on OpenVINO, which cannot be imported here ({error}); install the extra "
-        "openvino, as docs/installation.md says, or go back to a version on onnxruntime with `deit models rollback`"
-    ) from error
+except ImportError as error:  # reported later: while Triton imports this file, pb_utils has no exceptions yet
+    openvino, missing = None, error
 
 # The native backend loads OpenVINO's own format unless the config names another file.
 DEFAULT_FILE = "model.xml"
@@ -35,6 +32,11 @@ class TritonPythonModel(BatchedModel):  # type: ignore[misc]  # its file lies el
 
     def initialize(self, args: dict[str, str]) -> None:
         config, path = self.read(args, DEFAULT_FILE)
+        if openvino is None:
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']} runs on OpenVINO, which cannot be imported here ({missing}); install the extra "
+                "openvino, as docs/installation.md says, or export the model again with --engine onnxruntime"
+            )
         core = openvino.Core()
         settings = settings_of(config)
         try:

@@ -10,34 +10,40 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-import deit.repository
 from deit.errors import RepositoryError
-from deit.repository import (
-    publish,
-    read_config,
-    remove,
-    serve_version,
-    served_version,
-    staging_folder,
-    versions,
-    writing,
-)
+from deit.model import PREPROCESSING_PARAMETER
+from deit.preprocessing import Preprocessing
+from deit.repository import lock
+from deit.repository.config import read_config
+from deit.repository.lock import staging_folder, writing
+from deit.repository.models import read_served, read_version, version_numbers
+from deit.repository.publishing import promote, publish, remove, serve_version
 from tests.conftest import REPOSITORY_ROOT
+from tests.deit.repository.conftest import change
 
 LABELS = ("red", "green", "blue")
+PREPROCESSING = Preprocessing(image_size=16, crop_pct=0.9, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def config(*outputs: str, backend: str = "onnxruntime") -> model_config_pb2.ModelConfig:
-    config = model_config_pb2.ModelConfig(backend=backend, max_batch_size=16)
+def graph(text: bytes) -> bytes:
+    """What an ONNX file looks like from outside: a protobuf whose field 7 is the graph."""
+    return b"\x3a" + bytes([len(text) & 0x7F | 0x80, len(text) >> 7]) + text
+
+
+def config(*outputs: str, backend: str = "onnxruntime", max_batch_size: int = 16) -> model_config_pb2.ModelConfig:
+    config = model_config_pb2.ModelConfig(
+        backend=backend, max_batch_size=max_batch_size, default_model_filename="model.onnx"
+    )
     config.input.add(name="images", data_type=model_config_pb2.TYPE_UINT8, dims=[16, 16, 3])
     for output in outputs or ("probabilities",):
         config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=[3], label_filename="labels.txt")
+    config.parameters[PREPROCESSING_PARAMETER].string_value = PREPROCESSING.to_json()
     return config
 
 
 def publish_tiny(
     repository: Path,
-    content: bytes = b"graph",
+    content: bytes = graph(b"graph"),
     *,
     configuration: model_config_pb2.ModelConfig | None = None,
     labels: tuple[str, ...] = LABELS,
@@ -52,10 +58,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def served(repository: Path) -> tuple[int, ...]:
+    return read_served(repository / "tiny")[1]
+
+
 def test_a_model_appears_whole_and_the_next_version_beside_it(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     assert publish_tiny(repository) == 1
-    assert publish_tiny(repository, b"better graph", configuration=config(backend="openvino")) == 2
+    assert publish_tiny(repository, graph(b"better graph"), configuration=config(backend="openvino")) == 2
     assert sorted(files(repository)) == [
         "tiny/1/config.pbtxt",
         "tiny/1/model.onnx",
@@ -64,20 +74,20 @@ def test_a_model_appears_whole_and_the_next_version_beside_it(tmp_path: Path) ->
         "tiny/config.pbtxt",
         "tiny/labels.txt",
     ]
-    assert (repository / "tiny/1/model.onnx").read_bytes() == b"graph"
-    assert (repository / "tiny/2/model.onnx").read_bytes() == b"better graph"
-    assert served_version(repository / "tiny") == 2
-    assert [entry.name for entry in tmp_path.iterdir()] == ["models"]  # nothing is left beside it
+    assert (repository / "tiny/1/model.onnx").read_bytes() == graph(b"graph")
+    assert (repository / "tiny/2/model.onnx").read_bytes() == graph(b"better graph")
+    assert served(repository) == (2,)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["models"]  # nothing is left next to it
 
 
 def test_going_back_serves_the_old_version_with_its_own_configuration(tmp_path: Path) -> None:
-    publish_tiny(tmp_path, b"old")
+    publish_tiny(tmp_path, graph(b"old"))
     first = (tmp_path / "tiny" / "config.pbtxt").read_bytes()
-    publish_tiny(tmp_path, b"new", configuration=config(backend="openvino"))
+    publish_tiny(tmp_path, graph(b"new"), configuration=config(backend="openvino"))
     assert read_config(tmp_path / "tiny" / "config.pbtxt").backend == "openvino"
     serve_version(tmp_path, "tiny", 1)
     assert (tmp_path / "tiny" / "config.pbtxt").read_bytes() == first
-    assert publish_tiny(tmp_path, b"newest") == 3  # a number is never used twice
+    assert publish_tiny(tmp_path, graph(b"newest")) == 3  # a number is never used twice
     with pytest.raises(RepositoryError, match=r"has no version 9; it has: 1, 2, 3"):
         serve_version(tmp_path, "tiny", 9)
 
@@ -89,24 +99,63 @@ def test_a_version_made_before_versions_kept_their_configuration_can_be_gone_bac
     old.version_policy.latest.num_versions = 1
     (tmp_path / "tiny" / "config.pbtxt").write_text(str(old))
     (tmp_path / "tiny" / "1" / "config.pbtxt").unlink()
-    assert served_version(tmp_path / "tiny") == 1
+    assert served(tmp_path) == (1,)
     publish_tiny(tmp_path, configuration=config(backend="openvino"))
     serve_version(tmp_path, "tiny", 1)
     assert read_config(tmp_path / "tiny" / "config.pbtxt").backend == "onnxruntime"
-    assert served_version(tmp_path / "tiny") == 1
+    assert served(tmp_path) == (1,)
 
 
 def test_the_served_version_is_not_removed_but_others_and_whole_models_are(tmp_path: Path) -> None:
     publish_tiny(tmp_path)
     publish_tiny(tmp_path)
-    with pytest.raises(RepositoryError, match="is the version that is served"):
+    with pytest.raises(RepositoryError, match="version 2 of tiny is served: serve another first"):
         remove(tmp_path, "tiny", 2)
     remove(tmp_path, "tiny", 1)
-    assert versions(tmp_path / "tiny") == [2]
+    assert version_numbers(tmp_path / "tiny") == [2]
     remove(tmp_path, "tiny")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RepositoryError, match="has no model 'tiny'; it has: none"):
         remove(tmp_path, "tiny")
+
+
+def test_a_configuration_that_cannot_be_read_is_put_right_by_going_back(tmp_path: Path) -> None:
+    publish_tiny(tmp_path)
+    publish_tiny(tmp_path)
+    (tmp_path / "tiny" / "config.pbtxt").write_text("input [")
+    serve_version(tmp_path, "tiny", 1)
+    assert served(tmp_path) == (1,)
+
+
+def test_every_version_that_was_served_can_be_gone_back_to(tmp_path: Path) -> None:
+    """`all` in a repository made by hand, which has one configuration for all its versions."""
+    publish_tiny(tmp_path)
+    publish_tiny(tmp_path)
+    change(tmp_path / "tiny" / "config.pbtxt", "specific {\n    versions: 2\n  }", "all {\n  }")
+    for number in (1, 2):
+        (tmp_path / "tiny" / str(number) / "config.pbtxt").unlink()
+    assert served(tmp_path) == (1, 2)
+    serve_version(tmp_path, "tiny", 1)
+    serve_version(tmp_path, "tiny", 2)
+    assert served(tmp_path) == (2,)
+
+
+def test_a_version_that_is_not_sound_is_not_promoted(repository: Path, tmp_path: Path) -> None:
+    (repository / "tiny" / "labels.txt").unlink()
+    with pytest.raises(RepositoryError, match="is not published: .*labels.txt does not name the classes"):
+        promote(repository / "tiny", tmp_path / "production", "tiny")
+    assert not (tmp_path / "production").exists()
+
+
+def test_a_link_in_a_version_is_promoted_as_bytes(repository: Path, tmp_path: Path) -> None:
+    (graph,) = repository.glob("tiny/*/model.onnx")
+    graph.rename(tmp_path / "elsewhere.onnx")
+    graph.symlink_to(tmp_path / "elsewhere.onnx")
+    assert promote(repository / "tiny", tmp_path / "production", "tiny") == 1
+    copy = tmp_path / "production" / "tiny" / "1" / "model.onnx"
+    assert not copy.is_symlink()
+    assert copy.read_bytes() == (tmp_path / "elsewhere.onnx").read_bytes()
+    assert served(tmp_path / "production") == (1,)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +190,7 @@ def test_a_failed_publication_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
-    with pytest.raises(RepositoryError, match="is no model that `deit export` wrote"):
+    with pytest.raises(RepositoryError, match="was not written by `deit export`"):
         publish_tiny(tmp_path)
 
 
@@ -166,13 +215,13 @@ def test_the_second_writer_waits_for_the_first(tmp_path: Path, monkeypatch: pyte
         second.start()
         second.join(0.3)
         assert second.is_alive()
-        assert versions(tmp_path / "tiny") == [1]
-        monkeypatch.setattr(deit.repository, "LOCK_WAIT_S", 0.1)
+        assert version_numbers(tmp_path / "tiny") == [1]
+        monkeypatch.setattr(lock, "LOCK_WAIT_S", 0.1)
         with pytest.raises(RepositoryError, match="another process has been writing"):
             publish_tiny(tmp_path)
         monkeypatch.undo()
     second.join(30)
-    assert versions(tmp_path / "tiny") == [1, 2]
+    assert version_numbers(tmp_path / "tiny") == [1, 2]
 
 
 # Writers one after the other, forked so that each starts at once, that publish and go back and forth until they are
@@ -181,15 +230,16 @@ WRITERS = """
 import os
 import sys
 from pathlib import Path
-from deit.repository import publish, remove, serve_version, versions
-from tests.deit.test_repository import LABELS, config
+from deit.repository.models import version_numbers
+from deit.repository.publishing import publish, remove, serve_version
+from tests.deit.repository.test_publishing import LABELS, config, graph
 
 def write_for_ever(repository):
     while True:
-        present = versions(repository / "tiny")
+        present = version_numbers(repository / "tiny")
         number = max(present, default=0) + 1
-        publish(repository, "tiny", config=config(backend=f"backend{number}"), label_names=LABELS,
-                fill=lambda folder: (folder / "model.onnx").write_text(f"{number}\\n" * 1000))
+        publish(repository, "tiny", config=config(max_batch_size=number), label_names=LABELS,
+                fill=lambda folder: (folder / "model.onnx").write_bytes(graph(b"%d\\n" % number * 1000)))
         if present:
             serve_version(repository, "tiny", max(present))
             serve_version(repository, "tiny", number)
@@ -213,9 +263,9 @@ def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> 
     publish(
         repository,
         "tiny",
-        config=config(backend="backend1"),
+        config=config(max_batch_size=1),
         label_names=LABELS,
-        fill=lambda folder: (folder / "model.onnx").write_text("1\n" * 1000),
+        fill=lambda folder: (folder / "model.onnx").write_bytes(graph(b"1\n" * 1000)),
     )
     moments = random.Random(0)
     seen: set[int] = set()
@@ -248,11 +298,10 @@ def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> 
 
 def _whole(repository: Path) -> int:
     """The served version, of a repository in which everything that can be seen is whole."""
-    number = served_version(repository / "tiny")
-    assert number is not None
-    assert read_config(repository / "tiny" / "config.pbtxt").backend == f"backend{number}"
-    for each in versions(repository / "tiny"):
-        assert (repository / "tiny" / str(each) / "model.onnx").read_text() == f"{each}\n" * 1000
-        assert read_config(repository / "tiny" / str(each) / "config.pbtxt").backend == f"backend{each}"
-    assert (repository / "tiny" / "labels.txt").read_text().split() == list(LABELS)
-    return number
+    version = read_version(repository / "tiny")
+    assert version.config.max_batch_size == version.number
+    assert version.labels == LABELS
+    for each in version_numbers(repository / "tiny"):
+        assert (repository / "tiny" / str(each) / "model.onnx").read_bytes() == graph(b"%d\n" % each * 1000)
+        assert read_config(repository / "tiny" / str(each) / "config.pbtxt").max_batch_size == each
+    return version.number

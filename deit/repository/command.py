@@ -1,0 +1,173 @@
+"""`deit models`: what a model repository holds and which versions are served. One function a subcommand."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deit.errors import RepositoryError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Repository = Annotated[
+    Path, typer.Option(help="The model repository.", envvar="DEIT_MODEL_REPOSITORY", show_envvar=True)
+]
+REPOSITORY = Path("model_repository")
+
+
+@app.callback()
+def models() -> None:
+    """List, publish, roll back, remove and check the models of a repository, and let a running server follow it."""
+
+
+@app.command("list")
+def list_models(repository: Repository = REPOSITORY) -> None:
+    """List models with versions, the served ones, precision and backend."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from deit.repository.models import listed, model_folders, read_served, read_version, version_numbers
+
+    table = Table("model", "versions", "served", "precision", "backend", box=None)
+    for name in model_folders(repository):
+        model = repository / name
+        _, served = read_served(model)
+        runs = (version.precision, version.engine) if served and (version := read_version(model)) else ("", "")
+        table.add_row(name, listed(version_numbers(model)), listed(served), *runs)
+    Console().print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[int | None, typer.Option(help="Version to show. Default: the served one.")] = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Show where a version came from, how it runs, and what the gate found."""
+    from rich.console import Console
+
+    from deit.repository.layout import REPORT_TABLE
+    from deit.repository.models import find_model, listed, read_served, read_version
+
+    model = find_model(repository, name)
+    shown = read_version(model, version)
+    _, served = read_served(model)
+    lines = {
+        "version": f"{shown.number} ({'served' if shown.number in served else f'served: {listed(served)}'})",
+        "file": f"{shown.file}, sha256 {shown.digest}" if shown.file.is_file() else f"{shown.file}, missing",
+        "engine": shown.engine,
+        "instances": ", ".join(f"{group.count} {group.Kind.Name(group.kind)}" for group in shown.config.instance_group),
+        "batch": f"at most {shown.config.max_batch_size}",
+        "parameters": ", ".join(
+            f"{key}={value.string_value}" for key, value in sorted(shown.config.parameters.items()) if key.isupper()
+        ),
+    }
+    if shown.provenance:
+        lines |= {key: str(value) for key, value in asdict(shown.provenance).items()}
+    lines |= {f"gate: {key}": str(value) for key, value in shown.verification.items()}
+    console = Console(soft_wrap=True, highlight=False)
+    for key, value in lines.items():
+        if value:
+            console.print(f"{key:<28}{value}", markup=False)
+    report = shown.folder / REPORT_TABLE
+    if report.is_file():
+        console.print("\n" + report.read_text(), markup=False)
+
+
+@app.command()
+def publish(
+    model: Annotated[Path, typer.Argument(help="Folder of a model in another repository, such as staging/deit_tiny.")],
+    repository: Repository = REPOSITORY,
+    name: Annotated[str | None, typer.Option(help="Name here; the folder's unless given.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to take; the served one unless given.")] = None,
+) -> None:
+    """Copy a version of a model from another repository as the next version here, if `doctor` finds it sound."""
+    from deit.repository.publishing import promote
+
+    model = model.resolve()
+    name = name or model.name
+    print(repository / name / str(promote(model, repository, name, version)))
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[int | None, typer.Option(help="Version to serve. Default: the one before.")] = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Serve another version of a model, if `doctor` finds it sound.
+
+    Triton serves it from its next start on; a server with --allow-reload, from
+    `deit models reload` on.
+    """
+    from deit.repository.doctor import newest_sound, rollback_command
+    from deit.repository.models import find_model, listed, read_served, version_numbers
+    from deit.repository.publishing import serve_version
+
+    model = find_model(repository, name)
+    if version is None:
+        _, served = read_served(model)
+        older = [each for each in version_numbers(model) if served and each < served[-1]]
+        if not older:
+            other = newest_sound(model, but=served[-1] if served else None)
+            way = f"{rollback_command(other)} serves version {other.number}" if other else "publish another version"
+            raise RepositoryError(f"{name} has no version before the served one ({listed(served)}): {way}")
+        version = older[-1]
+    serve_version(repository, name, version)
+    print(
+        f"{name}: version {version} is served from Triton's next start on. A running `deit serve --allow-reload` takes "
+        "it at once with `deit models reload`, which needs --port if the server's is not 8080."
+    )
+
+
+@app.command()
+def reload(
+    port: Annotated[int, typer.Option(envvar="DEIT_PORT", help="Port on which `deit serve` listens.")] = 8080,
+) -> None:
+    """Let a running server serve what its model repository holds now.
+
+    No request fails: old versions answer until the new ones have shown that
+    they can. A version that cannot is refused, and the old one keeps serving.
+    Exit status: 0 done, 1 a model was refused.
+    """
+    from deit.control import command_server
+
+    changes = command_server(port, "reload")["changes"]
+    for change in changes:
+        served = f", serving version {', '.join(change['versions'])}" if change["versions"] else ""
+        reason = f": {change['reason']}" if change["reason"] else ""
+        typer.echo(f"{change['model']}: {change['outcome']}{served}{reason}")
+    refused = [change["model"] for change in changes if change["outcome"] == "refused"]
+    if refused:
+        raise RepositoryError(f"refused: {', '.join(refused)}; the versions served before stay")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[int | None, typer.Option(help="Version to remove. Default: the whole model.")] = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Remove a version that is not served, or a whole model."""
+    from deit.repository import publishing
+
+    publishing.remove(repository, name, version)
+
+
+@app.command()
+def doctor(
+    repository: Repository = REPOSITORY,
+    tensorrt: Annotated[
+        str | None, typer.Option(help="Version of the TensorRT that will load plans, such as 11.1.0.")
+    ] = None,
+) -> None:
+    """Check a repository: what is wrong, and what to do. Exit status 1 if anything is."""
+    from deit.repository.doctor import examine
+
+    findings = examine(repository, tensorrt=tensorrt)
+    for finding in findings:
+        print(finding)
+    if findings:
+        raise typer.Exit(1)
+    print(f"{repository} is sound")
