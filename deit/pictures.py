@@ -58,7 +58,7 @@ INTEGER_BYTES = {1: 1, 3: 2, 4: 4}
 
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
-# Of the fast mode: libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
+# In the fast mode libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
 # as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
 FAST_MARGIN = 2
 

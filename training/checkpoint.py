@@ -119,7 +119,7 @@ def read_pytorch(path: Path) -> dict[str, Any]:
         CheckpointError: it is not a PyTorch file, is damaged, or holds pickled code.
     """
     try:
-        # DeiT's main.py and timm's train.py keep the arguments of the run beside the weights
+        # DeiT's main.py and timm's train.py save the run's arguments with the weights
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter(
                 "ignore", UserWarning

@@ -96,7 +96,11 @@ def read_weights(name: str, option: str) -> tuple[dict[str, Tensor], tuple[str, 
 
 
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
-    """What timm knows of the images that a model of its expects. Raises CheckpointError for others than RGB squares."""
+    """The images that a timm model expects, as timm describes them.
+
+    Raises:
+        CheckpointError: they are not RGB squares, or cropped in a way that we do not have.
+    """
     try:
         return Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
     except ValueError as error:
@@ -105,7 +109,11 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing:
 
 
 def state_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dictionary in what a training program left, under the names that timm gives its tensors."""
+    """The state dictionary in the file that a training program wrote, without the prefixes of wrappers.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     found = next((key for key in (*AVERAGED, *TRAINED) if isinstance(content.get(key), dict)), None)
     state = content if found is None else content[found]
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
@@ -140,7 +148,7 @@ def _from_file(path: Path, option: str, architecture: str | None) -> TrainedMode
     if architecture is None:
         raise CheckpointError(
             f"{option} {path} does not say what it is: add --architecture, such as deit_tiny_patch16_224, or where "
-            "there is no such option make a checkpoint folder of it with timm's save_for_hf"
+            "the command lacks that option, make a checkpoint folder of it with timm's save_for_hf"
         )
     if not timm.is_model(architecture):
         raise CheckpointError(f"timm {timm.__version__} has no model {architecture!r}")
@@ -166,7 +174,7 @@ def _from_file(path: Path, option: str, architecture: str | None) -> TrainedMode
 
 
 def _refuse_unknown(name: str, option: str) -> None:
-    """Raises CheckpointError when neither timm's list nor, by its prefix, the Hub has a model of this name."""
+    """Raises CheckpointError when the name is neither in timm's list nor has the Hub's prefix."""
     if not name.startswith(HUB) and not (set(name).isdisjoint("/\\:") and timm.is_model(name)):
         raise CheckpointError(
             f"{option} {name}: there is no such file or folder, and timm {timm.__version__} has no model of this name. "
@@ -207,7 +215,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _named_architecture(content: dict[str, Any]) -> str | None:
-    """As timm's train.py and DeiT's main.py write it down beside the weights."""
+    """The architecture that timm's train.py and DeiT's main.py save with the weights, None in other files."""
     named = (content.get("arch"), getattr(content.get("args"), "model", None))
     return next((name for name in named if isinstance(name, str) and timm.is_model(name)), None)
 

@@ -37,7 +37,7 @@ PREPROCESSING = Preprocessing(
 PHOTOGRAPH = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").resize((213, 251))
 FADING = Image.linear_gradient("L").resize(PHOTOGRAPH.size)
 
-YCCK = 2  # of the Adobe segment: the last byte, which tells the colour transform
+YCCK = 2  # the colour transform, last byte of the Adobe segment
 
 
 def with_alpha(mode: str) -> Image.Image:
