@@ -132,7 +132,32 @@ def create_app(
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    # The last one added is the outermost.
+    _add_middleware(
+        app,
+        limits=limits,
+        access=access,
+        admission=admission,
+        metrics=metrics,
+        metrics_port=metrics_port,
+        tracing=tracing,
+        logs_requests=logs_requests,
+    )
+    _describe_keys(app, asks_for_keys=access.keys is not None)
+    return app
+
+
+def _add_middleware(
+    app: FastAPI,
+    *,
+    limits: Limits,
+    access: Access,
+    admission: Admission,
+    metrics: Metrics,
+    metrics_port: int | None,
+    tracing: Tracing | None,
+    logs_requests: bool,
+) -> None:
+    """From the innermost to the outermost, which is the last one added."""
     app.add_middleware(AdmissionControl, admission=admission, path=CLASSIFY)
     app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
     if access.keys is not None:
@@ -154,8 +179,6 @@ def create_app(
         logs_requests=logs_requests,
         trusted_proxies=access.trusted_proxies,
     )
-    _describe_keys(app, asks_for_keys=access.keys is not None)
-    return app
 
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:

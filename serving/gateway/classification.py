@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
 from serving.gateway.deadline import Deadline
-from serving.gateway.decoder import Decoder, ModelInput
+from serving.gateway.decoder import Decoder
+from serving.gateway.decoder_handle import ModelInput
 from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
 from serving.gateway.models import ServedModel
-from serving.gateway.pixels import as_png
+from serving.gateway.png import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
 from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged

@@ -1,8 +1,9 @@
 """What the gateway counts, for Prometheus. Labels are bounded: routes, models, problems, never what a caller wrote."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 from serving.gateway.admission import Admission
 from serving.gateway.models import ServedModel
@@ -15,6 +16,24 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class LearntTritons:
+    """Read when Prometheus asks, because Tritons come and go."""
+
+    def __init__(self, tritons: Tritons) -> None:
+        self._tritons = tritons
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        broken = GaugeMetricFamily(
+            "deit_models_broken",
+            "Models that a Triton does not serve, because they do not load or give no probabilities",
+            labels=["triton"],
+        )
+        for triton in self._tritons:
+            if triton.models:
+                broken.add_metric([triton.url], len(triton.broken.keys() - triton.models.keys()))
+        yield broken
 
 
 class Metrics:
@@ -53,17 +72,12 @@ class Metrics:
         )
         self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
         self._tritons = Gauge("deit_tritons", "Tritons that can be asked", registry=registry)
-        self._broken = Gauge(
-            "deit_models_broken",
-            "Models that a Triton does not serve, because they do not load or give no probabilities",
-            registry=registry,
-        )
         self._served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
         self.show_models(models)
 
     def watch(self, tritons: Tritons) -> None:
         self._tritons.set_function(tritons.answering)
-        self._broken.set_function(lambda: len(tritons.broken()))
+        self.registry.register(LearntTritons(tritons))
 
     def show_models(self, models: Mapping[str, ServedModel]) -> None:
         """Those that are served now."""

@@ -7,18 +7,15 @@ state of a connection has an end and a size, and what two servers could read in 
 """
 
 import asyncio
-import http
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.gateway.ambiguity import ambiguity
 from serving.gateway.crowd import Stage, dispensable
 from serving.gateway.errors import (
-    MEDIA_TYPE,
     HeadersTooLarge,
     HeaderTimeout,
     MalformedRequest,
@@ -27,6 +24,7 @@ from serving.gateway.errors import (
     Problem,
     UrlTooLong,
 )
+from serving.gateway.pipeline_flow import PipelineFlow
 
 MAX_CONNECTIONS = 512
 MAX_URL_BYTES = 8 * 2**10
@@ -270,9 +268,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.close()  # the answer that the client waits for is another one
                 self._end_after(LINGER_S, self.transport.abort)
                 return
-            self.transport.write(raw_response(problem))
+            self.transport.write(problem.raw_response())
         elif cycle is None or not cycle.more_body:  # else the fault is in the rest of a body that has its answer
-            self.transport.write(raw_response(problem))
+            self.transport.write(problem.raw_response())
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._end_after(LINGER_S, self.transport.abort)
@@ -305,18 +303,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-class PipelineFlow(FlowControl):
-    """Reads no more while requests wait for their turn; uvicorn would read on after each answer."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self._pipeline:
-            super().resume_reading()
-
-
 class CycleTransport:
     """What a request sees of its connection; uvicorn's cycle writes to it and closes it after the last answer."""
 
@@ -328,31 +314,3 @@ class CycleTransport:
 
     def close(self) -> None:
         self._protocol.close_after_answer(self._cycle)
-
-
-def ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:
-    """Why two servers might read this request in two ways, or None. Names are in lower case."""
-    names = [name for name, _ in headers]
-    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
-    if codings and b"content-length" in names:
-        return "Content-Length and Transfer-Encoding contradict each other"
-    if names.count(b"content-length") > 1:
-        return "there is more than one Content-Length"
-    if codings and (codings != [b"chunked"] or version != "1.1"):
-        return "Transfer-Encoding is not chunked alone, or not HTTP/1.1"
-    if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
-        return "there must be one Host"
-    return None
-
-
-def raw_response(problem: Problem) -> bytes:
-    body = json.dumps(problem.body()).encode()
-    lines = [
-        f"HTTP/1.1 {problem.status} {http.HTTPStatus(problem.status).phrase}",
-        f"content-type: {MEDIA_TYPE}",
-        f"content-length: {len(body)}",
-        *(f"{name.lower()}: {value}" for name, value in problem.response_headers().items() if name != "Connection"),
-        "x-content-type-options: nosniff",
-        "connection: close",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body

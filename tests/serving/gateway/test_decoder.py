@@ -13,7 +13,7 @@ import pytest
 
 from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
-from serving.gateway import decoder as module
+from serving.gateway import decoder_handle
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DecoderLost, ImageTooComplex, NotReady, UndecodableImage, UnsupportedType
 from serving.settings import Decoding, Limits
@@ -119,8 +119,8 @@ def test_processes_that_are_killed_while_idle_harm_nobody():
 
 
 def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
-    monkeypatch.setattr(module, "LEAST_CPU_LIMIT_S", 0.02)
-    monkeypatch.setattr(module, "CPU_S_PER_MEGAPIXEL", 0)
+    monkeypatch.setattr(decoder_handle, "LEAST_CPU_LIMIT_S", 0.02)
+    monkeypatch.setattr(decoder_handle, "CPU_S_PER_MEGAPIXEL", 0)
 
     async def scenario(decoder):
         with pytest.raises(ImageTooComplex, match="more than 0.02 s"):
@@ -130,8 +130,8 @@ def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(large, monkeypatch):
-    monkeypatch.setattr(module, "MEMORY_BYTES_PER_PIXEL", 1)
-    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(decoder_handle, "MEMORY_BYTES_PER_PIXEL", 1)
+    monkeypatch.setattr(decoder_handle, "MEMORY_BYTES", 0)
 
     async def scenario(decoder):
         for _ in range(3):
@@ -149,7 +149,7 @@ def test_a_stopped_process_is_killed_soon_and_what_waits_is_decoded():
         started_s = time.monotonic()
         images = [asyncio.ensure_future(decoder.model_input(SMALL, PREPROCESSING)) for _ in range(10)]
         outcomes = await asyncio.gather(*images, return_exceptions=True)
-        assert time.monotonic() - started_s < module.HANG_S
+        assert time.monotonic() - started_s < decoder_handle.HANG_S
         lost = [outcome for outcome in outcomes if isinstance(outcome, DecoderLost)]
         assert len(lost) == 2, "those at hand"
         assert all(hasattr(outcome, "pixels") for outcome in outcomes if outcome not in lost)
