@@ -18,8 +18,9 @@ import onnxruntime
 
 from deit.durable import write_file
 from deit.labels import LABELS_FILE, write_labels
-from deit.model import CONFIG_FILE, IMAGES, ONNX_FILE, PROBABILITIES
+from deit.model import IMAGES, PROBABILITIES
 from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import HALF, LABELS, DeitServe, config_pbtxt, free_ports, running, two_headed_classifier
 
