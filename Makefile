@@ -136,7 +136,7 @@ clean: ## Remove the environments and everything that tools cached.
 	@touch $@
 
 # perf_analyzer is in the platform wheel of tritonclient 2.50.0; newer wheels hold none or need glibc 2.38. It links to
-# Debian's libb64 and to CUDA's runtime, also where there is no GPU.
+# Debian's libb64 and to CUDA's runtime, even on machines without a GPU.
 .perf-analyzer/ready: requirements/perf-analyzer.txt
 	@echo "Making .perf-analyzer"
 	@rm -rf .perf-analyzer && $(PYTHON) -m venv .perf-analyzer

@@ -83,7 +83,9 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
     with addresses(config) as (url, triton_url):
         askers = [each for one in (model, *variants) for each in ways_of_asking(config, one, model, url, triton_url)]
         if not askers:
-            raise BenchmarkError(f"{config.model} is no ONNX file that ONNX Runtime runs: add --way triton or http")
+            raise BenchmarkError(
+                f"{config.model} is not an ONNX file that ONNX Runtime can run: give --way triton or http"
+            )
         found: list[list[Probabilities]] = [[] for _ in askers]
         count = min(config.count or len(images), len(images))
         for start in track(range(0, count, CHUNK), description="judging", console=console, transient=True):

@@ -27,7 +27,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 def ask_pytorch(classifier: JointClassifier, pixels: Pixels) -> Probabilities:
-    """Of the model as it was trained, with the read-out that the graph has."""
+    """What the model answers as it was trained, by the read-out that the graph has."""
     with torch.inference_mode():
         batches = [classifier(torch.from_numpy(batch))[0].numpy() for batch in _batches(pixels)]
     return np.concatenate(batches)

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def benchmark() -> None:
-    """Measure a running server, and what it is made of."""
+    """Measure models, servers and machines, and report the results."""
     # An exception, so that servers which were started for a measurement end with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
@@ -25,7 +25,7 @@ def benchmark() -> None:
 @app.command("accuracy")
 @command_of(AccuracyConfig)
 def accuracy(config: AccuracyConfig) -> None:
-    """How often a model is right, asked in several ways, and where they and its variants differ."""
+    """Accuracy of a model asked in several ways, and where the ways and its variants differ."""
     from benchmark.accuracy import measure_accuracy
     from benchmark.environment import this_environment
     from benchmark.outcome import keep, this_command
@@ -44,7 +44,7 @@ def accuracy(config: AccuracyConfig) -> None:
 def throughput(config: ThroughputConfig) -> None:
     """Images per second of a model in Triton, by batch size and concurrency, measured by perf_analyzer.
 
-    With --pytorch also the paper's way: the largest batch, the mean of 30 runs.
+    With --pytorch also as in the paper: the largest batch, the mean of 30 runs.
     """
     from benchmark.environment import this_environment
     from benchmark.outcome import keep, this_command
@@ -57,7 +57,7 @@ def throughput(config: ThroughputConfig) -> None:
 @app.command("http")
 @command_of(HttpConfig)
 def http(config: HttpConfig) -> None:
-    """Rate and latency of /classify with real photographs, and what it costs the machine."""
+    """Rate and latency of /classify with real photographs, and its cost in processor time and memory."""
     from benchmark.environment import this_environment
     from benchmark.gateway import measure_http
     from benchmark.outcome import keep, this_command
@@ -69,7 +69,7 @@ def http(config: HttpConfig) -> None:
 @app.command("peers")
 @command_of(PeersConfig)
 def peers(config: PeersConfig) -> None:
-    """The same model, images and client against other servers, in turns with ours."""
+    """Other servers with the same model, images and client, in turns with ours."""
     from benchmark.environment import this_environment
     from benchmark.outcome import keep, this_command
     from benchmark.peers.compare import compare_servers
@@ -81,9 +81,9 @@ def peers(config: PeersConfig) -> None:
 @app.command("gpu-check")
 @command_of(GpuCheckConfig)
 def gpu_check(config: GpuCheckConfig) -> None:
-    """Check a GPU host from end to end: rates, training, export, Triton, HTTP; minutes, unattended, resumable.
+    """Check a GPU machine from its driver to answers over HTTP. Takes minutes, unattended; resumes.
 
-    Prints what passed, failed or is not possible here and why, and ends with status 1 if something failed.
+    Prints what passed, what failed and what is not possible here, with reasons. Exit status 1 if anything failed.
     """
     from rich.console import Console
     from rich.table import Table
@@ -115,7 +115,7 @@ def gpu_check(config: GpuCheckConfig) -> None:
 @app.command("report")
 @command_of(ReportConfig)
 def report(config: ReportConfig) -> None:
-    """Tables and pictures of what was measured, as Markdown and as one HTML page. Measures nothing."""
+    """Tables and pictures of the measurements, as Markdown and as one HTML page. Measures nothing."""
     from benchmark.report import drawn, filled, image_folder, markdown, page, read_report
     from deit.durable import write_file
 

@@ -1,4 +1,4 @@
-"""What each command of `deit benchmark` may be told: frozen dataclasses whose fields are its options."""
+"""The options of each command of `deit benchmark`, as fields of frozen dataclasses."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +9,15 @@ from typer import Option
 RESULTS = Path("runs/benchmark")
 
 PerfAnalyzerOption = Annotated[
-    Path, Option(help="Environment that `make perf-analyzer` made.", envvar="DEIT_PERF_ANALYZER")
+    Path, Option(help="Environment made by `make perf-analyzer`.", envvar="DEIT_PERF_ANALYZER")
 ]
-ResultsOption = Annotated[Path, Option(help="Folder whose file of today and this machine gets the measurements.")]
+ResultsOption = Annotated[Path, Option(help="Folder for the result files, one per day and machine.")]
 RoundsOption = Annotated[
-    int, Option(min=1, help="How often everything is measured, in turns; the report tells the median and the spread.")
+    int,
+    Option(
+        min=1,
+        help="Times to measure everything, in turns; the report shows median and spread. Raise it on a shared machine.",
+    ),
 ]
 ImagesOption = Annotated[
     Path,
@@ -30,42 +34,45 @@ PEERS = ("fastapi", "litserve", "bentoml", "ray", "mosec")
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The server to measure: one that runs, or one that is started for it."""
+    """The server to measure: a running one, or one started for the measurement."""
 
     model: Annotated[str, Option(help="Name of the model.")]
     serve: Annotated[
         Path | None,
-        Option(help="Start `deit serve` with this model repository for the measurement and stop it afterwards."),
+        Option(
+            help="Start `deit serve` with this model repository for the measurement. Default: measure a running server."
+        ),
     ] = None
-    url: Annotated[str, Option(help="The gateway's address, without --serve.")] = "http://127.0.0.1:8080"
-    triton_url: Annotated[str, Option(help="Triton's gRPC address, without --serve.")] = "127.0.0.1:8001"
+    url: Annotated[str, Option(help="Address of the gateway, if not started by --serve.")] = "http://127.0.0.1:8080"
+    triton_url: Annotated[str, Option(help="gRPC address of Triton, if not started by --serve.")] = "127.0.0.1:8001"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyConfig(Served):
-    """What to judge, on what, and through which ways."""
+    """Which model to judge, on which data, asked in which ways."""
 
     data: Annotated[
         Path, Option(help="Data set with a split test (or val), a parquet or tar file, or ImageNet V2's folders.")
     ]
     way: Annotated[
-        list[str], Option(help="How the model is asked: onnx, triton, http, and pytorch with --checkpoint. Repeatable.")
+        list[str], Option(help="Ways to ask the model: onnx, triton, http, and pytorch with --checkpoint. Repeatable.")
     ] = field(default_factory=lambda: ["onnx", "triton", "http"])
     variant: Annotated[
         list[str],
-        Option(help="Other models of the repository to compare it with, such as its int8 variant. Repeatable."),
+        Option(help="Another model of the repository to compare with, such as its int8 variant. Repeatable."),
     ] = field(default_factory=list)
-    model_repository: Annotated[Path, Option(help="Folder of the models, for the way onnx.")] = Path("model_repository")
+    model_repository: Annotated[Path, Option(help="Model repository, for the way onnx.")] = Path("model_repository")
     checkpoint: Annotated[
         Path | None, Option(help="Checkpoint folder, or a weights file with --architecture, for the way pytorch.")
     ] = None
-    architecture: Annotated[str | None, Option(help="timm's name of the architecture of a weights file.")] = None
-    real: Annotated[bool, Option("--real", help="Judge ImageNet's validation images by the ReaL labels as well.")] = (
-        False
+    architecture: Annotated[str | None, Option(help="Architecture of a weights file, by its timm name.")] = None
+    real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
+    count: Annotated[int | None, Option(min=1, help="Judge only this many images, the first ones. Default: all.")] = (
+        None
     )
-    count: Annotated[int | None, Option(min=1, help="Only the first so many images.")] = None
     page: Annotated[
-        Path | None, Option(help="Write every wrong answer with its picture to this HTML file; large for many images.")
+        Path | None,
+        Option(help="Write every wrong answer with its picture to this HTML file; it grows with their number."),
     ] = None
     results: ResultsOption = RESULTS
 
@@ -80,21 +87,23 @@ class AccuracyConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputConfig(Served):
-    """Cells to measure in Triton, and models to measure in PyTorch."""
+    """Batch sizes and concurrencies to measure in Triton, and models to measure in PyTorch."""
 
-    batch_size: Annotated[list[int], Option(help="Images a request. Repeatable.")] = field(
+    batch_size: Annotated[list[int], Option(help="Images per request. Repeatable.")] = field(
         default_factory=lambda: [1, 8]
     )
     concurrency: Annotated[list[int], Option(help="Requests in flight. Repeatable.")] = field(
         default_factory=lambda: [1, 8]
     )
-    requests: Annotated[int, Option(min=50, help="Requests in each measured window.")] = 200
+    requests: Annotated[int, Option(min=50, help="Requests per measured window. Raise it if windows disagree.")] = 200
     rounds: RoundsOption = 1
     pytorch: Annotated[
         list[str],
-        Option(help="A model to measure the paper's way as well: a checkpoint folder or timm's name. Repeatable."),
+        Option(
+            help="A model to measure in PyTorch too, as the paper does: a checkpoint folder or timm name. Repeatable."
+        ),
     ] = field(default_factory=list)
-    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
+    device: Annotated[str, Option(help="torch device, such as cuda:1. auto: a GPU if there is one.")] = "auto"
     perf_analyzer: PerfAnalyzerOption = Path(".perf-analyzer")
     csv: Annotated[Path, Option(help="Folder for perf_analyzer's CSV files.")] = Path("runs/throughput")
     results: ResultsOption = RESULTS
@@ -110,17 +119,17 @@ class HttpConfig(Served):
     )
     load: Annotated[
         list[float],
-        Option(help="Share of the best closed-loop rate to offer as an open loop of random arrivals. Repeatable."),
+        Option(help="Open loop: share of the best closed-loop rate to offer, with random arrivals. Repeatable."),
     ] = field(default_factory=lambda: [0.5, 0.7, 0.9])
-    seconds: Annotated[float, Option(min=1, help="Of each measured window, after a warm-up of two.")] = 10
+    seconds: Annotated[float, Option(min=1, help="Seconds of each measured window, after a warm-up of two.")] = 10
     rounds: RoundsOption = 3
-    raw: Annotated[bool, Option("--raw", help="Send the image as the body, not as a form as curl -F does.")] = False
-    api_key: Annotated[str | None, Option(envvar="DEIT_API_KEY", help="For a gateway that asks for one.")] = None
+    raw: Annotated[bool, Option("--raw", help="Send the image as the body, not as a form.")] = False
+    api_key: Annotated[str | None, Option(envvar="DEIT_API_KEY", help="API key, for a gateway that needs one.")] = None
     engine: Annotated[
         bool,
         Option(
             "--engine/--no-engine",
-            help="Measure Triton alone beside it, by perf_analyzer, to tell how much of its rate survives.",
+            help="Also measure Triton alone, by perf_analyzer, to see how much of its rate survives.",
         ),
     ] = True
     perf_analyzer: PerfAnalyzerOption = Path(".perf-analyzer")
@@ -136,38 +145,42 @@ class PeersConfig:
     """Which servers to compare, and how."""
 
     images: ImagesOption
-    model: Annotated[str, Option(help="Name of the fp32 model, which every server serves.")]
+    model: Annotated[str, Option(help="Name of the fp32 model that every server serves.")]
     best_model: Annotated[
         str | None,
         Option(
-            help="Also compare the best that an accuracy gate admits: this variant of the model in ours, and in the "
-            "peers too where ONNX Runtime can run it."
+            help="Also compare this variant of the model, which the accuracy gate admitted: in ours, and in the peers "
+            "if "
+            "ONNX Runtime can run it."
         ),
     ] = None
-    model_repository: Annotated[Path, Option(help="Folder of the models.")] = Path("model_repository")
-    peer: Annotated[list[str], Option(help="Which peers. Repeatable.")] = field(default_factory=lambda: list(PEERS))
+    model_repository: Annotated[Path, Option(help="Model repository.")] = Path("model_repository")
+    peer: Annotated[list[str], Option(help="A peer to compare with. Default: all. Repeatable.")] = field(
+        default_factory=lambda: list(PEERS)
+    )
     concurrency: Annotated[list[int], Option(help="Requests in flight. Repeatable.")] = field(
         default_factory=lambda: [1, 8, 32]
     )
-    seconds: Annotated[float, Option(min=1, help="Of each measured window, after a warm-up of two.")] = 10
+    seconds: Annotated[float, Option(min=1, help="Seconds of each measured window, after a warm-up of two.")] = 10
     rounds: RoundsOption = 3
     pairs: Annotated[
         int,
         Option(
             min=0,
-            help="Also run ours and each peer side by side, so many windows of each in turns, and tell the ratio: it "
-            "shows smaller differences on a machine whose speed changes.",
+            help="Also run ours and each peer side by side, this many windows of each in turns, and report the ratio: "
+            "it "
+            "resolves smaller differences on a machine whose speed varies.",
         ),
     ] = 0
     tune: Annotated[
         bool,
         Option(
             "--tune/--no-tune",
-            help="First try each peer's stated settings at the highest concurrency and go on with its best.",
+            help="First try two settings of each peer at the highest concurrency, and measure the better one.",
         ),
     ] = True
-    environments: Annotated[Path, Option(help="Folder of the peers' own environments, made when they are missing.")] = (
-        Path(".peers")
+    environments: Annotated[Path, Option(help="Folder of the peers' own environments, made if missing.")] = Path(
+        ".peers"
     )
     results: ResultsOption = RESULTS
 
@@ -178,15 +191,15 @@ class PeersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What to tell, and where."""
+    """What to report, and where."""
 
     results: Annotated[Path, Option(help="Folder of the result files.")] = RESULTS
-    output: Annotated[Path, Option(help="Folder for report.md and report.html.")] = RESULTS
+    output: Annotated[Path, Option(help="Folder to write report.md and report.html to.")] = RESULTS
     machine: Annotated[
-        str | None, Option(help="Which machine, as the results name it; without it, the one measured last.")
+        str | None, Option(help="Machine to report, as the results name it. Default: the one measured last.")
     ] = None
     document: Annotated[
         list[Path],
-        Option(help="Write the measured blocks of this document too, such as README.md. Repeatable."),
+        Option(help="Document whose measured blocks to write too, such as docs/benchmark.md. Repeatable."),
     ] = field(default_factory=list)
-    images: Annotated[Path, Option(help="Folder for the documents' pictures.")] = Path("docs/images")
+    images: Annotated[Path, Option(help="Folder for the pictures of the documents.")] = Path("docs/images")

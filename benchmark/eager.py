@@ -1,6 +1,6 @@
 """The paper's way to measure throughput: PyTorch as it is, float32, the largest batch that fits, the mean of 30 runs.
 
-Table 5 of arXiv:2012.12877; the settings were told in https://github.com/facebookresearch/deit/issues/38.
+Table 5 of arXiv:2012.12877; the settings are from https://github.com/facebookresearch/deit/issues/38.
 """
 
 import statistics
@@ -28,7 +28,7 @@ LARGEST_BATCH_ON_CPU = 64
 
 @dataclass(frozen=True)
 class EagerRate:
-    """Images a second: the mean over the runs, which the paper tells, and the spread."""
+    """Images per second: the mean over the runs, as in the paper, and the spread."""
 
     batch_size: int
     images_per_s: float

@@ -11,7 +11,7 @@ import psutil
 from benchmark.results import Environment
 from deit.machine import commit, processor
 
-# Results and the documents that tell of them are written while things are measured.
+# Results, and the documents that report them, are written during measurements.
 WRITTEN_HERE = ("benchmark/results", "docs", "README.md")
 
 PACKAGES = (

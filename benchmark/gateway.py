@@ -149,7 +149,7 @@ def figures_of(rounds: Sequence[Measured]) -> tuple[dict[str, Figure], str | Non
 
 
 def window_figures(window: Measured) -> list[tuple[str, str, float]]:
-    """Name, unit and value of everything that one window tells."""
+    """Name, unit and value of everything found in one window."""
     load = window.load
     answered = [answer for answer in load.answers if answer.is_ok]
     figures = [("images_per_s", "images/s", load.rate_per_s)]

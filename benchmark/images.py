@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deit.errors import DataError
-from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
+from deit.pictures import IMAGE_SUFFIXES
+from training.images import LabelledImages, open_images
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Image files, with their classes where the source tells them."""
+    """Image files, with their classes if the source has them."""
 
     images: tuple[bytes, ...]
     labels: tuple[int, ...] | None

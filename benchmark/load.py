@@ -87,7 +87,7 @@ class Load:
         return Counter(answer.status or answer.error or "no answer" for answer in self.answers)
 
     def latency_ms(self, percentile: float) -> float:
-        """Of the answers with status 200: the smallest latency that `percentile` % of them do not exceed.
+        """The smallest latency that `percentile` % of the answers with status 200 do not exceed.
 
         Raises:
             BenchmarkError: nothing was answered with 200; the message says what came instead.
@@ -141,8 +141,8 @@ async def closed_loop(
 ) -> Load:
     """Keep `concurrency` requests in flight, in turns through `requests`, for a warm-up and then a measured window.
 
-    Whoever is refused (429, 503) comes again when the server says, as a client should: asked again at once, a server
-    spends its time on refusals.
+    A refused request (429, 503) is sent again when the server says, as a client should: a server that is asked again at
+    once spends its time on refusals.
     """
     clock = Clock()
     turn = 0
@@ -221,9 +221,9 @@ async def open_loop(
     seed: int = 0,
     max_connections: int = MAX_CONNECTIONS,
 ) -> Load:
-    """Requests due at the times of a Poisson process, whatever becomes of earlier ones.
+    """Requests due at the times of a Poisson process, whatever happens to earlier ones.
 
-    When `max_connections` are busy a request waits for one, which its latency tells.
+    If all `max_connections` are busy, a request waits for one, and the wait counts in its latency.
     """
     random = np.random.default_rng(seed)
     count = int((warm_up_s + duration_s) * rate_per_s * 1.5) + 100  # more than will be due

@@ -1,7 +1,7 @@
-"""What DeiT's paper reports (arXiv:2012.12877, second version), to stand beside what is measured here.
+"""What DeiT's paper reports (arXiv:2012.12877, second version), to compare with what is measured here.
 
 Its throughput is that of one V100 with 16 GB in float32, at the largest batch that fits, as the mean of 30 runs. It
-says something about the order of models, and nothing about another machine.
+ranks models, and says nothing about another machine.
 """
 
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ class PerfAnalyzerRun:
     """One measurement: `concurrency` requests of `batch_size` images always in flight.
 
     Latencies are those of a request, which is a whole batch; the rate counts images. `stable` is False when
-    perf_analyzer gave up before three windows agreed; then there are no figures.
+    perf_analyzer gave up before three windows agreed; figures are then missing.
     """
 
     batch_size: int
@@ -88,12 +88,12 @@ def read_cell(csv_file: Path, *, batch_size: int) -> PerfAnalyzerRun:
 def _binary(environment: Path) -> Path:
     binary = environment / "bin" / "perf_analyzer"
     if not binary.is_file():
-        raise BenchmarkError(f"there is no {binary}: set it up with `make perf-analyzer`")
+        raise BenchmarkError(f"{binary} is missing: set it up with `make perf-analyzer`")
     return binary
 
 
 def _library_folders(environment: Path) -> list[Path]:
-    """libb64 and CUDA's runtime, to which the binary links also where there is no GPU."""
+    """libb64 and CUDA's runtime, to which the binary links even without a GPU."""
     return [
         *environment.glob("libb64/usr/lib/*"),
         *environment.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"),

@@ -64,7 +64,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; fon
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """Everything that is told of one machine."""
+    """Everything reported about one machine."""
 
     machine: str
     environment: tuple[tuple[str, str], ...]
@@ -77,7 +77,7 @@ def read_report(folder: Path, machine: str | None = None) -> BenchmarkReport:
     """The newest measurements of one machine; without a name, of the one that was measured last.
 
     Raises:
-        BenchmarkError: the folder has no result files, a line is no measurement, or the machine is not among them.
+        BenchmarkError: the folder has no result files, a line is not a measurement, or the machine is not among them.
     """
     records = read(sorted(folder.glob("*.jsonl")))
     if not records:
@@ -195,7 +195,7 @@ def _html_table(name: str, table: Table) -> str:
 
 
 def _environment(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
-    """Of the newest record, with what differed between records."""
+    """The environment of the newest record, and what differed between records."""
     last = max(records, key=lambda record: record.measured_at)
     environment = last.environment
     commits = dict.fromkeys(

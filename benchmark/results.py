@@ -113,7 +113,7 @@ class Record:
         model: its name in the repository, or timm's name.
         precision: of the arithmetic, such as "fp32".
         conditions: what the figures depend on: batch size, concurrency, server, data set.
-        figures: by name; REQUIRED tells which a kind always has. Empty when it failed, and `failure` says why.
+        figures: by name; REQUIRED lists those that a kind always has. Empty when it failed, and `failure` says why.
         measured_at: UTC, ISO 8601.
     """
 
@@ -167,7 +167,7 @@ def read(files: Sequence[Path]) -> list[Record]:
     """All records of the files, oldest first.
 
     Raises:
-        BenchmarkError: a line is no record of this schema; names the file, the line and the field.
+        BenchmarkError: a line is not a record of this schema; names the file, the line and the field.
     """
     records = []
     for file in files:

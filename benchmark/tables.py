@@ -161,7 +161,7 @@ PAIRS = MeasuredTable(
     },
     note=(
         "Both servers up, windows in turns: of two that follow each other the machine is nearly the same, so the "
-        "ratio (median of all, with the lowest and the highest) tells smaller differences than the table above. "
+        "ratio (median of all, with the lowest and the highest) resolves smaller differences than the table above. "
         "While the other is measured, ours still asks its model once a "
         "second whether it answers, which takes the other about 1 % of the machine."
     ),
@@ -201,14 +201,14 @@ STRATEGIES = MeasuredTable(
         "judged on": condition("data"),
     },
     note=(
-        "Means over seeds. Another task than the paper's, not to be set beside its figures; what the seeds allow "
+        "Means over seeds. The task is not the paper's, so do not compare the figures with its; what the seeds allow "
         "to be said stands in docs/results."
     ),
 )
 
 
 def in_triton(record: Record) -> str:
-    """Of a record that measured both; gpu-check's engines run alone."""
+    """The rate in Triton, for records that have it; gpu-check's engines run alone."""
     return figure("images_per_s")(record) if "alone_images_per_s" in record.figures else ""
 
 
@@ -255,7 +255,7 @@ TRAIN = MeasuredTable(
 
 
 def newest(records: Sequence[Record], machine: str) -> list[Record]:
-    """Of each measurement on one machine the last, in the order in which they were first made."""
+    """The last of each measurement on one machine, in the order in which they were first made."""
     found: dict[tuple[object, ...], Record] = {}
     for record in records:
         if record.environment.machine == machine:

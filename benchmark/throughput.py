@@ -48,7 +48,7 @@ def measure_throughput(config: ThroughputConfig, environment: Environment, *, co
 
 
 def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Cells:
-    """What perf_analyzer and Triton told in each round, by batch size and concurrency."""
+    """What perf_analyzer and Triton reported in each round, by batch size and concurrency."""
     pairs = list(product(config.batch_size, config.concurrency))
     cells: Cells = {pair: [] for pair in pairs}
     for round_, (batch_size, concurrency) in track(

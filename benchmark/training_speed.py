@@ -3,7 +3,7 @@
 The loaders end at the same point: a normalised float batch with erased boxes on the device. timm's side is its
 `create_loader` with the prefetcher, and its `TokenDistillationTask` with its Mixup, optimiser and weight average, put
 together as its training script does. Our side is the loader of `deit train`, and `deit train` itself, whose
-`--profile` tells the steps' time without the waiting for data.
+`--profile` shows the time of the steps without the wait for data.
 """
 
 import itertools
@@ -29,11 +29,12 @@ from typer import Option
 
 from benchmark.config import RESULTS, ResultsOption, RoundsOption
 from benchmark.results import Environment, Figure, Record
+from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data import TrainingBatches, mend_posterize
-from training.images import IMAGE_SUFFIXES, LabelledImages, open_images
+from training.images import LabelledImages, open_images
 from training.loop import train
 from training.model import Normalize, create_model, timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision

@@ -14,7 +14,7 @@ DURATIONS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counted since a model was loaded; subtract two to have what lies between.
+    """Counts since a model was loaded; subtract two of them for the time between.
 
     Attributes:
         images, executions: images that were computed, and batches in which that happened.
@@ -50,7 +50,7 @@ class TritonModel:
         self._url, self._model = url, model
 
     def statistics(self) -> Statistics:
-        """Raises BenchmarkError when there is no such Triton or model."""
+        """Raises BenchmarkError if Triton cannot be reached or lacks the model."""
         try:
             answer = self._client.get_inference_statistics(self._model)
         except InferenceServerException as error:
@@ -67,7 +67,7 @@ class TritonModel:
         """Where the model came from and what images it takes.
 
         Raises:
-            BenchmarkError: there is no such Triton or model, or it was not made by `deit export`.
+            BenchmarkError: Triton cannot be reached, or lacks the model, or `deit export` did not make it.
         """
         try:
             parameters = self._client.get_model_config(self._model).config.parameters
@@ -78,4 +78,4 @@ class TritonModel:
         except InferenceServerException as error:
             raise BenchmarkError(f"{self._model} in Triton at {self._url}: {error.message()}") from error
         except ValueError as error:
-            raise BenchmarkError(f"{self._model} is no model that `deit export` wrote: {error}") from error
+            raise BenchmarkError(f"{self._model} was not written by `deit export`: {error}") from error

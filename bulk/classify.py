@@ -21,9 +21,9 @@ from bulk.config import BulkConfig
 from bulk.model import Session, StoredModel, read_model
 from bulk.results import Job, begin, write_part
 from bulk.sources import Part, digest_of, find_parts, read_images
+from deit.errors import PictureError
+from deit.pictures import PictureLimits, configure_pillow, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
-from serving.gateway.errors import Problem
-from serving.gateway.images import configure_pillow, decode
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ Batch = dict[str, Any]
 
 
 def classify_dataset(config: BulkConfig) -> int:
-    """Classify every image that has no answer yet; how many images have one now.
+    """Classify every image without an answer, and return how many have one now.
 
     Raises:
         DataError, RepositoryError: the images, the model or the output folder cannot be used.
     """
     model = read_model(config.model_repository, config.model, config.version)
     if config.gpus and config.ray_address is None:
-        Session(model.graph, threads=1, on_gpu=True)  # refuses here, where Ray would wait for a GPU without end
+        Session(model.graph, threads=1, on_gpu=True)  # refuses here; Ray would wait for a GPU for ever
     parts = find_parts(config.images, part_images=config.part_images)
     job = Job(
         images=config.images,
@@ -114,7 +114,7 @@ class Decode:
         configure_pillow()
         self._location = location
         self._preprocessing = preprocessing
-        self._max_pixels = max_pixels
+        self._limits = PictureLimits(max_pixels=max_pixels)
 
     def __call__(self, batch: Batch) -> Batch:
         (part,) = batch["part"]
@@ -123,11 +123,12 @@ class Decode:
         problems: list[str | None] = []
         for place, content in enumerate(read_images(self._location, part)):
             try:
-                pixels[place] = resize_and_crop(decode(content or b"", self._max_pixels).image, self._preprocessing)
+                picture = read_picture(content or b"", self._limits)
+                pixels[place] = resize_and_crop(picture.image, self._preprocessing)
                 problems.append(None)
-            except Problem as problem:
-                problems.append(f"{problem.name}: {problem.detail}")
-        # as bytes, because Ray would keep an array of another length apart
+            except PictureError as error:
+                problems.append(f"{error.refusal}: {error}")
+        # as bytes, because Ray would store an array of another length separately
         return {"part": [part], "pixels": [pixels.tobytes()], "problems": [problems]}
 
 

@@ -6,15 +6,16 @@ from bulk.config import BulkConfig
 from deit.log import configure_logging
 from deit.options import command_of
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 @command_of(BulkConfig)
 def classify_dataset(config: BulkConfig) -> None:
-    """Classify whole data sets on a Ray cluster, without a server.
+    """Classify whole data sets with Ray, without a server.
 
-    Writes a parquet file for each part of the images. Killed processes are replaced; the same command resumes a job.
+    Writes a parquet file for each part of the images. Killed processes are
+    replaced; the same command resumes a job.
     """
     configure_logging("text")
     from bulk.classify import classify_dataset as run  # after parsing, so that --help and wrong usage are quick

@@ -17,7 +17,7 @@ from deit.repository.models import find_model, model_folders, read_version
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """Everything of a version that workers on other machines need; they may share no disk.
+    """Everything about a version that workers on other machines need: they may not share a disk.
 
     Attributes:
         graph: the bytes of model.onnx.
@@ -36,7 +36,7 @@ def read_model(repository: Path, name: str | None, version: int | None) -> Store
     """A version of the named model, or of the only one; by default the version that Triton serves.
 
     Raises:
-        RepositoryError: there is no such model or version, or ONNX Runtime cannot run it with what is known of it.
+        RepositoryError: the model or version does not exist, or ONNX Runtime cannot run it.
     """
     if name is None:
         names = model_folders(repository)
@@ -81,6 +81,6 @@ class Session:
             raise RepositoryError(f"--gpus asks for a GPU, and none can be used: {error}") from error
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(N, classes) of uint8 (N, H, W, 3)."""
+        """Probabilities (N, classes) for images, uint8 (N, H, W, 3)."""
         result: npt.NDArray[np.float32] = self._session.run([PROBABILITIES], {IMAGES: pixels})[0]
         return result

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("model_sha256", pa.string()),
     ]
 )
-"""A row for each image: the most probable class, the `top_k` best first, or the problem that kept it from an answer."""
+"""A row for each image: the most probable class, the `top_k` best first, or the problem that prevented an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

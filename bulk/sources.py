@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PARQUET_SUFFIX = ".parquet"
 
 COLUMN = "image"
-"""Of a parquet file, in Hugging Face's layout: a struct with `bytes`, or the bytes themselves."""
+"""Column of a parquet file, in Hugging Face's layout: a struct with `bytes`, or the bytes themselves."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def read_images(location: str, part: Part) -> list[bytes]:
 
 
 def digest_of(parts: list[Part]) -> str:
-    """Of which images are asked for and how they are parted, not of their bytes."""
+    """Digest of which images are asked for and how they are divided into parts, not of their bytes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode())

@@ -1,4 +1,4 @@
-"""The checkpoint folder: `model.safetensors` beside `config.json`, in timm's `local-dir` layout.
+"""The checkpoint folder: `model.safetensors` next to `config.json`, in timm's `local-dir` layout.
 
 `timm.create_model("local-dir:runs/x/checkpoint", pretrained=True)` opens it without this project. timm reads the
 architecture, its arguments, the label names and the preprocessing; what is ours stands under the key "deit".
@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What `config.json` says of the weights beside it.
+    """What `config.json` says about the weights next to it.
 
     Attributes:
         architecture: timm's model name, without a tag.

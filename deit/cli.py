@@ -15,15 +15,15 @@ from deit.installation import how_to_install
 # name -> (module with a typer `app`, one line of help)
 SUBCOMMANDS = {
     "train": ("training.command", "Train a teacher, or distil a DeiT student from one."),
-    "evaluate": ("training.evaluate_command", "Tell the accuracy of every read-out of a model."),
+    "evaluate": ("training.evaluate_command", "Report the accuracy of each read-out of a model."),
     "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
     "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
-    "classify-dataset": ("bulk.command", "Classify whole data sets on a Ray cluster."),
+    "classify-dataset": ("bulk.command", "Classify whole data sets with Ray."),
     "classify": ("serving.client.classify_command", "Classify pictures with a running server."),
     "models": ("deit.repository.command", "List, publish, roll back, remove and check the models of a repository."),
-    "benchmark": ("benchmark.command", "Measure a running server."),
+    "benchmark": ("benchmark.command", "Measure models, servers and machines, and report the results."),
 }
 
 # The extra whose absence explains a missing module, by the top-level name that failed to import.

@@ -1,7 +1,7 @@
 """How the owner of a running server sends it commands: a line over a Unix socket, answered by a line of JSON.
 
-Not over HTTP: whoever may ask for answers need not be allowed to change what answers, and a page in a browser on this
-machine must not be able to. The server's half is `serving/embedded/control.py`.
+Not over HTTP: a caller who may classify must not be able to change models, and nor must a web page in a browser on this
+machine. The server's half is `serving/embedded/control.py`.
 """
 
 import json
@@ -23,7 +23,7 @@ def command_server(port: int, command: str) -> dict[str, Any]:
     """What the server on this port answers to a command.
 
     Raises:
-        ServingError: there is no such server, it takes no commands, or it refuses this one.
+        ServingError: no such server runs, it takes no commands, or it refuses this one.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:

@@ -52,7 +52,7 @@ def gpu_session(graph: Path | bytes, options: onnxruntime.SessionOptions, provid
         # It finds the libraries in the wheels nvidia-*, and prints what it does not find, which `missing` says better.
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
-    # Without its fallback, which would compute on the CPU from the first error on the GPU on.
+    # Without its fallback, which would compute on the CPU after the first error on the GPU.
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=[*providers, CPU], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class
@@ -69,7 +69,7 @@ def gpu_session(graph: Path | bytes, options: onnxruntime.SessionOptions, provid
 
 
 def missing(provider: str) -> str:
-    """Why a provider for GPUs is not there, and the next step."""
+    """Why a GPU provider is missing, and the next step."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     if provider not in LIBRARIES or not (folder / LIBRARIES[provider]).is_file():
         return (

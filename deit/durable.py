@@ -1,6 +1,6 @@
-"""Artefacts are written whole or not at all, also when the machine loses power.
+"""Files and folders are written whole or not at all, even if the machine loses power.
 
-The order is PostgreSQL's `durable_rename`: write beside the target, flush to the disk, rename, flush the folder.
+The order is PostgreSQL's `durable_rename`: write next to the target, flush to the disk, rename, flush the folder.
 https://github.com/postgres/postgres/blob/master/src/common/file_utils.c
 """
 
@@ -41,7 +41,7 @@ def new_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
     """A temporary folder that is renamed to `path` when the block ends without an error.
 
     Args:
-        staging: where the temporary folder lies, on the same file system as `path`; beside `path` unless given.
+        staging: where the temporary folder lies, on the same file system as `path`; by default next to `path`.
 
     Raises:
         FileExistsError: `path` came to exist meanwhile, or existed before. Nothing of it was changed.
@@ -69,7 +69,7 @@ def new_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends without an error.
 
-    A folder cannot be renamed over another, so `path` becomes a symbolic link to a hidden folder beside it; renaming a
+    A folder cannot be renamed over another, so `path` becomes a symbolic link to a hidden folder next to it; renaming a
     link is atomic. The folder it pointed to before is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

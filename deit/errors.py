@@ -1,9 +1,10 @@
-"""Errors that the user can mend.
+"""Errors that the user can fix.
 
     DeitError
     ├── DataError          a data set or image folder that cannot be used
+    ├── PictureError       an image file that cannot become pixels
     ├── CheckpointError    a checkpoint that cannot be read, written or resumed
-    ├── TrainingError      a run that cannot start, or whose loss is no number
+    ├── TrainingError      a run that cannot start, or whose loss is not finite
     ├── RepositoryError    a model or model repository that cannot be published or loaded
     ├── ServingError       Triton or the gateway cannot start or go on
     └── BenchmarkError     a measurement that could not be made
@@ -12,13 +13,29 @@ The command prints the message as one line and exits with status 1. A message na
 next step. Anything else that reaches the top is a bug and keeps its traceback.
 """
 
+from typing import Literal
+
+Refusal = Literal["unsupported-type", "undecodable-image", "image-too-large", "image-too-complex"]
+"""Why an image file is refused; the gateway has a problem of the same name for each."""
+
 
 class DeitError(Exception):
-    """Something the user can mend; its message is written for them."""
+    """Something the user can fix; the message is written for them."""
 
 
 class DataError(DeitError):
     """A data set that is missing, of an unknown layout, or holds no usable image."""
+
+
+class PictureError(DeitError):
+    """An image file of another format, damaged, too large or too costly to decode.
+
+    Whoever knows the file's name adds it.
+    """
+
+    def __init__(self, refusal: Refusal, finding: str) -> None:
+        super().__init__(finding)
+        self.refusal = refusal
 
 
 class CheckpointError(DeitError):
@@ -26,7 +43,7 @@ class CheckpointError(DeitError):
 
 
 class TrainingError(DeitError):
-    """A training run that cannot start as asked, or whose loss is no longer a number."""
+    """A training run that cannot start as asked, or whose loss is no longer finite."""
 
 
 class RepositoryError(DeitError):

@@ -1,4 +1,4 @@
-"""How this copy of deit-server was installed, and the command that adds to it what is missing.
+"""How this copy of deit-server was installed, and the command that adds what is missing to it.
 
 The distribution is on no index, so `pip install deit-server[...]` alone would find nothing, or a stranger's package.
 """
@@ -16,12 +16,12 @@ DISTRIBUTION = "deit-server"
 
 CHECKOUT = Path(__file__).parents[1]
 
-# These install `onnxruntime-gpu`, which must not stay beside `onnxruntime`: both packages own the same module.
+# These install `onnxruntime-gpu`, which must not be installed next to `onnxruntime`: both packages own the same module.
 EXCLUSIVE = {"gpu"}
 
 
 def how_to_install(extra: str, *, reinstall: str | None = None) -> str:
-    """What to do about a missing library, as the end of a sentence: a command that works as it stands, if there is one.
+    """What to do about a missing library, as the end of a sentence: a command that works as printed, if there is one.
 
     Args:
         extra: that brings the library, from pyproject.toml.
@@ -57,7 +57,7 @@ def _pip(*arguments: str) -> str:
 def _requirement(extra: str) -> list[str] | None:
     """pip's arguments for this distribution with the extra, from the place that direct_url.json (PEP 610) names.
 
-    None where it names none, or one that is gone: the copy came from an index of the user's own, or lies in an image.
+    None if it names none, or one that is gone: the copy came from a private index, or is part of an image.
     """
     try:
         record = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")

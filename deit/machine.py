@@ -15,7 +15,7 @@ def processor() -> str:
 
 
 def commit(*, besides: tuple[str, ...] = ()) -> tuple[str | None, bool]:
-    """Of the sources, 12 digits, and whether they were changed since; None where they are no git checkout.
+    """The commit of the sources (12 digits) and whether they have changed since; None outside a git checkout.
 
     Args:
         besides: files and folders whose changes do not count.

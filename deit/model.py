@@ -32,7 +32,7 @@ VERIFICATION_PARAMETER = "verification"
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a model came from and how it was proven.
+    """Where a model came from and how it was verified.
 
     Attributes:
         architecture: timm's name of the architecture.

@@ -9,6 +9,7 @@ With a prefix each option has an environment variable too: DEIT_MAX_IMAGES for -
 variable, and the variable the default.
 """
 
+import ctypes
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
-from typer.models import OptionInfo
+from typer.models import ParameterInfo
 
 Config = TypeVar("Config")
 
@@ -30,7 +31,7 @@ class Secret:
     """Text that no log may show.
 
     A field of this type is not an option, because every user of the machine can read a command line. It is read from
-    its environment variable, which is then removed so that child processes do not inherit it.
+    its environment variable, which is then removed, so that neither child processes nor /proc have it.
     """
 
     def __init__(self, text: str) -> None:
@@ -89,7 +90,7 @@ def named(option: str) -> str:
 
 
 def wrong(option: str, value: object, remedy: str) -> ValueError:
-    """The error for a value that cannot hold: it names the option, the variable and the value, and says what to do."""
+    """The error for an impossible value: it names the option, the variable and the value, and says what to do."""
     return ValueError(f"{named(option)} is {value}: {remedy}")
 
 
@@ -99,7 +100,7 @@ class _Option:
 
     name: str
     type: Any
-    info: OptionInfo
+    info: ParameterInfo
     default: Any
 
     @property
@@ -136,7 +137,7 @@ def _options(config_class: type) -> Iterator[_Option]:
 
 def _option(field: Field[Any], hint: Any) -> _Option:
     plain, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    info = next((note for note in notes if isinstance(note, OptionInfo)), typer.Option())
+    info = next((note for note in notes if isinstance(note, ParameterInfo)), typer.Option())
     # typer keeps the first name of Annotated[..., Option("--name")] where a default would be
     names = [str(name) for name in (info.default, *(info.param_decls or ())) if name is not ...]
     name = names[0].partition("/")[0].removeprefix("--").replace("-", "_") if names else field.name
@@ -152,8 +153,22 @@ def _construct(config_class: type[Config], values: Mapping[str, Any], prefix: st
         if isinstance(member, type):
             arguments[name] = _construct(member, values, prefix)
         elif member.is_secret:
-            text = None if prefix is None else os.environ.pop(variable_of(member.name, prefix), None)
+            text = None if prefix is None else _take(variable_of(member.name, prefix))
             arguments[name] = None if text is None else Secret(text)
         else:
             arguments[name] = values[member.name]
     return config_class(**arguments)
+
+
+def _take(variable: str) -> str | None:
+    """The value of a variable, which is then gone.
+
+    Also from /proc/PID/environ, which shows the memory that the program began with; unsetting leaves that as it is.
+    """
+    text = os.environ.get(variable)
+    if text is not None:
+        getenv = ctypes.CDLL(None).getenv
+        getenv.restype = ctypes.c_void_p
+        ctypes.memset(getenv(os.fsencode(variable)), 0, len(os.fsencode(text)))
+        del os.environ[variable]
+    return text

@@ -83,7 +83,7 @@ def release_of(version: str) -> str:
 
 
 def fingerprint(machine: Machine, onnx_file: Path, profiles: tuple[Profile, ...]) -> Fingerprint:
-    """Of the plan that `machine` would build of the graph."""
+    """The fingerprint of the plan that `machine` would build from the graph."""
     return Fingerprint(machine, hashlib.sha256(onnx_file.read_bytes()).hexdigest(), profiles)
 
 
@@ -127,7 +127,7 @@ def trtexec_arguments(
 
 
 def plan_settings(instances: int, profiles: tuple[Profile, ...]) -> str:
-    """Of config.pbtxt, for Triton's backend `tensorrt`: every profile, CUDA graphs of a lone image and of the largest
+    """Settings for Triton's backend `tensorrt`: every profile, CUDA graphs of a lone image and of the largest
     batch, and answers that are copied while the next batch is computed.
     """
     names = ", ".join(f'"{number}"' for number in range(len(profiles)))
@@ -138,7 +138,7 @@ def plan_settings(instances: int, profiles: tuple[Profile, ...]) -> str:
 
 
 def cuda_settings(instances: int) -> str:
-    """Of config.pbtxt, for Triton's backend `onnxruntime` on a GPU. The native one leaves TF32 on unless told."""
+    """Settings for Triton's backend `onnxruntime` on a GPU, whose native version leaves TF32 on by default."""
     return (
         f"instance_group {{\n  count: {instances}\n  kind: KIND_GPU\n}}\n"
         "optimization {\n  execution_accelerators {\n    gpu_execution_accelerator {\n"

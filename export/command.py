@@ -6,7 +6,7 @@ from deit.log import configure_logging
 from deit.options import command_of
 from export.config import ExportConfig
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -14,8 +14,8 @@ app = typer.Typer()
 def export(config: ExportConfig) -> None:
     """Turn a checkpoint into a verified model in a Triton model repository.
 
-    The graph takes uint8 images and gives the mean of both heads' softmax. It is published only when its probabilities
-    equal PyTorch's on real images.
+    The graph takes uint8 images and gives the mean of both heads' softmax. It
+    is published only if its probabilities equal PyTorch's on real images.
     """
     configure_logging("text")
     from export.pipeline import export_models  # after parsing, so that --help and wrong usage need no torch

@@ -1,4 +1,4 @@
-"""What `deit export` was asked to do. Free of torch, so that `deit export --help` is instant."""
+"""The options of `deit export`. Free of torch, so that `deit export --help` is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ class ExportConfig:
     images: Annotated[
         Path,
         Option(
-            help="Real images to prove the graph on: a data set as `deit train` takes it, a parquet file, or a folder "
-            "of images."
+            help="Real images to compare with PyTorch on: a data set as for `deit train`, a parquet file, or a folder "
+            "of "
+            "images. Give images like those that will be served."
         ),
     ]
     checkpoint: Annotated[
@@ -31,78 +32,88 @@ class ExportConfig:
             help="Checkpoint folder of `deit train` or timm, or a .pth or .safetensors file (needs --architecture)."
         ),
     ] = None
-    timm: Annotated[str | None, Option(help="timm's tagged name, such as deit_tiny_distilled_patch16_224.fb_in1k.")] = (
+    timm: Annotated[str | None, Option(help="timm name with tag, such as deit_tiny_distilled_patch16_224.fb_in1k.")] = (
         None
     )
     architecture: Annotated[
-        str | None, Option(help="timm's name of the architecture of a weights file, such as deit_tiny_patch16_224.")
+        str | None, Option(help="Architecture of a weights file by its timm name, such as deit_tiny_patch16_224.")
     ] = None
     labels: Annotated[
         str | None,
-        Option(help="Class names, when the checkpoint has none: a file with one a line, or imagenet-1k."),
+        Option(help="Class names, if the checkpoint has none: a file with one per line, or imagenet-1k."),
     ] = None
     crop_pct: Annotated[
         float | None,
         Option(
-            help="Share of the shorter side the crop keeps, instead of the checkpoint's; DeiT's own code uses 0.875."
+            help="Share of the shorter side that the crop keeps. Default: the checkpoint's. DeiT's own code uses 0.875."
         ),
     ] = None
 
-    repository: Annotated[Path, Option(help="Triton model repository to publish in.")] = Path("model_repository")
-    name: Annotated[str | None, Option(help="Name of the model; the architecture's name unless given.")] = None
+    repository: Annotated[Path, Option(help="Model repository to publish in.")] = Path("model_repository")
+    name: Annotated[str | None, Option(help="Name of the model. Default: the architecture's.")] = None
     precision: Annotated[
         str,
         Option(
-            help="Precisions to export, such as fp32,bf16,int8: each becomes a model, NAME, NAME_bf16 and so on, if it "
-            "passes the gate."
+            help="Precisions to export, such as fp32,bf16,int8. Each that passes the gate becomes a model: NAME, "
+            "NAME_bf16 "
+            "and so on."
         ),
     ] = "fp32"
     engine: Annotated[
         str,
         Option(
-            help="Who runs it: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on the "
-            "GPU of this machine. auto measures those for processors here and takes the fastest that passes the gate."
+            help="Engine: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on this "
+            "machine's GPU. auto times those for processors and takes the fastest that passes the gate."
         ),
     ] = "auto"
     readout: Annotated[
         str | None,
         Option(
-            help="What `probabilities` is: joint-probability (the default of a distilled model), joint-logit, class "
-            "or distillation."
+            help="What `probabilities` is: joint-probability (the default for a distilled model), joint-logit, class "
+            "or "
+            "distillation."
         ),
     ] = None
-    parity_images: Annotated[
-        int | None, Option(min=1, help="How many of the images the graph is compared on; up to 512 unless given.")
-    ] = None
+    parity_images: Annotated[int | None, Option(min=1, help="Number of images to compare on. Default: up to 512.")] = (
+        None
+    )
 
     max_batch_size: Annotated[
         int | None,
-        Option(min=1, help="Most images Triton computes at once; 32 on processors and 128 on a GPU unless given."),
+        Option(min=1, help="Most images that Triton computes at once. Default: 32 on processors, 128 on a GPU."),
     ] = None
     instances: Annotated[
         int | None,
         Option(
             min=1,
-            help="Copies of the model that compute side by side, on each GPU if it has one; 1 for a plan and else 2 "
-            "unless given. With one, the embedded Triton now and then wakes half a second late for a lone request.",
+            help="Copies of the model that compute side by side, per GPU if there is one. Default: 1 for a plan, else "
+            "2: "
+            "with one, the embedded Triton sometimes wakes half a second late for a lone request.",
         ),
     ] = None
     threads: Annotated[
-        int, Option(min=0, help="CPU threads of each instance; 0: an equal share of the cores, or one beside a GPU.")
+        int, Option(min=0, help="CPU threads of each instance. 0: an equal share of the cores, or one on a GPU.")
     ] = 0
     queue_delay_us: Annotated[
-        int, Option(min=0, help="How long Triton waits for a fuller batch; above 0 every lone request waits that long.")
+        int,
+        Option(
+            min=0,
+            help="Microseconds that Triton waits for a fuller batch. Above 0, every lone request waits that long.",
+        ),
     ] = 0
     queue_size: Annotated[
         int | None,
         Option(
             min=1,
-            help="Requests that may wait before Triton refuses more; 256 on processors and 4096 on a GPU unless given.",
+            help="Requests that may wait before Triton refuses more. Default: 256 on processors, 4096 on a GPU.",
         ),
     ] = None
     queue_timeout_ms: Annotated[
         int,
-        Option(min=1, help="Longest wait in the queue; also the ceiling of the deadlines that requests may ask for."),
+        Option(
+            min=1,
+            help="Longest wait in the queue in milliseconds; also the longest deadline that a request may ask for.",
+        ),
     ] = 10_000
 
     def __post_init__(self) -> None:
@@ -123,5 +134,5 @@ class ExportConfig:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """In the order they were asked for, each once."""
+        """The precisions of --precision, each once, in order."""
         return tuple(dict.fromkeys(part.strip() for part in self.precision.split(",")))

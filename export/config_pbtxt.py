@@ -23,15 +23,15 @@ from deit.preprocessing import Preprocessing
 from deit.tensorrt_plan import cuda_settings, plan_settings, profiles_for
 from export.config import GPU_ENGINES, ExportConfig
 
-# Images that Triton joins into one batch where processors compute. They run 8 at once as fast as more, and the larger a
-# batch, the later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more
-# images is still one batch.
+# Images that Triton joins into one batch on processors. They run 8 at once as fast as more, and the larger a batch, the
+# later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more images is
+# still one batch.
 BATCH_ON_PROCESSORS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduling:
-    """How Triton runs a model; `deit export --help` says when to change what."""
+    """How Triton runs a model; `deit export --help` says when to change each setting."""
 
     max_batch_size: int
     instances: int
@@ -41,7 +41,7 @@ class Scheduling:
 
 
 def scheduling_of(config: ExportConfig) -> Scheduling:
-    """What was asked for, and for the rest what suits where the engine computes.
+    """The settings given, with defaults that suit where the engine computes.
 
     At the 15,000 images/s of a GPU a queue of 256 is 17 ms. Two instances, of which one computes while the other
     copies, and because of the late wake-ups that `model_config` describes; a plan runs only in a later Triton, which
@@ -70,7 +70,7 @@ def model_config(
     verification: dict[str, Any],
     scheduling: Scheduling,
 ) -> model_config_pb2.ModelConfig:
-    """The configuration but for the model's name and its version, which publishing adds.
+    """The configuration without the model's name and version, which publishing adds.
 
     Args:
         backend, on_gpu, file: who runs the model and where, and the file in the version's folder.

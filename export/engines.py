@@ -30,7 +30,7 @@ class Engine:
         precision: of the graph.
         on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
-        threads: CPU threads of one instance; 0: an equal share of the cores, or one beside a GPU.
+        threads: CPU threads of one instance; 0: an equal share of the cores, or one on a GPU.
         instances: that compute side by side.
         max_batch_size: the largest batch; a plan is built for it.
     """
@@ -45,14 +45,14 @@ class Engine:
 
     @property
     def title(self) -> str:
-        """As in --engine, and how it differs from others of that name."""
+        """The name as in --engine, and how it differs from others of that name."""
         if self.backend == "onnxruntime" and self.on_gpu:
             return "cuda"
         return f"{self.backend}{', rest bf16' if self.bf16 else ''}"
 
     @property
     def parameters(self) -> dict[str, str]:
-        """By the names of NVIDIA's native backends."""
+        """Settings for config.pbtxt, by the names that NVIDIA's native backends use."""
         if self.backend == "onnxruntime":
             return {"intra_op_thread_count": str(self.threads or int(self.on_gpu))}
         if self.backend == "tensorrt":
@@ -64,7 +64,7 @@ class Engine:
         }
 
     def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
-        """Raises RepositoryError that says why this engine cannot run the graph."""
+        """The engine as a function. Raises RepositoryError that says why it cannot run the graph."""
         if self.backend == "tensorrt":
             return self._load_tensorrt(onnx_file, outputs)
         if self.on_gpu:
@@ -130,7 +130,7 @@ def candidates(precision: str, asked: str) -> list[Engine]:
     return found
 
 
-# Of onnxruntime; its warnings, of inserted casts and of shapes that stay on the CPU, are of no use here.
+# Severity in onnxruntime. Its warnings, about inserted casts and shapes that stay on the CPU, do not help here.
 LOG_ERRORS = 3
 
 # Whether OpenVINO runs in bfloat16 what a variant leaves in float32: fp32 promises float32, the others measure both.

@@ -35,7 +35,7 @@ class Candidate:
 
 
 def summary(candidate: Candidate) -> dict[str, Any]:
-    """What `parameters` of config.pbtxt says of the gate."""
+    """The summary of the gate in `parameters` of config.pbtxt."""
     facts = {key: value for key, value in asdict(candidate.judgement).items() if key != "failures"}
     facts |= {"method": candidate.method or None, "images_per_s": candidate.images_per_s}
     return {key: round(value, 9) if isinstance(value, float) else value for key, value in facts.items()}
@@ -54,7 +54,7 @@ def as_json(candidates: list[Candidate], published: Candidate) -> dict[str, Any]
 
 
 def table(candidates: list[Candidate], published: list[Candidate]) -> Table:
-    """A row for each candidate."""
+    """One row per candidate."""
     found = Table("variant", "engine", box=None, pad_edge=False)
     for heading in ("images", "agree", "top-1", "PyTorch", "largest diff.", "neighbours", "images/s", "gate"):
         found.add_column(heading, justify="right")

@@ -71,7 +71,7 @@ def cast_first(path: Path) -> None:
 
 
 def check_graph(path: Path) -> None:
-    """Raises RepositoryError when the file is no valid ONNX, keeps weights in other files, or does more with the uint8
+    """Raises RepositoryError when the file is not valid ONNX, keeps weights in other files, or does more with the uint8
     images than cast them.
     """
     graph = onnx.load(path, load_external_data=False).graph

@@ -208,7 +208,7 @@ def _publish(
             built = onnx_file.with_suffix("")
             shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
             shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
-        # beside a plan too: another TensorRT or GPU builds its own of it
+        # with a plan too: another TensorRT or GPU builds its own from it
         shutil.copyfile(onnx_file, folder / ONNX_FILE)
         np.savez_compressed(folder / REFERENCE_FILE, **answers)
         (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")

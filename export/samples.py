@@ -1,15 +1,15 @@
-"""The real images that a graph is proven and calibrated on."""
+"""The real images on which a graph is judged and calibrated."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from deit.errors import DataError
+from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing, resize_and_crop
-from training.images import IMAGE_SUFFIXES, LabelledImages, decode, open_images
+from training.images import LabelledImages, decode, decode_file, open_images
 
 MOST_IMAGES = 512
 MOST_CALIBRATION_IMAGES = 64
@@ -36,7 +36,7 @@ def load_samples(
         count: images to judge on; up to 512 when None.
 
     Raises:
-        DataError: there are no images, or fewer than `count`.
+        DataError: fewer than `count` images, or none at all.
     """
     if path.is_dir() and (files := sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)):
         judging, calibration = _split(len(files), calibrates)
@@ -59,7 +59,7 @@ def load_samples(
 
 
 def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:
-    """Indices to judge on and to calibrate on: they have none in common."""
+    """Indices to judge on and to calibrate on, without overlap."""
     held_out = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
     return [index for index in range(count) if index not in held_out], sorted(held_out)
 
@@ -83,7 +83,7 @@ def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preproc
 
 
 def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
-    return Sample(images=np.stack([resize_and_crop(_open(file), preprocessing) for file in files]), labels=None)
+    return Sample(images=np.stack([resize_and_crop(decode_file(file), preprocessing) for file in files]), labels=None)
 
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
@@ -91,11 +91,3 @@ def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
         raise DataError(f"{path} has {found} images, {count} are asked for: add images, or lower --parity-images")
     if not found:
         raise DataError(f"{path} has no images to compare on")
-
-
-def _open(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file} cannot be decoded: {error}") from error

@@ -90,7 +90,7 @@ def _from_file(path: Path, architecture: str | None, labels: str | None) -> Sour
         state = state["model"]
     head = state.get("head.weight")
     if head is None:
-        raise CheckpointError(f"{path} has no head.weight: it is no classifier in DeiT's layout")
+        raise CheckpointError(f"{path} has no head.weight: it is not a classifier in DeiT's layout")
     model = timm.create_model(architecture, num_classes=head.shape[0])
     load_weights(model, state, source=path)
     return Source(

@@ -102,7 +102,7 @@ def _build(tensorrt: Any, onnx_file: Path, *, profiles: tuple[Profile, ...], cac
     config = builder.create_builder_config()
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, WORKSPACE_MIB * 2**20)
     config.clear_flag(tensorrt.BuilderFlag.TF32)  # on by default, with which fp32 has the precision of fp16
-    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector tells types only then
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector shows types only then
     timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
     config.set_timing_cache(timings, ignore_mismatch=False)
     _, height, width, channels = network.get_input(0).shape

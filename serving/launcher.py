@@ -31,7 +31,7 @@ from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Discovered, ServedModel, discover_models
 from serving.gateway.readiness import Readiness, in_background
-from serving.gateway.server import GatewayServer, reserve_port, serve_metrics, url_of
+from serving.gateway.server import GatewayServer, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
 from serving.settings import ServeSettings, StandaloneSettings
@@ -85,7 +85,11 @@ def serve(settings: ServeSettings) -> None:
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         admits_strangers = settings.insecure or access.keys is not None
-        listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers))
+        listener = stack.enter_context(reserve_port(settings.host, settings.port, admits_strangers=admits_strangers))
+        listeners = [listener]
+        if (port := settings.metrics_port) is not None:  # open to anyone who reaches it, as its option says
+            metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
+            listeners.append(stack.enter_context(metrics_listener))
         triton = None
         if settings.triton_url is None:
             triton = stack.enter_context(
@@ -101,7 +105,7 @@ def serve(settings: ServeSettings) -> None:
         server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
         signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
         collect_less_garbage()
-        server.run([listener])
+        server.run(listeners)
         if triton is not None and triton.failure is not None:
             raise triton.failure
     logger.info("stopped")
@@ -178,8 +182,6 @@ def gateway_server(
 ) -> GatewayServer:
     admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
-    if settings.metrics_port is not None:
-        serve_metrics(metrics, settings.host, settings.metrics_port)
     default_model = choose_default(settings.default_model, discovered.names())
     companions: list[Companion] = []
     if triton is not None:
@@ -200,7 +202,7 @@ def gateway_server(
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
-        shows_metrics=settings.metrics_port is None,
+        metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
     )
     address = url_of(listener)

@@ -16,9 +16,10 @@ logger = logging.getLogger(__name__)
 @app.command()
 @command_of(StandaloneSettings, SERVING)
 def triton(settings: StandaloneSettings) -> None:
-    """Run the embedded Triton alone, in a container of its own behind `deit serve --triton-url`.
+    """Run the embedded Triton alone, behind `deit serve --triton-url`.
 
-    It exits with status 1 when it loses a model, so that the container's restart policy starts it again.
+    It exits with status 1 when it loses a model, so that the restart policy of
+    its container starts it again.
 
     Flags override environment variables.
     """

@@ -131,7 +131,7 @@ def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
     seeds = len(difference.differences)
     what = "is right more often than" if claim.measure == "top1" else "decides as its teacher more often than"
     if seeds == 1:
-        found = f"{100 * difference.mean:+.2f} points in one seed, which tells no spread"
+        found = f"{100 * difference.mean:+.2f} points in one seed, so without a spread"
     else:
         low, high = (100 * (difference.mean + sign * difference.half_width) for sign in (-1, 1))
         found = (
@@ -195,7 +195,7 @@ def _settings(runs: Runs) -> Iterator[str]:
 
 
 def _cost(runs: Runs) -> Iterator[str]:
-    yield from ("## Time", "", "As the runs logged it, beside whatever else the machine did.", "")
+    yield from ("## Time", "", "As the runs logged it, with whatever else the machine did.", "")
     yield from _header(["arm", "training images/s, median", "training time of a run, median"], left=1)
     for arm, by_seed in runs.items():
         speeds = [line["train_images_per_s"] for run in by_seed.values() for line in run.metrics]
@@ -262,7 +262,7 @@ def _values(side: str, measure: str, runs: Runs, decided: Decided) -> list[float
 
 
 def _decisions(side: str, decided: Decided) -> list[Decisions]:
-    """Of each seed, for an arm or arm:read-out."""
+    """The decisions of each seed, for an arm or arm:read-out."""
     arm, _, readout = side.partition(":")
     decisions = []
     for of_readout in decided.students[arm].values():
@@ -292,7 +292,7 @@ def _row(*cells: str) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    """Empty for no number, such as the deviation of one seed."""
+    """Empty for NaN, such as the deviation of one seed."""
     return "" if math.isnan(value) else format(value, form)
 
 

@@ -1,4 +1,4 @@
-"""Arms of runs over the same seeds, and what their paired differences allow to be said.
+"""Arms of runs over the same seeds, and what their paired differences support.
 
 A comparison is a TOML file: a title, arms with the names of their runs (a pattern), claims such as "this arm beats that
 one", and what a paper has to say of the same matter. Equal seeds give two arms the same start, order of the images and
@@ -24,7 +24,7 @@ from training.curves import read_metrics
 Measure = Literal["top1", "teacher"]
 
 LEAST_SEEDS = 3
-"""Fewer tell too little of the spread."""
+"""Fewer say too little about the spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """That `left` is above `right`, each an arm's name or arm:read-out.
+    """The claim that `left` is above `right`, each an arm's name or arm:read-out.
 
     Attributes:
         measure: top1, or teacher: the share of the images decided as the arm's teacher does.
@@ -108,7 +108,7 @@ def read_comparison(path: Path) -> Comparison:
                     raise ValueError(f"a claim names the arm {side!r}, which is none")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is no comparison: {error}. It needs a title and [[arm]] tables with name and runs; "
+            f"{path} is not a comparison: {error}. It needs a title and [[arm]] tables with name and runs; "
             "training/recipes/miniature.toml is one"
         ) from error
     return comparison
@@ -125,7 +125,7 @@ def find_runs(comparison: Comparison, folder: Path) -> Runs:
     for arm in comparison.arms:
         runs = [TrainingRun(path.parent) for path in sorted(folder.glob(f"{arm.runs}/config.json"))]
         if not runs:
-            raise DataError(f"the arm {arm.name} has no runs: there is no {folder}/{arm.runs}")
+            raise DataError(f"the arm {arm.name} has no runs: {folder}/{arm.runs} does not exist")
         for run in runs:
             epochs = len(run.metrics) if (run.folder / "metrics.jsonl").is_file() else 0
             if epochs < run.settings["epochs"]:
@@ -180,7 +180,7 @@ class PairedDifference:
 
     @property
     def deviation(self) -> float:
-        """Sample standard deviation; no number for one seed."""
+        """Sample standard deviation; NaN for one seed."""
         return stdev(self.differences) if len(self.differences) > 1 else math.nan
 
     @property
@@ -189,10 +189,10 @@ class PairedDifference:
         return t_quantile(count - 1) * self.deviation / math.sqrt(count) if count > 1 else math.inf
 
     def verdict(self, chance: float | None) -> Literal["reproduced", "not resolved", "contradicted"]:
-        """Of the claim that left is above right.
+        """Whether the seeds support the claim that left is above right.
 
-        Resolved where the interval over at least three seeds lies on one side of zero, as all seeds do, and where so
-        unequal images are no chance of the test set: two equal differences of two seeds would leave no width at all.
+        Resolved if there are at least three seeds (two equal differences would leave the interval without a width), the
+        interval lies on one side of zero, as do all seeds, and the test set makes so many unequal images unlikely.
 
         Args:
             chance: McNemar's probability, if the claim is of images got right.
@@ -228,7 +228,7 @@ def mcnemar(left_alone: int, right_alone: int) -> float:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the latter is no number for one value."""
+    """Mean and sample standard deviation; the latter is NaN for one value."""
     return mean(values), stdev(values) if len(values) > 1 else math.nan
 
 

@@ -1,9 +1,9 @@
 """How alike the class and the distillation token are, through the layers of a distilled model.
 
-The paper (arXiv:2012.12877 section 4) tells a cosine of 0.06 between the learned tokens that grows to 0.93 at the last
-layer, but not whether the first includes the positions, nor whether the last is taken before or after the final norm
-(its authors: before self-attention, and at the end of the network, https://github.com/facebookresearch/deit/issues/111).
-So all of them are told here.
+The paper (arXiv:2012.12877 section 4) reports a cosine of 0.06 between the learned tokens that grows to 0.93 at the
+last layer, but not whether the first includes the positions, nor whether the last is taken before or after the final
+norm (its authors: before self-attention, and at the end of the network,
+https://github.com/facebookresearch/deit/issues/111). So all of them are reported here.
 """
 
 from collections.abc import Iterable
@@ -102,7 +102,7 @@ def plot_cosines(cosines: TokenCosines, title: str, path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CosinesConfig:
-    """Whose tokens to compare, and on what."""
+    """The model whose tokens to compare, and the images."""
 
     data: Annotated[Path, Option(help="Data set with a split test (or val), or one parquet or tar file.")]
     checkpoint: Annotated[str, Option(help="Checkpoint folder, or timm's tagged name, of a distilled model.")]

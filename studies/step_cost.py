@@ -66,7 +66,7 @@ class CostConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Of one loss: median time of a step in each round, and the most memory that any round held.
+    """The cost of one loss: median time of a step in each round, and the most memory that any round held.
 
     Memory is what torch allocated on a GPU, else the whole process at its peak, interpreter and libraries included.
     """
@@ -174,7 +174,7 @@ app = typer.Typer()
 @app.command()
 @command_of(CostConfig)
 def step_cost(config: CostConfig) -> None:
-    """Measure time and memory of a training step under each loss, and what it has more than one without a teacher.
+    """Measure time and memory of a training step under each loss, and the difference from a step without a teacher.
 
     A step is: teacher, student, loss, gradient, clipping, update; on random images, without a data loader.
     """

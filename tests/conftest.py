@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from deit.log import OUR_LOGGERS
+from deit.pictures import configure_pillow
 
 REPOSITORY_ROOT = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
@@ -23,6 +24,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the development data in {SHARED_DATA}, which is not part of the repository")
     return SHARED_DATA
+
+
+@pytest.fixture
+def pillow_warnings_as_served() -> None:
+    """The filters of the server, for this test: pytest restores its own after each."""
+    configure_pillow()
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -3,6 +3,8 @@
 import re
 import tomllib
 
+import pytest
+
 from serving.gateway.errors import PROBLEMS
 from tests.conftest import REPOSITORY_ROOT
 
@@ -46,7 +48,24 @@ def test_commands_of_the_makefile_that_documents_name_exist() -> None:
         assert {name for pair in named for name in pair if name} <= targets, document.name
 
 
-def test_files_that_the_architecture_names_exist() -> None:
-    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", read("docs/architecture.md"))
-    assert len(named) > 40
-    assert [name for name in named if not (REPOSITORY_ROOT / name).exists()] == []
+SERVING = ("serving/gateway", "serving/embedded")
+
+
+@pytest.mark.parametrize(
+    ("document", "folders", "at_least"),
+    [
+        ("docs/architecture.md", ("", "serving"), 40),
+        (
+            "docs/request.md",
+            ("", "serving/gateway", "serving/embedded", "serving/embedded/backends", "tests/serving/gateway"),
+            40,
+        ),
+        ("docs/maintainers.md", ("", "serving/embedded", "tests/serving/gateway"), 30),
+        ("docs/leaving-triton-2024.md", ("", "serving/embedded"), 10),
+    ],
+)
+def test_files_that_documents_name_exist(document: str, folders: tuple[str, ...], at_least: int) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+|(?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|sh|yml))`", read(document))
+    assert len(named) >= at_least
+    roots = [REPOSITORY_ROOT / folder for folder in folders]
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []

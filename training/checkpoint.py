@@ -114,7 +114,7 @@ def read_pytorch(path: Path) -> dict[str, Any]:
     """The content of a PyTorch file that holds tensors and plain data.
 
     Raises:
-        CheckpointError: it is no PyTorch file, damaged, or holds pickled code.
+        CheckpointError: it is not a PyTorch file, is damaged, or holds pickled code.
     """
     try:
         with warnings.catch_warnings():
@@ -128,7 +128,7 @@ def read_pytorch(path: Path) -> dict[str, Any]:
             "alone, best as safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is no PyTorch file, or damaged: {error}") from error
+        raise CheckpointError(f"{path} is not a PyTorch file, or is damaged: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content

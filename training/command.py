@@ -6,7 +6,7 @@ from deit.log import configure_logging
 from deit.options import command_of
 from training.config import TrainConfig
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -14,11 +14,11 @@ app = typer.Typer()
 def train(config: TrainConfig) -> None:
     """Train a teacher, or distil a DeiT student from one.
 
-    Writes RUNS/NAME: config.json (what was asked), metrics.jsonl (one line an epoch), checkpoint/ (a folder that timm
-    opens as local-dir, and that `deit export` takes), checkpoint-ema/ (with --ema-decay), tensorboard/ (event files)
-    and resume.pt (for --resume).
+    Writes to RUNS/NAME: checkpoint/ (for `deit export` and timm's local-dir),
+    metrics.jsonl (one line per epoch), config.json (the settings), resume.pt
+    (for --resume), tensorboard/ and, with --ema-decay, checkpoint-ema/.
 
-    An option that is not given is read from DEIT_TRAIN_<OPTION>, then from --preset.
+    A flag overrides the variable DEIT_TRAIN_<OPTION>, which overrides --preset.
     """
     configure_logging("text")
     from training.loop import train  # after parsing, so that --help and wrong usage need no torch

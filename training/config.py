@@ -16,7 +16,7 @@ KlReduction = Literal["batchmean", "numel"]
 
 
 def _apply_preset(context: typer.Context, name: str | None) -> str | None:
-    """Make the preset's values the defaults of this call, below flags and environment; `list` prints the presets."""
+    """Make the preset's values the defaults, below flags and environment; `list` prints the presets and exits."""
     if name == "list":
         for preset, title in preset_titles().items():
             typer.echo(f"{preset:28}{title}")

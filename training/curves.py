@@ -21,7 +21,7 @@ def read_metrics(log: Path) -> list[dict[str, float]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{log} cannot be read as a run's metrics.jsonl: {error}") from error
     if not lines or not all(isinstance(line, dict) and {"epoch", "loss"} <= line.keys() for line in lines):
-        raise DataError(f"{log} is no metrics.jsonl: each line needs an epoch and a loss")
+        raise DataError(f"{log} is not a metrics.jsonl: each line needs an epoch and a loss")
     return lines
 
 

@@ -95,7 +95,7 @@ class CorruptImages:
         self.indices: set[int] = set()
 
     def add(self, indices: Iterable[int]) -> None:
-        """Raises DataError that names some of them when they are too many."""
+        """Raises DataError, naming some of them, if there are too many."""
         new = set(indices) - self.indices
         for index in sorted(new):
             logger.warning("%s cannot be decoded and is skipped", self._images.source(index))

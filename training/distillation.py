@@ -83,7 +83,7 @@ def label_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float)
 
 
 def hard_teacher_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's decision; under mixup that is its one answer for the mixed image."""
+    """Cross-entropy with the teacher's decision, which under mixup is one label for the mixed image."""
     return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=-1))
 
 
@@ -113,7 +113,7 @@ def nkd_loss(logits: Tensor, teacher_logits: Tensor, targets: Tensor, gamma: flo
     shares = teacher_logits.softmax(dim=-1).gather(1, indices)
     target_loss = -(shares * logits.log_softmax(dim=-1).gather(1, indices)).mean()
 
-    # minus infinity takes the label out of both softmaxes; its product with the teacher's 0 would be no number
+    # minus infinity takes the label out of both softmaxes; its product with the teacher's 0 would be NaN
     is_target = F.one_hot(indices[:, 0], logits.shape[-1]).bool()
     others = (logits / temperature).masked_fill(is_target, -torch.inf).log_softmax(dim=-1).masked_fill(is_target, 0)
     teacher_others = (teacher_logits / temperature).masked_fill(is_target, -torch.inf).softmax(dim=-1)
@@ -160,7 +160,7 @@ class Objective(nn.Module):
 
 
 def check_architecture(architecture: str, model: nn.Module, distillation: Distillation, token: str) -> None:
-    """Raises TrainingError where a head would stay untrained, or the strategy's token is not in the architecture."""
+    """Raises TrainingError if a head would stay untrained, or the architecture lacks the strategy's token."""
     needs_token = distillation == "two-class-tokens" or (distillation != "none" and token == "distillation")
     if is_distilled(model) == needs_token:
         return

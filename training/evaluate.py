@@ -1,4 +1,4 @@
-"""How often a model is right, of each read-out that it offers, and how often its read-outs differ.
+"""Accuracy of each read-out of a model, and how often its read-outs differ.
 
 Read-outs: "class" always; for a distilled model also "distillation", "joint", the mean of both softmaxes (paper
 section 4, "Classification with our approach: joint classifiers"), and "joint_logit", the mean of both logits, which is
@@ -130,7 +130,7 @@ def evaluate_together(
 
 
 def readouts(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What each read-out answers for normalised images, (N, classes) each; only the order of the classes counts."""
+    """Scores of each read-out for normalised images, (N, classes) each; only the order of the classes counts."""
     class_logits, distillation_logits = head_logits(model, images)
     if distillation_logits is None:
         return {"class": class_logits}

@@ -1,4 +1,4 @@
-"""What `deit evaluate` finds out about a checkpoint."""
+"""Evaluates a checkpoint for `deit evaluate`."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class CheckpointEvaluation:
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
-    """What was found, or None in all processes of torchrun's but the first."""
+    """The report, or None in all of torchrun's processes but the first."""
     device = choose_device(config.device)
     images = open_images(config.data, "test")
     model, preprocessing, label_names = _open(config, images)
@@ -79,7 +79,7 @@ def _open(config: EvaluateConfig, images: LabelledImages) -> tuple[nn.Module, Pr
         return open_model(config.checkpoint, "--checkpoint")
     state, _ = read_weights(config.checkpoint)
     if "head.weight" not in state:
-        raise CheckpointError(f"{config.checkpoint} has no head.weight: it is no classifier in DeiT's layout")
+        raise CheckpointError(f"{config.checkpoint} has no head.weight: it is not a classifier in DeiT's layout")
     model = create_model(
         config.model, num_classes=len(state["head.weight"]), image_size=None, drop_path=0, model_args={}
     )

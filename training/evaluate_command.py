@@ -16,15 +16,15 @@ READOUT_NAMES = {
     "joint_logit": "joint logit (DeiT's code)",
 }
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 @command_of(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> None:
-    """Tell the accuracy of every read-out of a model, and where they disagree.
+    """Report the accuracy of each read-out of a model, and where they disagree.
 
-    Works under torchrun: each process takes its share of the images, and the sums are exact.
+    Works under torchrun: each process takes its share of the images.
     """
     configure_logging("text")
     from training.evaluate_checkpoint import (
@@ -32,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> None:
     )
 
     report = evaluate_checkpoint(config)
-    if report is None:  # another process tells
+    if report is None:  # another process reports
         return
     if config.output is not None:
         config.output.write_text(json.dumps(asdict(report), indent=2) + "\n")

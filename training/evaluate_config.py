@@ -16,25 +16,25 @@ class EvaluateConfig:
         Option(help="Data set with a split test (or val), one parquet or tar file, or ImageNet V2's numbered folders."),
     ]
     checkpoint: Annotated[
-        str, Option(help="Checkpoint folder, timm's tagged name, or a weights file (also DeiT's .pth) with --model.")
+        str, Option(help="Checkpoint folder, timm name with tag, or weights file (DeiT's .pth too) with --model.")
     ]
-    model: Annotated[str | None, Option(help="timm's name of the architecture of a weights file.")] = None
+    model: Annotated[str | None, Option(help="Architecture of a weights file, by its timm name.")] = None
     crop_pct: Annotated[
         float | None,
-        Option(help="Share of the shorter side that the crop keeps; the checkpoint's own unless given."),
+        Option(help="Share of the shorter side that the crop keeps. Default: the checkpoint's."),
     ] = None
     teacher: Annotated[
-        str | None, Option(help="Tell how often the teacher agrees: checkpoint folder or timm's tagged name.")
+        str | None, Option(help="Also report how often this teacher agrees: checkpoint folder or timm name with tag.")
     ] = None
-    real: Annotated[bool, Option("--real", help="Judge ImageNet's validation images by the ReaL labels as well.")] = (
-        False
-    )
+    real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
     output: Annotated[Path | None, Option(help="Write all numbers to this file, as JSON.")] = None
-    batch_size: Annotated[int, Option(min=1)] = 256
-    workers: Annotated[int, Option(min=0, help="Processes that decode.")] = 2
-    device: Annotated[str, Option(help="torch's name of the device; auto: a GPU if there is one.")] = "auto"
+    batch_size: Annotated[int, Option(min=1, help="Images computed at once. Lower it if memory runs out.")] = 256
+    workers: Annotated[
+        int, Option(min=0, help="Processes that decode. Raise it if the machine has cores to spare.")
+    ] = 2
+    device: Annotated[str, Option(help="torch device, such as cuda:1. auto: a GPU if there is one.")] = "auto"
     max_corrupt_share: Annotated[
-        float, Option(min=0, max=1, help="Share of the images that may be undecodable; they are counted and skipped.")
+        float, Option(min=0, max=1, help="Share of images that may be undecodable; they are counted and skipped.")
     ] = 0.01
 
     def __post_init__(self) -> None:

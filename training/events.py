@@ -1,4 +1,4 @@
-"""The course of a run as TensorBoard shows it: `tensorboard --logdir runs` lays all runs over each other."""
+"""The course of a run as TensorBoard shows it: `tensorboard --logdir runs` shows all runs in one plot."""
 
 import logging
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
 """ViTKD: a vision transformer learns from the features of another one (arXiv:2209.02432, https://github.com/yzd-v/cls_KD).
 
-Shallow layers are mimicked: the student's tokens, projected to the teacher's width, shall equal the teacher's. A deep
-layer is generated: random tokens of it are replaced by a mask token, and a small convnet on the grid of patches shall
-make the teacher's tokens of what is left. Class and distillation tokens take no part. What is learned here besides the
-student serves the loss alone, and ends with the run.
+Shallow layers are mimicked: the student's tokens, projected to the teacher's width, learn to equal the teacher's. A
+deep layer is generated: some of its tokens, chosen at random, are replaced by a mask token, and a small convnet on the
+grid of patches learns to make the teacher's tokens from the rest. Class and distillation tokens are left out. What is
+learned here besides the student serves the loss alone and ends with the run.
 
-The paper's formula of the generation has no division by the mask ratio, the released code has; here it is the code's.
+The released code divides the generation loss by the mask ratio, the paper's formula does not; this follows the code.
 """
 
 from dataclasses import dataclass
@@ -175,7 +175,7 @@ def _common_grid(student: nn.Module, teacher: nn.Module, taps: Taps) -> tuple[in
         if not isinstance(model, VisionTransformer) or not all(type(block) is Block for block in model.blocks):
             instead = "; --distillation nkd learns from a teacher of any kind" if role == "teacher" else ""
             raise TrainingError(
-                f"--features vitkd: the {role} {name} is no vision transformer of DeiT's kind, so that its tokens "
+                f"--features vitkd: the {role} {name} is not a vision transformer of DeiT's kind, so its tokens "
                 f"cannot be compared: take a deit or deit3 model{instead}"
             )
         if not isinstance(model.patch_drop, nn.Identity):

@@ -7,9 +7,7 @@ Layouts, all with the splits `train` and `test` (or `val`):
 - tar shards: `<split>*.tar` with `<class name>/*`, or WebDataset's pairs of image and .cls file.
 """
 
-import io
 import json
-import struct
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from deit.errors import DataError
+from deit.errors import DataError, PictureError
 from deit.labels import LABELS_FILE, read_labels
+from deit.pictures import ALL_FORMATS, IMAGE_SUFFIXES, PictureLimits, read_picture
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+LIMITS = PictureLimits(max_pixels=178_956_970, formats=ALL_FORMATS, bounds_cost=False)
+"""The files are one's own, so they may be of any kind and cost; Pillow itself opens no more pixels."""
 
 
 class LabelledImages(Protocol):
@@ -142,7 +142,7 @@ class TarImages:
                         elif member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
                             images.append((shard, member.name, member.offset_data, member.size))
             except (OSError, ValueError, tarfile.TarError) as error:
-                raise DataError(f"{shard} is no uncompressed tar file of images: {error}") from error
+                raise DataError(f"{shard} is not an uncompressed tar file of images: {error}") from error
         if indices:
             try:
                 self.label_names = read_labels(labels_file)
@@ -150,7 +150,7 @@ class TarImages:
             except (OSError, ValueError) as error:
                 raise DataError(f"{labels_file} must name the classes that the .cls files count: {error}") from error
             except KeyError as error:
-                raise DataError(f"{error.args[0][0]} has no {error.args[0][1]}.cls beside the image") from error
+                raise DataError(f"{error.args[0][0]} has no {error.args[0][1]}.cls next to the image") from error
             if labels and not 0 <= min(labels) <= max(labels) < len(self.label_names):
                 raise DataError(
                     f"{shards[0].parent} has labels from {min(labels)} to {max(labels)}, but {labels_file} names "
@@ -247,12 +247,16 @@ class SomeImages:
 
 
 def decode(images: LabelledImages, index: int) -> Image.Image:
-    """One image in RGB. Raises DataError that names it."""
+    """One image, upright and in RGB. Raises DataError that names it."""
     try:
-        image = Image.open(io.BytesIO(images.encoded(index)))
-        if image.mode == "RGB":
-            image.load()
-            return image  # `convert` would copy it
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        return read_picture(images.encoded(index), LIMITS).image
+    except (OSError, PictureError) as error:
         raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error
+
+
+def decode_file(file: Path) -> Image.Image:
+    """The image in a file, by the same rules. Raises DataError that names it."""
+    try:
+        return read_picture(file.read_bytes(), LIMITS).image
+    except (OSError, PictureError) as error:
+        raise DataError(f"{file} cannot be decoded: {error}") from error

@@ -1,6 +1,6 @@
 """Weights to start from, fitted to a model of another resolution, of other classes, of other tokens or less deep.
 
-Nothing is changed silently: each change is told, and what does not fit after them is an error. DeiT's loader drops what
+Nothing is changed silently: each change is logged, and what still does not fit is an error. DeiT's loader drops what
 does not fit and loads the rest without a word.
 """
 
@@ -80,7 +80,7 @@ def _fit_positions(
     prefix, side = _layout(positions.shape[1], 2 if "dist_token" in state else 1, spec)
     new_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     if prefix == 0 != new_prefix or new_prefix == 0 != prefix:
-        return []  # load_weights tells that the shapes differ
+        return []  # load_weights reports that the shapes differ
     changes = []
     tokens, grid = positions[:, :prefix], positions[:, prefix:]
     new_side = model.patch_embed.grid_size[0]
@@ -105,7 +105,8 @@ def _layout(positions: int, prefix_tokens: int, spec: str) -> tuple[int, int]:
         if side * side == positions - prefix:
             return prefix, side
     raise CheckpointError(
-        f"{spec} has {positions} positions, which with {prefix_tokens} prefix tokens are no square grid of patches: it "
+        f"{spec} has {positions} positions, which with {prefix_tokens} prefix tokens are not a square grid of "
+        "patches: it "
         "cannot be resized"
     )
 
@@ -128,7 +129,7 @@ def _fit_depth(state: dict[str, Tensor], depth: int) -> list[str]:
     blocks = {name: int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     given = max(blocks.values(), default=-1) + 1
     if given <= depth:
-        return []  # load_weights tells what is missing
+        return []  # load_weights reports what is missing
     for name, block in blocks.items():
         if block >= depth:
             del state[name]

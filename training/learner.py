@@ -64,7 +64,7 @@ class Learner:
         return weights if self.ema is None else {**weights, "ema": self.ema.module.state_dict()}
 
     def restore(self, weights: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `weights` gave."""
+        """Load what `weights` returned."""
         self.model.load_state_dict(weights["model"])
         if self.objective.features is not None:
             self.objective.features.load_state_dict(weights["features"])
@@ -137,7 +137,7 @@ def create_learner(
 
 
 def loss_of(config: TrainConfig) -> DistillationLoss:
-    """The loss on logits that the run asks for."""
+    """The loss on logits of the run."""
     return DistillationLoss(
         distillation=config.distillation,
         label_weight=config.label_weight,
@@ -150,7 +150,7 @@ def loss_of(config: TrainConfig) -> DistillationLoss:
 
 
 def features_of(config: TrainConfig, student: nn.Module, teacher: Teacher | None) -> ViTKD | None:
-    """The loss on features that the run asks for, if it does."""
+    """The loss on features, if the run has one."""
     if config.features == "none":
         return None
     assert teacher is not None  # TrainConfig asks for one

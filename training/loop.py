@@ -203,12 +203,12 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 if config.profile:
                     write_file(config.folder / "profile.json", json.dumps(profile.steps, indent=2) + "\n")
     if config.report and processes.is_first:
-        logger.info("%s tells how the run went", write_summary(config.folder))
+        logger.info("wrote %s, a report of the run", write_summary(config.folder))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
 
 
 def open_splits(config: TrainConfig) -> Splits:
-    """Raises DataError or TrainingError when the data set cannot be read, or does not fit the run."""
+    """The images of the run. Raises DataError or TrainingError if they cannot be read or do not fit the run."""
     train_images, test_images = open_images(config.data, "train"), open_images(config.data, "test")
     if test_images.label_names != train_images.label_names:
         raise TrainingError(f"{config.data}: train and test name different classes")
@@ -242,7 +242,7 @@ def mixing(config: TrainConfig, *, num_classes: int) -> Mixup | None:
 
 
 def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Shares, device: torch.device) -> None:
-    """What the run is made of, and the learning rate, which recipes scale in different ways."""
+    """Log what the run is made of, and the learning rate, which recipes scale in different ways."""
     logger.info(
         "%s: %.2f M parameters on %s in %s; %d training images, %d classes; teacher %s",
         config.model,
@@ -282,7 +282,7 @@ def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Sha
 def save_checkpoints(
     config: TrainConfig, learner: Learner, splits: Splits, evaluations: dict[str, Evaluation], epochs: int
 ) -> None:
-    """A folder of each model that was evaluated: the student and the average of its weights."""
+    """Save a folder for each evaluated model: the student and the average of its weights."""
     for name, evaluation in evaluations.items():
         save_checkpoint(
             config.folder / ("checkpoint" if name == "test" else "checkpoint-ema"),

@@ -131,7 +131,7 @@ class Teacher(nn.Module):
         return logits, features
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images as this model wants them."""
+        """The images as this model expects them."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")
@@ -171,7 +171,7 @@ def load_teacher(
 
 
 def open_model(spec: str, option: str) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """A trained model in evaluation mode, what it expects of an image, and the names of its classes if it tells them.
+    """A trained model in evaluation mode, what it expects of an image, and the names of its classes if it has them.
 
     Args:
         spec: a checkpoint folder or timm's tagged name.
@@ -190,7 +190,7 @@ def open_model(spec: str, option: str) -> tuple[nn.Module, Preprocessing, tuple[
 
 
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
-    """What timm knows of the images that a model of its expects."""
+    """The images that a timm model expects, as timm describes them."""
     data = timm.data.resolve_model_data_config(model)
     return Preprocessing(
         image_size=data["input_size"][1],

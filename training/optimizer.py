@@ -1,4 +1,4 @@
-"""The optimiser, and a step of it that no loss or gradient which is not finite gets into, without waiting for a GPU."""
+"""The optimiser, and a step that skips losses and gradients that are not finite without waiting for the GPU."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +17,7 @@ first step, it goes on with a momentum that was never set (torch 2.15).
 
 
 def create_optimizer(objective: nn.Module, config: TrainConfig, device: torch.device) -> Optimizer:
-    """timm's optimiser of that name; on a GPU torch's fused one, where there is such."""
+    """timm's optimiser of that name; on a GPU torch's fused one, if there is one."""
     fused = {"fused": True} if device.type == "cuda" and config.optimizer in FUSED else {}
     optimizer: Optimizer = create_optimizer_v2(
         objective, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay, **fused
@@ -61,7 +61,7 @@ def update(optimizer: Optimizer, scaler: torch.amp.GradScaler, numbers: Tensor) 
 
 
 def read_later(numbers: Tensor) -> Callable[[], list[float]]:
-    """A function that gives the numbers. Of a GPU's it waits for their copy alone, not for what was queued since."""
+    """A function that returns the numbers. On a GPU it waits only for their copy, not for what was queued since."""
     if numbers.device.type != "cuda":
         return numbers.tolist
     copy = numbers.to("cpu", non_blocking=True)

@@ -1,4 +1,4 @@
-"""Recipes as TOML files: option names with values, and where each number comes from. Ours lie in `presets/`."""
+"""Recipes as TOML files: option names with values, and where each number comes from. Ours are in `presets/`."""
 
 import tomllib
 from pathlib import Path
@@ -18,15 +18,14 @@ def preset_titles() -> dict[str, str]:
 def read_preset(name: str) -> dict[str, Any]:
     """The option values of one of our presets, or of the TOML file at a path.
 
-    Raises ValueError when there is no such preset, or it is not TOML.
+    Raises ValueError if the preset does not exist or is not TOML.
     """
     file = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
         return tomllib.loads(file.read_text())
     except OSError as error:
         raise ValueError(
-            f"--preset {name}: there is no such recipe. Ours are {', '.join(preset_titles())}; or give the path of a "
-            ".toml file"
+            f"--preset {name}: not found. Ours are {', '.join(preset_titles())}; or give the path of a .toml file"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"--preset {name}: not a TOML file: {error}") from error

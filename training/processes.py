@@ -38,7 +38,7 @@ class Processes:
         return set().union(*gathered)
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has arrived here."""
         if self.count > 1:
             dist.barrier()
 

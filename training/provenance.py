@@ -1,4 +1,4 @@
-"""What a run was made with, kept beside its settings."""
+"""What a run was made with, kept next to its settings."""
 
 import hashlib
 import os

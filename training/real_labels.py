@@ -27,7 +27,8 @@ def real_labels(images: LabelledImages) -> Tensor:
         match = NAME.search(images.file_name(index))
         if match is None or not 1 <= int(match[1]) <= len(classes):
             raise DataError(
-                f"{images.source(index)} is not named ILSVRC2012_val_00000001 and so on, which tells the image that "
+                f"{images.source(index)} is not named ILSVRC2012_val_00000001 and so on, which identifies the image "
+                "that "
                 "ReaL labels"
             )
         truth[index, classes[int(match[1]) - 1]] = True

@@ -1,4 +1,4 @@
-"""The folder of a run, and the state from which a killed or stopped run goes on.
+"""The folder of a run, and the state from which a killed or stopped run continues.
 
 Everything random follows from the seed and the place in the run (training.seeds), so no generator's state is kept: the
 weights and where the run stands are enough to repeat the uninterrupted run.
@@ -23,7 +23,7 @@ RESUME_FILE = "resume.pt"
 
 @dataclass
 class ResumeState:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         epochs_done: finished epochs.
@@ -69,7 +69,7 @@ def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[s
     if not path.is_file():
         if (config.folder / "config.json").is_file():  # it was killed in its first epoch
             return ResumeState()
-        raise TrainingError(f"--resume: {config.folder} is no run; leave --resume out to start it")
+        raise TrainingError(f"--resume: {config.folder} is not a run; leave --resume out to start one")
     content = read_pytorch(path)
     for name, value in config.settings.items():
         if content["settings"].get(name) != value:

@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     """Its index in the data set."""
     epoch: int
     place: int
-    """Of the draw in the epoch: both decide its augmentation."""
+    """Epoch and place of the draw: both decide its augmentation."""
 
 
 def epoch_order(images: int, *, seed: int, epoch: int, repeats: int) -> Tensor:

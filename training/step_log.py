@@ -1,4 +1,4 @@
-"""What the steps of an epoch found: their losses, those that were skipped, and whether somebody asked for a stop."""
+"""What the steps of an epoch found: their losses, those that were skipped, and whether a stop was requested."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from training.resume import ResumeState
 logger = logging.getLogger(__name__)
 
 SKIPPED_STEPS_LIMIT = 20
-"""Steps in a row whose loss or gradient is no number. Fewer are skipped: fp16 meets some while its scale settles."""
+"""Steps in a row without a finite loss or gradient. Fewer are skipped: fp16 meets some while its scale settles."""
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
@@ -73,7 +73,7 @@ class StepLog:
             logger.warning("step %d of epoch %d is skipped: loss %g, gradient norm %g", step, epoch + 1, loss, norm)
         if self._skipped_in_a_row == SKIPPED_STEPS_LIMIT:
             raise TrainingError(
-                f"the loss or its gradient was no number for {SKIPPED_STEPS_LIMIT} steps in a row, until step {step} "
+                f"the loss or its gradient was not finite for {SKIPPED_STEPS_LIMIT} steps in a row, until step {step} "
                 f"of epoch {epoch + 1}. {self._config.folder} keeps the state after epoch {saved_epoch}: start again "
                 "from its checkpoint with --initial-checkpoint and a lower --learning-rate"
             )

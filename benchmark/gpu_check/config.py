@@ -21,25 +21,24 @@ class GpuCheckConfig:
     images: Annotated[
         Path | None,
         Option(
-            help="Photographs: a folder of image files, or a parquet file. The steps training, export, engines, triton "
-            "and http need some, 64 or more."
+            help="Photographs, 64 or more: a folder of image files, or a parquet file. The steps training, export, "
+            "engines, "
+            "triton and http need them."
         ),
     ] = None
     checkpoint: Annotated[
         Path | None,
         Option(
-            help="Trained DeiT to export: a checkpoint folder, or a weights file of `--architecture`. Without one, the "
-            "steps export, engines, triton and http are not possible."
+            help="Trained DeiT: a checkpoint folder, or a weights file with --architecture. The steps export, engines, "
+            "triton and http need one."
         ),
     ] = None
     architecture: Annotated[
-        str | None, Option(help="timm's name of the architecture of a weights file, such as deit_tiny_patch16_224.")
+        str | None, Option(help="Architecture of a weights file by its timm name, such as deit_tiny_patch16_224.")
     ] = None
-    step: Annotated[
-        list[str] | None, Option(help=f"Run only these of the steps {', '.join(STEPS)}. Repeatable. Default: all.")
-    ] = None
+    step: Annotated[list[str] | None, Option(help=f"Step to run: {', '.join(STEPS)}. Repeatable. Default: all.")] = None
     again: Annotated[
-        bool, Option("--again", help="Repeat steps that have finished. By default a second call resumes the first.")
+        bool, Option("--again", help="Repeat finished steps. By default a second call resumes the first.")
     ] = False
     rehearse: Annotated[
         bool,

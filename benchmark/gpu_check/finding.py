@@ -22,7 +22,7 @@ class Finding:
 
     Attributes:
         name: what was looked at.
-        verdict: "measured" where there is no aim to compare with.
+        verdict: "measured" if there was nothing to compare with.
         text: the figures, or the reason.
         records: the measurements, which go into the results file.
     """

@@ -107,7 +107,7 @@ def pytorch(host: Host) -> Finding:
 
 
 def library(name: str, purpose: str) -> Finding:
-    """Whether the dynamic linker finds a library; one that is not needed everywhere is no failure."""
+    """Whether the dynamic linker finds a library. One that is not needed everywhere does not fail the step."""
     try:
         ctypes.CDLL(name)
     except OSError as error:

@@ -127,7 +127,7 @@ def prepare(model: nn.Module, side: int, cell: Variant, device: torch.device) ->
 
 @torch.inference_mode()
 def gflop_per_image(model: nn.Module, image_size: int) -> float:
-    """Of matrix products and convolutions alone, a multiplication with its addition as two operations."""
+    """Operations of the matrix products and convolutions; a multiplication with its addition counts as two."""
     shapes = copy.deepcopy(model).to("meta")
     for module in shapes.modules():
         if hasattr(module, "fused_attn"):

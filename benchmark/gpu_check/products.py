@@ -1,4 +1,4 @@
-"""The step `products`: what the GPU multiplies at most, by precision. All other rates are a share of this."""
+"""The step `products`: the fastest matrix products of the GPU, by precision. Other rates are given as a share of it."""
 
 import itertools
 from collections.abc import Callable, Iterator

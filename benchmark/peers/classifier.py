@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 
+from deit.pictures import upright_rgb
 from deit.preprocessing import Preprocessing, resize_and_crop
 
 SETTINGS = "DEIT_PEER"
@@ -56,9 +57,9 @@ class PeerClassifier:
         self._preprocessing = Preprocessing.from_json(settings.preprocessing)
 
     def pixels(self, content: bytes | bytearray | memoryview | Image.Image) -> npt.NDArray[np.uint8]:
-        """Of an image file, or of one that the server opened: uint8 (H, W, 3)."""
+        """The model's input, uint8 (H, W, 3), from an image file or from an image that the server opened."""
         image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
-        return resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"), self._preprocessing)
+        return resize_and_crop(upright_rgb(image), self._preprocessing)
 
     def answers(self, batch: list[npt.NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """The answers of this project's gateway, without names of classes."""

@@ -27,7 +27,7 @@ TUNING_S = 5.0
 CHECKED_IMAGES = 16
 # The same graph on the same pixels; batches of other sizes and other threads move the last bits of a probability.
 LARGEST_DIFFERENCE = 1e-4
-# A quantised graph scales a batch by its largest activation, so that the images beside one change its answer.
+# A quantised graph scales a batch by its largest activation, so the other images of a batch change an answer.
 LARGEST_QUANTISED_DIFFERENCE = 0.1
 
 
@@ -187,7 +187,7 @@ def figures_of(windows: Sequence[Window]) -> dict[str, object]:
 
 
 def version_of(server: str, environments: Path, environment: Environment) -> str:
-    """Of the server's package, as its environment has it."""
+    """Version of the server's package in its environment."""
     if server == OURS:
         return environment.versions["deit-server"]
     for folder in environments.glob(f"{server}/lib/python*/site-packages/{server}-*.dist-info"):

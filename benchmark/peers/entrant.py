@@ -46,7 +46,7 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What one window of load on one server told."""
+    """What one window of load on one server found."""
 
     load: Load
     server_cpu_s: float

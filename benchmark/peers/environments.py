@@ -19,7 +19,7 @@ def environment(peer: str, folder: Path) -> Path:
     """
     requirements = REQUIREMENTS / f"{peer}.txt"
     if not requirements.is_file():
-        raise BenchmarkError(f"there is no {requirements}: peers are measured from a checkout of the project")
+        raise BenchmarkError(f"{requirements} is missing: measure peers from a checkout of the project")
     home = folder / peer
     mark = home / "ready"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()

@@ -1,7 +1,7 @@
 """Ours and one peer, both up, asked in turns.
 
 The speed of a shared machine changes from minute to minute, by more than servers differ. Two windows that follow each
-other see nearly the same machine, so their ratio tells what medians over rounds cannot.
+other see nearly the same machine, so their ratio shows what medians over rounds cannot.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def side_by_side(ours: Entrant, peer: Entrant, config: PeersConfig, images: Sequ
 
 
 def figures_of_pairs(pairs: Sequence[tuple[Window, Window]]) -> dict[str, Figure]:
-    """Of windows of ours and the peer's that followed each other."""
+    """Ratio and rates from pairs of windows, ours and the peer's, that followed each other."""
     ours, peers = [our for our, _ in pairs], [peer for _, peer in pairs]
     return {
         "images_per_s": Figure.of([each.load.rate_per_s for each in ours], "images/s"),

@@ -70,7 +70,7 @@ def peer_server(
     variables = {
         **settings.to_environment(),
         "PYTHONPATH": str(CHECKOUT),
-        # none of them needs to tell anybody
+        # none of them needs reporting
         "BENTOML_DO_NOT_TRACK": "true",
         "RAY_USAGE_STATS_ENABLED": "0",
     }

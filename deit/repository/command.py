@@ -8,7 +8,7 @@ import typer
 
 from deit.errors import RepositoryError
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Repository = Annotated[
     Path, typer.Option(help="The model repository.", envvar="DEIT_MODEL_REPOSITORY", show_envvar=True)
@@ -23,7 +23,7 @@ def models() -> None:
 
 @app.command("list")
 def list_models(repository: Repository = REPOSITORY) -> None:
-    """Every model with its versions, the served ones, their precision and their backend."""
+    """List models with versions, the served ones, precision and backend."""
     from rich.console import Console
     from rich.table import Table
 
@@ -41,10 +41,10 @@ def list_models(repository: Repository = REPOSITORY) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Name of the model.")],
-    version: Annotated[int | None, typer.Option(help="A version; the served one unless given.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to show. Default: the served one.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Where a version came from, how it runs, and what the gate found when it was published."""
+    """Show where a version came from, how it runs, and what the gate found."""
     from rich.console import Console
 
     from deit.repository.layout import REPORT_TABLE
@@ -93,12 +93,13 @@ def publish(
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="Name of the model.")],
-    version: Annotated[int | None, typer.Option(help="Version to serve; the one before unless given.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to serve. Default: the one before.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Serve another version of a model, if `doctor` finds it sound.
 
-    Triton serves it from its next start on; a server with --allow-reload, from `deit models reload` on.
+    Triton serves it from its next start on; a server with --allow-reload, from
+    `deit models reload` on.
     """
     from deit.repository.doctor import newest_sound, rollback_command
     from deit.repository.models import find_model, listed, read_served, version_numbers
@@ -126,8 +127,9 @@ def reload(
 ) -> None:
     """Let a running server serve what its model repository holds now.
 
-    No request fails: the old versions answer until the new ones have proven that they can. A version that does not is
-    refused, and the old one serves on. Exit status: 0 done, 1 a model was refused.
+    No request fails: old versions answer until the new ones have shown that
+    they can. A version that cannot is refused, and the old one keeps serving.
+    Exit status: 0 done, 1 a model was refused.
     """
     from deit.control import command_server
 
@@ -138,13 +140,13 @@ def reload(
         typer.echo(f"{change['model']}: {change['outcome']}{served}{reason}")
     refused = [change["model"] for change in changes if change["outcome"] == "refused"]
     if refused:
-        raise RepositoryError(f"refused: {', '.join(refused)}; what was served before is served on")
+        raise RepositoryError(f"refused: {', '.join(refused)}; the versions served before stay")
 
 
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(help="Name of the model.")],
-    version: Annotated[int | None, typer.Option(help="Only this version; the whole model unless given.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to remove. Default: the whole model.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Remove a version that is not served, or a whole model."""
@@ -160,7 +162,7 @@ def doctor(
         str | None, typer.Option(help="Version of the TensorRT that will load plans, such as 11.1.0.")
     ] = None,
 ) -> None:
-    """Say what is wrong with a repository, and what to do. Exit status 1 when something is."""
+    """Check a repository: what is wrong, and what to do. Exit status 1 if anything is."""
     from deit.repository.doctor import examine
 
     findings = examine(repository, tensorrt=tensorrt)

@@ -30,7 +30,8 @@ from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE, release_of
 PYTHON_BACKENDS = {"onnxruntime": "serving", "openvino": "openvino"}
 """Backends of the embedded Triton that import the Python package of their name, with the extra that brings it."""
 
-# In a TensorProto the entry `location` of external_data, field 13: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+# In a TensorProto the entry `location` of external_data, field 13:
+# https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 EXTERNAL_WEIGHTS = re.compile(rb"\x6a.{1,2}\x0a\x08location\x12", re.DOTALL)
 
 

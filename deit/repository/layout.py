@@ -17,7 +17,7 @@ REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
 
 REFERENCE_FILE = "reference.npz"
 """In a version's folder: `images`, uint8 (N, H, W, 3), and what PyTorch answers to them by the name of each output,
-float32 (N, classes). Whoever runs the version elsewhere, such as a plan on another GPU, compares with it first.
+float32 (N, classes). To run the version elsewhere, such as a plan on another GPU, compare with it first.
 """
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")

@@ -99,7 +99,7 @@ class ModelVersion:
 
     @property
     def precision(self) -> str:
-        """Of the arithmetic in the graph, such as "fp32"; "unknown" without a provenance."""
+        """The precision of the graph's arithmetic, such as "fp32"; "unknown" without a provenance."""
         return self.provenance.precision if self.provenance else "unknown"
 
     @property
@@ -135,7 +135,7 @@ def published_version(model: Path, number: int) -> ModelVersion:
     """A version with its own config.pbtxt, which holds what it was published with.
 
     Raises:
-        RepositoryError: there is no such version, or it has no configuration, as in a repository made by hand.
+        RepositoryError: the version does not exist, or has no configuration, as in a repository made by hand.
     """
     file = model / str(number) / CONFIG_FILE
     if number not in version_numbers(model):
@@ -152,7 +152,7 @@ def read_served(model: Path) -> tuple[model_config_pb2.ModelConfig, tuple[int, .
     """The model's config.pbtxt and the versions that Triton serves by it, oldest first; perhaps none.
 
     Raises:
-        RepositoryError: there is no configuration, or it cannot be read.
+        RepositoryError: the configuration is missing or cannot be read.
     """
     config = read_config(model / CONFIG_FILE)
     return config, chosen_versions(config, version_numbers(model))

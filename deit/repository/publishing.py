@@ -2,7 +2,7 @@
 
 config.pbtxt names the version that Triton serves (`version_policy { specific }`), and each version keeps the
 configuration that it was published with. So publishing and rolling back end with one rename, that of config.pbtxt:
-whoever reads, or a Triton that loads at that moment, gets the old version with its configuration or the new one with
+a reader, or a Triton that loads at that moment, gets the old version with its configuration or the new one with
 its own. With Triton's usual policy `latest`, the new version would run for a moment with the old configuration.
 """
 
@@ -98,7 +98,7 @@ def serve_version(repository: Path, name: str, number: int) -> None:
     """Make Triton serve this version from its next load on, with the configuration that it was published with.
 
     Raises:
-        RepositoryError: there is no such version, it is not sound, or it was made by hand and has no configuration.
+        RepositoryError: the version does not exist, has a fault, or was made by hand and has no configuration.
     """
     model = find_model(repository, name)
     with writing(repository), _explain_unwritable(model):
@@ -114,7 +114,7 @@ def remove(repository: Path, name: str, number: int | None = None) -> None:
     """Remove a version, or the whole model: it disappears by one rename, then its files are deleted.
 
     Raises:
-        RepositoryError: there is no such model or version, or the version is served.
+        RepositoryError: the model or version does not exist, or the version is served.
     """
     model = find_model(repository, name)
     with writing(repository) as staging, _explain_unwritable(model):

@@ -44,7 +44,7 @@ BUILD_TIMEOUT_S = 3600
 BUILT_FILE = "built.json"
 """In a model's folder: the machine and the model that it was made for and from."""
 
-# What `deit export` publishes for processors unless it is told otherwise, and for GPUs: export/config_pbtxt.py.
+# What `deit export` publishes by default for processors, and for GPUs: export/config_pbtxt.py.
 BATCH, QUEUE = (32, 128), (256, 4096)
 
 
@@ -64,7 +64,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Tools:
-    """Of NVIDIA's image. Attributes: cache: the file with what TensorRT measured."""
+    """The tools in NVIDIA's image. Attributes: cache: the file with what TensorRT measured."""
 
     trtexec: str
     tritonserver: Sequence[str]
@@ -121,7 +121,7 @@ def find_machine(libraries: Path) -> Machine:
     if not gpus:
         raise SystemExit("nvidia-smi finds no GPU: start the container with its GPUs, or take the stack for CPUs")
     if not releases:
-        raise SystemExit(f"there is no TensorRT in {libraries}: take NVIDIA's Triton image")
+        raise SystemExit(f"TensorRT is not in {libraries}: take NVIDIA's Triton image")
     return Machine(tensorrt=release_of(releases[-1]), gpus=gpus)
 
 
@@ -306,7 +306,7 @@ def swap(new: Path, repository: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Of several that start at once the first builds, and the others find it built."""
+    """If several containers start at once, the first builds and the others find the result."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Whether a model in Triton answers as PyTorch did, on the images that `deit export` put beside each version.
+"""Whether a model in Triton answers as PyTorch did, on the images that `deit export` put next to each version.
 
 Standard library only: nothing of ours is in NVIDIA's image.
 """

@@ -1,9 +1,9 @@
-"""Draws the panels of the dashboard from a running Prometheus, where there is no Grafana to show them.
+"""Draws the panels of the dashboard from a running Prometheus, for machines without Grafana.
 
     deploy/grafana/render.py --minutes 10 --output docs/images/dashboard.png
 
-It asks the Prometheus of `docker compose --profile observability` for the dashboard's own queries. What it draws is no
-screenshot of Grafana: only the queries, titles, units and places are the dashboard's.
+It asks the Prometheus of `docker compose --profile observability` for the dashboard's own queries. The result is
+not a screenshot of Grafana: only queries, titles, units and positions are the dashboard's.
 """
 
 import argparse

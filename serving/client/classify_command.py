@@ -25,7 +25,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """Of one file: the answer, or why there is none."""
+    """What came of one file: the answer, or why there is none."""
 
     file: str
     answer: Classification | None
@@ -42,24 +42,30 @@ def classify(
         list[str],
         typer.Argument(help="Pictures, folders (with everything below), and patterns such as 'holiday/**/*.jpg'."),
     ],
-    url: Annotated[str, typer.Option(envvar="DEIT_URL", help="Where `deit serve` listens.")] = DEFAULT_URL,
-    model: Annotated[str | None, typer.Option(help="Name of a model; without it, the server's default.")] = None,
-    version: Annotated[str | None, typer.Option(help="Version of the model; without it, the newest.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many predictions for each picture.")] = 1,
+    url: Annotated[str, typer.Option(envvar="DEIT_URL", help="Address of the server.")] = DEFAULT_URL,
+    model: Annotated[str | None, typer.Option(help="Name of the model. Default: the server's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the model. Default: the newest.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Predictions per picture, best first.")] = 1,
     min_probability: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out less probable classes.")
     ] = None,
-    heads: Annotated[bool, typer.Option("--heads", help="Tell whether both heads agree, and how far apart.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON object a line.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, a row for each prediction.")] = False,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Also show whether both heads agree, and how far apart they are.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, one row per prediction.")] = False,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Pictures at once. The server says when it is too many; lower it on a slow line.")
+        int,
+        typer.Option(
+            min=1, help="Requests in flight. Lower it on a slow connection; a busy server slows the command by itself."
+        ),
     ] = 8,
 ) -> None:
     """Classify pictures with a running server.
 
-    The answers come in the order of the files. A key, where one is asked for, is taken from DEIT_API_KEY. Exit status:
-    0 every picture was classified, 1 some were not, 2 wrong usage.
+    Answers come in the order of the files. DEIT_API_KEY holds the key, if the
+    server needs one. Exit status: 0 every picture was classified, 1 some were
+    not, 2 wrong usage.
     """
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv are two formats; choose one")
@@ -81,7 +87,7 @@ def find(given: str) -> Iterator[Path]:
     matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(given, recursive=True))  # noqa: PTH207
     pictures = sorted(match for match in matches if match.is_file() and match.suffix.lower() in SUFFIXES)
     if not pictures:
-        what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "there is no such file"
+        what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
         raise typer.BadParameter(f"{given}: {what}")
     yield from pictures
 

@@ -177,4 +177,4 @@ def _body(response: httpx.Response) -> Any:
         problem = response.json()
         name = problem["type"].rpartition("/")[2]
         raise Refused(response.status_code, name, problem["title"], problem["detail"])
-    raise Refused(response.status_code, "unknown", f"HTTP {response.status_code}", "this is no answer of the gateway")
+    raise Refused(response.status_code, "unknown", f"HTTP {response.status_code}", "not an answer of the gateway")

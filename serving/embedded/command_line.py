@@ -55,7 +55,7 @@ def triton_options(
 
     Args:
         host: address of gRPC and metrics; HTTP stays on loopback.
-        control_key: what whoever loads and unloads models must know; None when nobody may.
+        control_key: the key to load and unload models with; None when nobody may.
         traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
     """
     options = {

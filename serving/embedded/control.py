@@ -1,6 +1,7 @@
 """The server's half of `deit/control.py`: commands on a Unix socket, in a folder that only its user may enter."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -48,12 +49,12 @@ async def control_server(path: Path, answer: Callable[[str], Awaitable[Reply]]) 
     """Answers commands while the block runs, each on a connection of its own."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            command = (await reader.readline()).decode(errors="replace").strip()
-            writer.write(json.dumps(await answer(command)).encode() + b"\n")
-            await writer.drain()
-        finally:
-            writer.close()
+        with contextlib.suppress(ConnectionError, ValueError):  # it left early, or sent a line without end
+            line = await reader.readline()
+            if line.endswith(b"\n"):
+                writer.write(json.dumps(await answer(line.decode(errors="replace").strip())).encode() + b"\n")
+                await writer.drain()
+        writer.close()
 
     server = await asyncio.start_unix_server(converse, path)
     try:

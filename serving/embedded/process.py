@@ -96,9 +96,9 @@ class TritonProcess:
         return not self._is_stopping and self._process.poll() is not None
 
     def ailment(self) -> "Ailment | None":
-        """What the kernel knows of Triton and its stubs, and Triton's own health does not tell. To be asked repeatedly.
+        """What the kernel knows of Triton and its stubs, and Triton's own health does not show. To be asked repeatedly.
 
-        A stub that ended well is no ailment: its model was unloaded. Neither is one that Triton has ended itself: it
+        A stub that ended well is none: its model was unloaded. Neither is one that Triton has ended itself: it
         will be gone by the next time.
         """
         suspects, self._suspects = self._suspects, set()

@@ -39,12 +39,10 @@ def close_shared_memory() -> None:
     Triton makes it readable for all, whatever the umask: Boost.Interprocess sets the mode itself. To be called often,
     because a region is there before its model is ready, and no picture is in it yet.
     """
-    with os.scandir(SHARED_MEMORY) as regions:
-        for region in regions:
-            if region.name.startswith(shared_memory_prefix()):
-                with contextlib.suppress(FileNotFoundError):  # its model was unloaded meanwhile
-                    if region.stat().st_mode & 0o077:
-                        Path(region.path).chmod(0o600)
+    for region in SHARED_MEMORY.glob(f"{shared_memory_prefix()}*"):
+        with contextlib.suppress(FileNotFoundError):  # its model was unloaded meanwhile
+            if region.stat().st_mode & 0o077:
+                region.chmod(0o600)
 
 
 def shared_memory_prefix() -> str:

@@ -23,7 +23,7 @@ class Offer:
 
     Attributes:
         versions: those that the model's version policy chooses, oldest first.
-        files: name, inode and time of their files and of those beside them; another value means other contents.
+        files: name, inode and time of their files and of those next to them; another value means other contents.
     """
 
     config: model_config_pb2.ModelConfig

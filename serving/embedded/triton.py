@@ -57,7 +57,7 @@ class EmbeddedTriton:
         process: the current one.
         snapshot: the model repository as this Triton sees it.
         offers: what of each model it was shown last.
-        control_headers: what it asks of whoever loads models; empty when nobody may.
+        control_headers: gRPC headers that loading models needs; empty when nobody may.
         failure: why it was given up, once it was.
     """
 

@@ -71,7 +71,7 @@ class TritonWheel:
         shutil.copy(CUDA_PROVIDER, folder / "onnxruntime")
 
     def environment(self) -> dict[str, str]:
-        """Of the Triton process: this process's own, with what the Python stub needs to find this interpreter."""
+        """Environment for Triton: this process's own, with what the Python stub needs to find this interpreter."""
         environment = dict(os.environ)
         # The stub embeds Python, which finds its standard library through the `python3` that comes first in PATH.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])

@@ -39,7 +39,7 @@ def start_guard(leader_pid: int) -> None:
     if (child := os.fork()) == 0:
         if os.fork() == 0:
             null = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):  # whoever reads the leader's output waits for its end
+            for stream in range(3):  # a reader of the leader's output waits for its end
                 os.dup2(null, stream)
             select.select([leader], [], [])
             time.sleep(STUBS_END_S)

@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from serving.gateway.declared_size import LARGE_PIXELS
 from serving.gateway.errors import Draining, Overloaded
 from serving.settings import Limits
 
 logger = logging.getLogger(__name__)
+
+LARGE_PIXELS = 4_000_000
+"""From here on an image is large: it may have to wait, or be refused, so that others need not."""
 
 # Of one request, so that a form with many images leaves room for others.
 IMAGES_AT_ONCE = 8
@@ -32,7 +34,7 @@ MAX_IMAGE_LIMIT = 4096.0
 GROWTH_PER_IMAGE = 0.1
 DEEPEST_CUT = 0.5
 
-# Of max_wait_s: what takes longer lets the limit stand. It is the slowest images that shall keep within max_wait_s, not
+# Of max_wait_s: what takes longer lets the limit stand. The slowest images must keep within max_wait_s, not
 # the median: when the limit grew up to max_wait_s itself, one image of a hundred took twice as long.
 GROWTH_BELOW = 0.6
 
@@ -135,7 +137,7 @@ class Admission:
 
     @property
     def image_limit(self) -> int:
-        """Of small images."""
+        """The limit on small images."""
         return int(self._small.limit)
 
     def stop(self) -> None:

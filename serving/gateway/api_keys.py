@@ -16,7 +16,7 @@ from deit.errors import ServingError
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE = "DEIT_API_KEYS"
-"""Keys themselves, separated by commas. There is no option for it: a command line can be read by every local user."""
+"""Keys themselves, separated by commas. It is not an option, because every local user can read a command line."""
 
 MIN_KEY_CHARACTERS = 20
 
@@ -25,7 +25,7 @@ LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})
 
 @dataclass
 class ApiKeys:
-    """SHA-256 by the name of the key; names are for logs and limits, and are no secret. Replaced whole by `reload`."""
+    """SHA-256 by the name of the key; names are for logs and limits, not secret. Replaced whole by `reload`."""
 
     digests: Mapping[str, bytes]
 
@@ -76,7 +76,7 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
         if file is None and from_environment is None:
             return None
         raise ServingError(
-            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md tells how), or leave it out"
+            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md says how), or leave it out"
         )
     return ApiKeys(digests)
 

@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -34,6 +35,7 @@ from serving.gateway.errors import (
 )
 from serving.gateway.following import following
 from serving.gateway.metrics import Metrics
+from serving.gateway.metrics_port import MetricsPort
 from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness, in_background
@@ -74,7 +76,7 @@ def create_app(
     metrics: Metrics,
     tracing: Tracing | None = None,
     companions: Sequence[Companion] = (),
-    shows_metrics: bool = True,
+    metrics_port: int | None = None,
     logs_requests: bool = True,
 ) -> FastAPI:
     """The application for the Tritons at these addresses.
@@ -82,7 +84,7 @@ def create_app(
     Args:
         models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
         broken: why it does not serve others, by name.
-        companions: what runs beside the lone Triton.
+        companions: what runs alongside the lone Triton.
     """
 
     @asynccontextmanager
@@ -97,7 +99,7 @@ def create_app(
             admission=admission,
             classifier=Classifier(tritons, decoder),
             decoder=decoder,
-            shows_metrics=shows_metrics,
+            shows_metrics=metrics_port is None,
         )
         await decoder.start()
         async with contextlib.AsyncExitStack() as stack:
@@ -105,7 +107,7 @@ def create_app(
                 await stack.enter_async_context(following(triton_urls, tritons))
             else:
                 stack.push_async_callback(lone.client.close)
-                await lone.readiness.ask()  # /readyz tells the truth from the first request on
+                await lone.readiness.ask()  # /readyz is right from the first request on
                 await stack.enter_async_context(in_background(lone.readiness.watch()))
                 for companion in companions:
                     await stack.enter_async_context(companion(lone.readiness))
@@ -119,9 +121,9 @@ def create_app(
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
         lifespan=lifespan,
+        redirect_slashes=False,  # it would redirect to whatever stands in Host
         docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
         redoc_url=None,
-        redirect_slashes=False,  # to an address that the caller's Host header names
     )
     app.state.metrics = metrics
     app.include_router(router)
@@ -130,7 +132,32 @@ def create_app(
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    # The last one added is the outermost.
+    _add_middleware(
+        app,
+        limits=limits,
+        access=access,
+        admission=admission,
+        metrics=metrics,
+        metrics_port=metrics_port,
+        tracing=tracing,
+        logs_requests=logs_requests,
+    )
+    _describe_keys(app, asks_for_keys=access.keys is not None)
+    return app
+
+
+def _add_middleware(
+    app: FastAPI,
+    *,
+    limits: Limits,
+    access: Access,
+    admission: Admission,
+    metrics: Metrics,
+    metrics_port: int | None,
+    tracing: Tracing | None,
+    logs_requests: bool,
+) -> None:
+    """From the innermost to the outermost, which is the last one added."""
     app.add_middleware(AdmissionControl, admission=admission, path=CLASSIFY)
     app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
     if access.keys is not None:
@@ -143,6 +170,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
+    if metrics_port is not None:
+        app.add_middleware(MetricsPort, metrics=metrics, port=metrics_port)
     app.add_middleware(
         RequestEnvelope,
         metrics=metrics,
@@ -150,8 +179,6 @@ def create_app(
         logs_requests=logs_requests,
         trusted_proxies=access.trusted_proxies,
     )
-    _describe_keys(app, asks_for_keys=access.keys is not None)
-    return app
 
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
@@ -169,14 +196,19 @@ async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse
     return InvalidParameter(found, errors=errors).response()
 
 
-async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, wrong method."""
     assert isinstance(error, HTTPException)
-    path = request.url.path[:100]
+    path: str = request.scope["path"]
     if error.status_code == 404:
-        return NotFound(f"there is nothing at {path}").response()
+        name = path.removesuffix("/").rpartition("/")[2]
+        if name and path.endswith("/"):
+            # Relative, so that host, scheme and whatever a proxy puts in front stay as the client knows them.
+            query = request.scope["query_string"].decode("latin-1")
+            return RedirectResponse(f"../{quote(name)}{'?' if query else ''}{query}", 307)
+        return NotFound(f"there is nothing at {path[:100]}").response()
     if error.status_code == 405:
-        response = MethodNotAllowed(f"{path} does not take {request.method}").response()
+        response = MethodNotAllowed(f"{path[:100]} does not take {request.method}").response()
         response.headers.update(error.headers or {})  # Allow
         return response
     return MalformedRequest(str(error.detail)).response()

@@ -1,5 +1,6 @@
 """Asks for a key before anything of the body is read, and limits how often each key asks."""
 
+import asyncio
 import math
 import time
 
@@ -10,9 +11,12 @@ from serving.gateway.api_keys import ApiKeys
 from serving.gateway.errors import Problem, RateLimited, Unauthorized
 from serving.gateway.record import record_of
 
-# What tells nothing of models or traffic: health, the page without answers, the explanation of the API.
+# What reveals nothing about models or traffic: health, the page without answers, the description of the API.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/problems/")
+
+WRONG_KEY_S = 0.5
+"""What the answer to a wrong key waits, so that a connection can try two a second."""
 
 # For OpenAPI: either will do.
 KEY_SCHEMES = {
@@ -58,18 +62,19 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_open(scope["path"]):
             try:
-                record_of(scope).key_name = self._check(scope)
+                record_of(scope).key_name = await self._check(scope)
             except Problem as problem:
                 await problem.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> str:
+    async def _check(self, scope: Scope) -> str:
         key = given_key(Headers(scope=scope))
         if key is None:
             raise Unauthorized("the request has no key; send it as: Authorization: Bearer KEY")
         name = self._keys.name_of(key)
         if name is None:
+            await asyncio.sleep(WRONG_KEY_S)
             raise Unauthorized("the key is not known here")
         if self._rate_limit is not None and scope["path"] == self._limited_path:
             wait_s = self._buckets.setdefault(name, TokenBucket(self._rate_limit)).wait_s()

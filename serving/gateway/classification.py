@@ -9,14 +9,16 @@ import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
 from serving.gateway.deadline import Deadline
-from serving.gateway.decoder import Decoder, ModelInput
+from serving.gateway.decoder import Decoder
+from serving.gateway.decoder_handle import ModelInput
 from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
 from serving.gateway.models import ServedModel
-from serving.gateway.pixels import as_png
+from serving.gateway.png import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
 from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged
 from serving.gateway.tritons import Tritons
+from serving.gateway.uploads import Upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +61,16 @@ class Classifier:
         self._decoder = decoder
 
     async def answer(
-        self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord
+        self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
     ) -> ImageAnswer:
         """The answer for one image.
 
         Raises:
             Problem: the image is refused, or the model gives no answer in time.
         """
-        if not content:
+        if not upload.content:
             raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG or WebP")
-        asked = await self._ask(content, question, deadline=deadline, record=record)
+        asked = await self._ask(upload, question, deadline=deadline, record=record)
         answer, labels = asked.answer, asked.model.labels
         top_k = min(question.top_k, len(labels))
         heads = None if answer.heads is None else compare(*answer.heads, labels, top_k)
@@ -88,7 +90,7 @@ class Classifier:
         )
 
     async def _ask(
-        self, content: bytes, question: Question, *, deadline: Deadline, record: RequestRecord
+        self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
     ) -> AnsweredImage:
         """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
 
@@ -103,7 +105,7 @@ class Classifier:
             if question.with_heads and not model.has_heads:
                 raise InvalidParameter(f"the model {model.name} has one head; leave heads out")
             if prepared is None or prepared[0] != model.preprocessing:
-                prepared = model.preprocessing, await self._decode(content, model.preprocessing, deadline)
+                prepared = model.preprocessing, await self._decode(upload, model.preprocessing, deadline)
                 record.trace_stages(prepared[1].stages_s)
                 asked_s = time.monotonic()
             triton = self._tritons.pick(model, besides=failed)
@@ -129,10 +131,10 @@ class Classifier:
             stages_s = {**prepared[1].stages_s, "model": time.monotonic() - asked_s}
             return AnsweredImage(model, prepared[1].pixels, answer, stages_s)
 
-    async def _decode(self, content: bytes, preprocessing: Preprocessing, deadline: Deadline) -> ModelInput:
+    async def _decode(self, upload: Upload, preprocessing: Preprocessing, deadline: Deadline) -> ModelInput:
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                return await self._decoder.model_input(content, preprocessing)
+                return await self._decoder.model_input(upload.content, preprocessing, header=upload.header)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"

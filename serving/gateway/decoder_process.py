@@ -1,8 +1,8 @@
 """A process that decodes one image after the other, for the gateway: `python -m serving.gateway.decoder_process ...`
 
 What a picture can do to the C code that reads it ends here: in a crash, in a limit on memory, in a limit on processor
-time. Uploads and pixels lie in memory that both processes share. On a socket go messages: the size of an upload, how to
-decode it and the preprocessing, and back in JSON how long that took, or the problem.
+time. Uploads and pixels lie in memory that both processes share. On a socket go messages: the size of an upload, its
+header, how to decode it and the preprocessing, and back in JSON how long that took, or the problem.
 The end of the socket is the end of the process, so none outlives its gateway.
 """
 
@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deit.errors import PictureError
+from deit.picture_header import Header
+from deit.pictures import PictureLimits, configure_pillow, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
 from serving.gateway.errors import ImageTooComplex, Internal, Problem
-from serving.gateway.images import configure_pillow, decode
 
 MESSAGE_BYTES = 2**16
 
@@ -36,18 +38,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_pillow()
     limit_resources(given.memory_limit)
+    limits = PictureLimits(max_pixels=given.max_pixels)
     with socket.socket(fileno=given.socket) as connection, mmap.mmap(given.region, 0) as region:
         connection.send(b"{}")  # ready
         while message := connection.recv(MESSAGE_BYTES):
             # By processor time, because other work on the machine is not the image's fault. SIGPROF ends the process.
             signal.setitimer(signal.ITIMER_PROF, given.cpu_limit_s)
-            reply = answer(message, region, given.max_pixels)
+            reply = answer(message, region, limits)
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.send(json.dumps(reply).encode())
 
 
 def limit_resources(memory_bytes: int) -> None:
-    with contextlib.suppress(OSError):  # when memory runs out, the kernel shall take a decoder, not the gateway
+    with contextlib.suppress(OSError):  # when memory runs out, the kernel should kill a decoder, not the gateway
         Path("/proc/self/oom_score_adj").write_text("1000")
     used_bytes = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
     limits = {
@@ -60,25 +63,27 @@ def limit_resources(memory_bytes: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def question(size: int, mode: str, preprocessing: Preprocessing) -> bytes:
+def question(size: int, header: Header, mode: str, preprocessing: Preprocessing) -> bytes:
     """What to do with the upload of `size` bytes that lies in the region."""
-    return f"{size} {mode} {written(preprocessing)}".encode()
+    return f"{size} {json.dumps(header, separators=(',', ':'))} {mode} {written(preprocessing)}".encode()
 
 
-def answer(asked: bytes, region: mmap.mmap, max_pixels: int) -> dict[str, Any]:
+def answer(asked: bytes, region: mmap.mmap, limits: PictureLimits) -> dict[str, Any]:
     """Decode the upload at the start of the region, and put the pixels in its place."""
     started_s = time.monotonic()
     try:
-        size, mode, preprocessing_json = asked.split(b" ", 2)
+        size, header, mode, preprocessing_json = asked.split(b" ", 3)
         preprocessing = read_preprocessing(preprocessing_json)
         is_fast = mode == b"fast"
         shorter_px = preprocessing.resize_px if is_fast else None
-        picture = decode(region[: int(size)], max_pixels, shorter_px=shorter_px)
+        picture = read_picture(region[: int(size)], limits, header=Header(*json.loads(header)), shorter_px=shorter_px)
         decoded_s = time.monotonic()
         pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size, only_window=is_fast)
         if pixels.nbytes > len(region):
             raise Internal(f"{pixels.nbytes} bytes of pixels do not fit into the {len(region)} that are shared")
         region[: pixels.nbytes] = pixels.data.cast("B")
+    except PictureError as error:
+        return {"problem": error.refusal, "detail": str(error)}
     except Problem as problem:
         return {"problem": problem.name, "detail": problem.detail}
     except MemoryError:

@@ -4,6 +4,8 @@ A problem's `type` is stable and resolves on the gateway itself: GET /problems/i
 says what was found this time, in words for the caller; it holds nothing internal.
 """
 
+import http
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -57,6 +59,19 @@ class Problem(Exception):
     def response(self) -> "ProblemResponse":
         return ProblemResponse(self)
 
+    def raw_response(self) -> bytes:
+        """HTTP/1.1, for a connection that ends with it and whose request no application has seen."""
+        body = json.dumps(self.body()).encode()
+        lines = [
+            f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}",
+            f"content-type: {MEDIA_TYPE}",
+            f"content-length: {len(body)}",
+            *(f"{name.lower()}: {value}" for name, value in self.response_headers().items() if name != "Connection"),
+            "x-content-type-options: nosniff",
+            "connection: close",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
 
 class ProblemResponse(JSONResponse):
     """The answer; it also writes down in the request's record which problem it was."""
@@ -77,7 +92,7 @@ class MalformedRequest(Problem):
 
 
 class Unauthorized(Problem):
-    """The request has no key, or one that is not known here. Ask whoever runs the server for one."""
+    """The request has no key, or an unknown one. Ask the operator of the server for one."""
 
     status, name, title = 401, "unauthorized", "A key is needed"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}

@@ -18,6 +18,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.client_address import Network, client_address
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
+from serving.gateway.metrics_port import METRICS
 from serving.gateway.record import RequestRecord
 from serving.gateway.refusals import Refusals
 from serving.gateway.tracing import Tracing
@@ -31,7 +32,7 @@ CLIENT_LEFT = 499
 """In metrics and logs, as nginx has it; nobody is there to read an answer."""
 
 # Asked every few seconds by machines.
-UNLOGGED_ROUTES = ("/healthz", "/readyz", "/metrics")
+UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS)
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
@@ -73,6 +74,8 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server, which has its own scope, leaves the body out
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -125,7 +128,8 @@ class RequestEnvelope:
 
 def route_of(scope: Scope) -> str:
     """The path as it was declared, so that there are few; "other" for what leads nowhere."""
-    return getattr(scope.get("route"), "path", "") or (scope["path"] if scope["path"] == CLASSIFY else "other")
+    declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
+    return declared or (scope["path"] if scope["path"] in (CLASSIFY, METRICS) else "other")
 
 
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:

@@ -62,7 +62,7 @@ class ServedModel:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one image, (H, W, 3)."""
+        """The shape of one image, (H, W, 3)."""
         return (self.preprocessing.image_size, self.preprocessing.image_size, 3)
 
 
@@ -87,7 +87,7 @@ def discover_models(url: str, control_headers: dict[str, str] | None = None) -> 
         control_headers: what a Triton with a restricted protocol `model-repository` asks for.
 
     Raises:
-        ServingError: Triton cannot be reached, or there is no model that can be served.
+        ServingError: Triton cannot be reached, or it has no model that can be served.
     """
     models: dict[str, ServedModel] = {}
     try:
@@ -188,7 +188,7 @@ def _read_labels(
     """Class names in index order, from one inference that asks for all classes as `value:index:label`.
 
     Raises:
-        ServingError: the values are no probabilities, or a class has no name.
+        ServingError: the values are not probabilities, or a class has no name.
     """
     images = np.zeros((1, image_size, image_size, 3), np.uint8)
     result = client.infer(

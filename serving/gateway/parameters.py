@@ -1,4 +1,4 @@
-"""What a caller may ask of /classify beside the image, in the query.
+"""What a caller may ask of /classify in the query.
 
 A model of pydantic instead of parameters of FastAPI's: resolving those one by one took a fifth of the time that the
 gateway spends in Python on a request.
@@ -14,7 +14,7 @@ from serving.gateway.deadline import HEADER
 
 
 class Parameters(BaseModel):
-    """Of one request, for all its images. Unknown ones are ignored, and of repeated ones the last counts."""
+    """The parameters of one request, for all its images. Unknown ones are ignored; of repeated ones the last counts."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -7,17 +7,15 @@ state of a connection has an end and a size, and what two servers could read in 
 """
 
 import asyncio
-import http
-import json
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.gateway.ambiguity import ambiguity
+from serving.gateway.crowd import Stage, dispensable
 from serving.gateway.errors import (
-    MEDIA_TYPE,
     HeadersTooLarge,
     HeaderTimeout,
     MalformedRequest,
@@ -26,6 +24,7 @@ from serving.gateway.errors import (
     Problem,
     UrlTooLong,
 )
+from serving.gateway.pipeline_flow import PipelineFlow
 
 MAX_CONNECTIONS = 512
 MAX_URL_BYTES = 8 * 2**10
@@ -57,6 +56,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.address = ""
+        self.since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading_header = True
         self._is_in_header = False
@@ -71,10 +72,35 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = PipelineFlow(transport, self.pipeline)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self.address = self.client[0] if self.client else ""
+        self.since_s = self.loop.time()
+        if len(self.connections) > 2 * MAX_CONNECTIONS:  # so many are being refused
+            self._is_refused = True
+            transport.abort()
+            return
+        if len(self.connections) > MAX_CONNECTIONS and not self._make_room():
             self._refuse(Overloaded(f"{MAX_CONNECTIONS} connections are open, which is the limit"))
             return
         self._end_after(HEADER_TIMEOUT_S, self._header_timed_out)
+
+    @property
+    def stage(self) -> Stage:
+        """As `dispensable` asks for it."""
+        if self._unsent or self.transport.get_write_buffer_size():
+            return Stage.ANSWERING
+        if self._is_reading_header:
+            return Stage.ARRIVING if self._is_in_header else Stage.IDLE
+        if self.cycle.response_complete:  # what still comes is dropped
+            return Stage.IDLE
+        return Stage.ARRIVING if self.cycle.more_body and not self.pipeline else Stage.ANSWERING
+
+    def _make_room(self) -> bool:
+        """Give up another connection for this one."""
+        others = cast("set[GuardedProtocol]", self.connections) - {self}
+        victim = dispensable((other for other in others if not other.transport.is_closing()), self)
+        if victim is not None:
+            victim.transport.abort()
+        return victim is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -189,7 +215,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._await_next_request()
 
     def close_after_answer(self, cycle: RequestResponseCycle) -> None:
-        """The answer is written and shall be the last. With more still under way the client may not have read it."""
+        """The answer is written and is the last. With more still under way the client may not have read it."""
         self._send()
         if (cycle.more_body or self._is_last) and self.transport.can_write_eof():
             self._is_refused = True  # drop what comes
@@ -242,9 +268,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.close()  # the answer that the client waits for is another one
                 self._end_after(LINGER_S, self.transport.abort)
                 return
-            self.transport.write(raw_response(problem))
+            self.transport.write(problem.raw_response())
         elif cycle is None or not cycle.more_body:  # else the fault is in the rest of a body that has its answer
-            self.transport.write(raw_response(problem))
+            self.transport.write(problem.raw_response())
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._end_after(LINGER_S, self.transport.abort)
@@ -257,6 +283,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _await_next_request(self) -> None:
         self._is_reading_header = True
+        self.since_s = self.loop.time()
         self._stop_timer()
         if self._is_stopping:
             self._end_after(LATE_REQUEST_S, self.transport.close)
@@ -276,18 +303,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-class PipelineFlow(FlowControl):
-    """Reads no more while requests wait for their turn; uvicorn would read on after each answer."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self._pipeline:
-            super().resume_reading()
-
-
 class CycleTransport:
     """What a request sees of its connection; uvicorn's cycle writes to it and closes it after the last answer."""
 
@@ -299,31 +314,3 @@ class CycleTransport:
 
     def close(self) -> None:
         self._protocol.close_after_answer(self._cycle)
-
-
-def ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:
-    """Why two servers might read this request in two ways, or None. Names are in lower case."""
-    names = [name for name, _ in headers]
-    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
-    if codings and b"content-length" in names:
-        return "Content-Length and Transfer-Encoding contradict each other"
-    if names.count(b"content-length") > 1:
-        return "there is more than one Content-Length"
-    if codings and (codings != [b"chunked"] or version != "1.1"):
-        return "Transfer-Encoding is not chunked alone, or not HTTP/1.1"
-    if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
-        return "there must be one Host"
-    return None
-
-
-def raw_response(problem: Problem) -> bytes:
-    body = json.dumps(problem.body()).encode()
-    lines = [
-        f"HTTP/1.1 {problem.status} {http.HTTPStatus(problem.status).phrase}",
-        f"content-type: {MEDIA_TYPE}",
-        f"content-length: {len(body)}",
-        *(f"{name.lower()}: {value}" for name, value in problem.response_headers().items() if name != "Connection"),
-        "x-content-type-options: nosniff",
-        "connection: close",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -1,4 +1,4 @@
-"""Whether a Triton can answer: every model gave an answer of late.
+"""Whether a Triton can answer: every model has answered recently.
 
 Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
 says nothing, so a small inference asks each model that has answered nobody meanwhile. A model that fails it is lost:

@@ -1,6 +1,7 @@
 """The paths of the gateway."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -37,6 +38,7 @@ from serving.gateway.errors import (
 )
 from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.metrics_port import METRICS
 from serving.gateway.middleware import CLASSIFY
 from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.record import RequestRecord, record_of
@@ -144,8 +146,8 @@ async def classify(request: Request) -> Response:
     With several images each has a result of its own; one that is refused has `problem` and leaves the others alone.
     With `Accept: application/x-ndjson` results are streamed as they finish, a line each.
 
-    The header Server-Timing tells how long the body, waiting for a decoder, decoding, preprocessing and the model (its
-    queue included) took, in milliseconds, each summed over the images.
+    The header Server-Timing gives the time of the body, the wait for a decoder, decoding, preprocessing and the model
+    with its queue, in milliseconds, each summed over the images.
     """
     gateway = gateway_state(request)
     record = record_of(request.scope)
@@ -230,22 +232,26 @@ class ClassifyRequest:
     async def _answer(self, upload: Upload) -> ImageAnswer:
         with self._ticket.image(pixels_to_expect(upload, self._gateway)):
             return await self._gateway.classifier.answer(
-                upload.content, self._question, deadline=self._deadline, record=self._record
+                upload, self._question, deadline=self._deadline, record=self._record
             )
 
 
 def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
     """For admission: what the header declares; nothing when that is too much, because then it is not decoded."""
     most = gateway.limits.max_image_pixels
-    declared = upload.declared_pixels
+    declared = upload.header.pixels
     if declared is None:
         return most
     return declared if declared <= most else 0
 
 
 def accepts_ndjson(request: Request) -> bool:
-    accepted = request.headers.get("accept", "").split(",")
-    return any(each.partition(";")[0].strip().lower() == NDJSON for each in accepted)
+    """By name and not with the weight 0, which refuses it (RFC 9110 section 12.4.2)."""
+    for accepted in request.headers.get("accept", "").lower().split(","):
+        media_type, *parameters = (part.strip() for part in accepted.split(";"))
+        if media_type == NDJSON:
+            return not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 async def gather(*coroutines: Coroutine[Any, Any, Done]) -> list[Done]:
@@ -274,7 +280,9 @@ async def while_client_waits(request: Request, work: Coroutine[Any, Any, Done]) 
     try:
         return await work
     except asyncio.CancelledError:
-        if leaving.done() and working.uncancel() == 0:  # as asyncio.timeout tells its own cancelling from another's
+        if (
+            leaving.done() and working.uncancel() == 0
+        ):  # as asyncio.timeout distinguishes its own cancelling from another's
             raise ClientDisconnect from None
         raise
     finally:
@@ -311,10 +319,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(request: Request) -> Health:
-    """200 when a decoder runs and a Triton gave an answer of late for every model, else 503.
-
-    Send no requests while this fails.
-    """
+    """200 if a decoder runs and a Triton lately answered for every model, else 503. Send no requests while it fails."""
     gateway = gateway_state(request)
     if gateway.admission.is_stopping:
         raise Draining("the server is shutting down")
@@ -324,7 +329,7 @@ async def readyz(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", include_in_schema=False)
+@router.get(METRICS, include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """For Prometheus; absent where a port of its own has them."""
     if not gateway_state(request).shows_metrics:
@@ -337,7 +342,7 @@ async def metrics(request: Request) -> Response:
 async def problem(name: str) -> PlainTextResponse:
     """What the `type` of an error points at."""
     if name not in PROBLEMS:
-        raise NotFound(f"there is no problem of this name; known: {', '.join(PROBLEMS)}")
+        raise NotFound(f"no problem has this name; known: {', '.join(PROBLEMS)}")
     known = PROBLEMS[name]
     return PlainTextResponse(f"{known.title} (status {known.status})\n\n{known.__doc__}\n")
 

@@ -61,7 +61,7 @@ class ProblemBody(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """Of one image among several: what the model says, or what is wrong with this one."""
+    """The result of one image among several: what the model says, or what is wrong with this image."""
 
     filename: str = Field(description="As the form named it", examples=["photo.jpg"])
     version: str | None = Field(default=None, description="Version of the model that gave this answer", examples=["1"])

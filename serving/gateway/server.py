@@ -1,4 +1,4 @@
-"""The gateway's HTTP server: its port, its answer to signals, and the port of its metrics."""
+"""The gateway's HTTP server: its ports and its answer to signals."""
 
 import asyncio
 import ipaddress
@@ -10,12 +10,10 @@ from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import start_http_server
 
 from deit.errors import ServingError
 from deit.options import named
 from serving.gateway.admission import Admission
-from serving.gateway.metrics import Metrics
 from serving.gateway.protocol import GuardedProtocol
 
 logger = logging.getLogger(__name__)
@@ -87,7 +85,7 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
+def reserve_port(host: str, port: int, *, admits_strangers: bool, flag: str = "--port") -> socket.socket:
     """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -95,7 +93,7 @@ def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
         )[0]
         if not admits_strangers and not ipaddress.ip_address(address[0]).is_loopback:
             raise ServingError(
-                f"{named('--host')} is {host}, which accepts other machines, and there are no API keys: give some with "
+                f"{named('--host')} is {host}, which accepts other machines, but no API keys are set: give some with "
                 f"{named('--api-keys-file')}, or add {named('--insecure')} where something else keeps strangers out"
             )
         listener = socket.socket(family, kind, protocol)
@@ -103,7 +101,7 @@ def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         raise ServingError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named('--port')} or "
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named(flag)} or "
             f"{named('--host')}"
         ) from error
     return listener
@@ -112,13 +110,3 @@ def reserve_port(host: str, port: int, admits_strangers: bool) -> socket.socket:
 def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def serve_metrics(metrics: Metrics, host: str, port: int) -> None:
-    """On a port of their own, in a thread that ends with the process."""
-    try:
-        start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise ServingError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {named('--metrics-port')}"
-        ) from error

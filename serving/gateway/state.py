@@ -39,7 +39,7 @@ class GatewayState:
             return models[name]
         if not models or name == self.default_model or name in self.tritons.broken():
             raise NotReady(self.tritons.why_not(name))
-        raise UnknownModel(f"there is no model {name[:100]!r}; served: {', '.join(models)}")
+        raise UnknownModel(f"the model {name[:100]!r} is not served; served: {', '.join(models)}")
 
     def question(self, asked: Parameters) -> Question:
         """What a request asks, checked against the model.

@@ -56,7 +56,7 @@ class Triton:
             self.forgotten.set()
 
     def answers(self, name: str) -> bool:
-        """It serves a model of this name, and the model answered of late."""
+        """It serves a model of this name, and the model has answered recently."""
         return (
             name in self.models
             and self.readiness.answers(name)
@@ -110,7 +110,7 @@ class Tritons:
         return dict(sorted(found.items()))
 
     def versions(self, name: str) -> list[str]:
-        """Of a model, oldest first, whichever Triton serves them."""
+        """The versions of a model, oldest first, whichever Triton serves them."""
         served = (triton.models[name].versions for triton in self._members if name in triton.models)
         return sorted({version for versions in served for version in versions}, key=int)
 

@@ -8,7 +8,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.gateway.declared_size import declared_pixels
+from deit.picture_header import Header, read_header
 from serving.gateway.errors import MalformedRequest, UnsupportedType
 
 FIELD = "image"
@@ -30,9 +30,8 @@ class Upload:
     content: bytes
 
     @functools.cached_property
-    def declared_pixels(self) -> int | None:
-        """Width x height by its header, or None when only a decoder can tell."""
-        return declared_pixels(self.content)
+    def header(self) -> Header:
+        return read_header(self.content)
 
 
 class MemoryParser(MultiPartParser):

@@ -33,7 +33,7 @@ def test_a_gateway_is_measured_with_its_costs_and_its_stages(photographs_folder,
     closed, opened = read(list((tmp_path / "results").glob("*.jsonl")))
     assert (closed.conditions["loop"], closed.conditions["concurrency"]) == ("closed", 2)
     assert (opened.conditions["loop"], opened.conditions["load"]) == ("open", 0.3)
-    assert closed.precision == "fp32"  # as the model's provenance tells
+    assert closed.precision == "fp32"  # as the model's provenance says
     for record in (closed, opened):
         figures = {name: figure.value for name, figure in record.figures.items()}
         assert figures["images_per_s"] > 0

@@ -1,4 +1,4 @@
-"""The report tells what the records say: every figure of its tables, nothing of another machine."""
+"""The report says what the records say: every figure of its tables, nothing from another machine."""
 
 import dataclasses
 import re

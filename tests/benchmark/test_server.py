@@ -1,4 +1,4 @@
-"""Servers that a measurement starts: waited for, told of when they fail, and gone afterwards with their workers."""
+"""Servers that a measurement starts: waited for, reported when they fail, and gone afterwards with their workers."""
 
 import subprocess
 import sys

@@ -17,8 +17,8 @@ from bulk.model import Session, read_model
 from bulk.results import Job, begin, write_part
 from bulk.sources import digest_of, find_parts, read_images
 from deit.errors import DataError, RepositoryError
+from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import resize_and_crop
-from serving.gateway.images import decode
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 from tests.serving.conftest import eventually
 
@@ -97,8 +97,8 @@ def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
     model, output = read_model(REPOSITORY, "deit_cifar10", None), str(tmp_path / "answers")
     decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
     classify_actor = classify.ClassifyBatch(output, model, 2, 2, 1, False)
-    told = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
-    assert [(row["images"], row["problems"]) for row in told] == [([3], [0]), ([3], [0]), ([2], [1])]
+    rows = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
+    assert [(row["images"], row["problems"]) for row in rows] == [([3], [0]), ([3], [0]), ([2], [1])]
     check_answers(pictures, tmp_path / "answers")
 
 
@@ -120,7 +120,8 @@ def check_answers(pictures: Path, folder: Path) -> None:
     model = read_model(REPOSITORY, "deit_cifar10", None)
     session = Session(model.graph, threads=1)
     for path in pictures.glob("day */*.jpg"):
-        pixels = resize_and_crop(decode(path.read_bytes(), 10**6).image, model.preprocessing)
+        picture = read_picture(path.read_bytes(), PictureLimits(max_pixels=10**6))
+        pixels = resize_and_crop(picture.image, model.preprocessing)
         expected = session.probabilities(np.asarray(pixels)[np.newaxis])[0]
         row = rows[path.name]
         assert row["label"] == model.labels[int(expected.argmax())]
@@ -224,7 +225,7 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
         begin(str(tmp_path / "full"), job())
 
 
-def test_what_cannot_be_classified_is_told(tmp_path, pictures, table):
+def test_what_cannot_be_classified_is_rows(tmp_path, pictures, table):
     with pytest.raises(DataError, match="does not exist"):
         find_parts(str(tmp_path / "nowhere"), part_images=3)
     with pytest.raises(DataError, match="no image"):

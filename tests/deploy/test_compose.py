@@ -286,8 +286,8 @@ def test_prometheus_sees_gateway_and_triton(stack, image):
 
 
 def test_perf_analyzer_measures_the_stack(stack):
-    told = stack.compose("--profile", "benchmark", "run", "--rm", "--build", "benchmark", timeout_s=900)
-    assert "written to /tmp/results/" in told
+    output = stack.compose("--profile", "benchmark", "run", "--rm", "--build", "benchmark", timeout_s=900)
+    assert "written to /tmp/results/" in output
 
 
 def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):

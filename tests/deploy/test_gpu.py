@@ -1,6 +1,6 @@
 """What runs in NVIDIA's image, with the files that its Dockerfile copies and a Python without any package.
 
-There is no GPU and no such image here, so these are stand-ins: `nvidia-smi` prints a line, `trtexec` takes the graph
+Without a GPU and that image, these are stand-ins: `nvidia-smi` prints a line, `trtexec` takes the graph
 itself for the plan, and `tritonserver` is the one of the wheel nvidia-pytriton, which runs the "plan" with our
 onnxruntime backend on the CPU. The comparison is real: a real model, a real Triton, real answers over HTTP.
 """
@@ -264,7 +264,7 @@ def test_what_answers_wrongly_in_every_form_leaves_what_was_served(machine):
     assert "tiny: cannot be served: " in machine.said
     assert "What was served before stays" in machine.said
     assert (machine.repository / "tiny" / "2" / "model.plan").read_bytes() == before
-    machine.run(gpu="NVIDIA L4, 8.9", status=1)  # a plan of another GPU is no plan
+    machine.run(gpu="NVIDIA L4, 8.9", status=1)  # a plan for another GPU does not count
     assert "no model of" in machine.said
 
 

@@ -68,7 +68,7 @@ def offered(url: str, requests: list[bytes], rate_per_s: float) -> Load:
     return asyncio.run(open_loop(url, requests, rate_per_s=rate_per_s, duration_s=WINDOW_S, warm_up_s=WARM_UP_S))
 
 
-def told(load: Load) -> str:
+def described(load: Load) -> str:
     return f"{load.rate_per_s:.1f}/s, p99 {load.latency_ms(99):.0f} ms, {dict(load.statuses)}"
 
 
@@ -81,7 +81,7 @@ def test_the_served_rate_holds_and_refusals_say_when_to_come_again(
     times: float,
 ) -> None:
     load = offered(url, requests, times * capacity)
-    findings = f"capacity {capacity:.1f}/s; at 0.9: {told(at_nine_tenths)}; at {times}: {told(load)}"
+    findings = f"capacity {capacity:.1f}/s; at 0.9: {described(at_nine_tenths)}; at {times}: {described(load)}"
     logger.info(findings)  # with --log-cli-level=INFO
     assert set(load.statuses) <= {200, 429}, findings
     assert load.statuses[429] > 0, findings

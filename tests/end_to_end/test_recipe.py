@@ -59,9 +59,9 @@ def test_the_papers_recipe_goes_from_folders_to_answers(
     assert "joint, averaged weights" in (runs / "student" / "report.md").read_text()
 
     deit("evaluate", "--data", data, "--checkpoint", student, "--output", tmp_path / "evaluation.json")
-    told = capsys.readouterr().out
-    assert "joint probability (paper)" in told
-    assert f"{len(images)} images of {data}, shorter side to 256 pixels, crop of 224" in told
+    output = capsys.readouterr().out
+    assert "joint probability (paper)" in output
+    assert f"{len(images)} images of {data}, shorter side to 256 pixels, crop of 224" in output
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())["evaluation"]
     last = json.loads((runs / "student" / "metrics.jsonl").read_text().splitlines()[-1])
     assert evaluation["accuracy"]["joint_top1"] == pytest.approx(last["test_joint_top1"], abs=1e-5)

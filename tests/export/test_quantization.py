@@ -40,7 +40,7 @@ def test_scales_are_per_output_channel_and_found_on_the_images(tmp_path: Path, m
 
 @pytest.mark.parametrize(("method", "products"), [("static", 13), ("mixed", 11)])
 def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products: int) -> None:
-    """Of activations and of weights, which keep a scale for each output channel; and the answers stay close."""
+    """Zero points of activations and weights, which keep a scale for each output channel; the answers stay close."""
     classifier = JointClassifier(tiny_student(), TINY).eval()
     export_graph(served_form(classifier), 16, tmp_path / "float.onnx")
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)

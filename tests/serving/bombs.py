@@ -90,6 +90,23 @@ def gif_of_declared_size(width: int, height: int) -> bytes:
     return b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0" + bytes(6) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
 
+def directory(*entries: tuple[int, int, int], data: bytes = b"") -> bytes:
+    """EXIF of these entries: tag, type, and how many values, all of which are `data`."""
+    offset = 8 + 2 + 12 * len(entries) + 4
+    written = b"".join(struct.pack(">HHII", *entry, offset) for entry in entries)
+    return b"MM\0*" + struct.pack(">IH", 8, len(entries)) + written + bytes(4) + data
+
+
+def segments(marker: int, prefix: bytes, data: bytes) -> bytes:
+    """Data in as many segments of a JPEG as it takes."""
+    size = 65_533 - len(prefix)
+    parts = [prefix + data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(struct.pack(">BBH", 0xFF, marker, 2 + len(part)) + part for part in parts)
+
+
+ORIENTATION, RESOLUTION, RESOLUTION_UNIT, RATIONAL, SHORT = 0x0112, 0x011A, 0x0128, 5, 3
+RATIONALS = struct.pack(">II", 1, 1) * 400_000
+
 COMMENT, APP13, DHT = b"\xff\xfe\x00\x02", b"\xff\xed\x00\x02", b"\xff\xc4\x00\x02"
 TEXT_1_MIB = zlib.compress(bytes(MEBIBYTE), 9)
 
@@ -125,6 +142,20 @@ BOMBS: Mapping[str, Bomb] = {
     "png-100000-unknown-chunks": Bomb(TOO_COMPLEX, lambda: png(8, 8, png_chunk(b"abCd") * 100_000)),  # [0.3 s]
     "png-100000-empty-pixel-chunks": Bomb(TOO_COMPLEX, lambda: png(8, 8, png_chunk(b"IDAT") * 100_000)),  # [0.1 s]
     "png-10000-animation-frames": Bomb(TOO_COMPLEX, lambda: animated_png(10_000)),
+    # directories with more values than anybody needs
+    "png-orientation-of-400000-rationals": Bomb(  # 3 MB [1.3 s]
+        "", lambda: png(8, 8, png_chunk(b"eXIf", directory((ORIENTATION, RATIONAL, 400_000), data=RATIONALS)))
+    ),
+    "jpeg-resolution-of-400000-rationals": Bomb(
+        "",
+        lambda: jpeg_with(
+            segments(
+                0xE1,
+                b"Exif\0\0",
+                directory((RESOLUTION, RATIONAL, 400_000), (RESOLUTION_UNIT, SHORT, 1), data=RATIONALS),
+            )
+        ),
+    ),
     # compressed once more
     "png-80-texts-of-a-megabyte": Bomb(DAMAGED, lambda: png(8, 8, png_chunk(b"zTXt", b"a\0\0" + TEXT_1_MIB) * 80)),
     "png-profile-of-64-megabytes": Bomb(

@@ -27,7 +27,6 @@ from deit.model import (
 )
 from deit.preprocessing import Preprocessing
 from deit.repository.layout import CONFIG_FILE, ONNX_FILE
-from serving.gateway.images import configure_pillow
 from tests.conftest import REPOSITORY_ROOT
 
 MODEL = "tiny"
@@ -135,12 +134,6 @@ def photographs(shared_data: Path) -> list[bytes]:
     table = parquet.read_table(shared_data / "imagenet" / "sample500.parquet", columns=["image"])
     rows = table.slice(0, 64).to_pylist()
     return [row["image"]["bytes"] for row in rows]
-
-
-@pytest.fixture
-def pillow_warnings_as_served() -> None:
-    """The filters of the server, for this test: pytest restores its own after each."""
-    configure_pillow()
 
 
 class DeitServe:

@@ -65,7 +65,7 @@ def test_limits_that_cannot_hold_are_refused(name, value):
     ("cores", "decoders"), [(1, 2), (2, 3), (16, 17), (31, 32), (32, 32), (64, 32), (128, 32), (224, 32), (300, 32)]
 )
 def test_decoders_follow_the_cores_up_to_a_limit(monkeypatch, cores, decoders):
-    """Of machines that are not here. Their settings are valid, however large they are."""
+    """Machines that are not here. Their settings are valid, however large they are."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert Decoding().processes == decoders
 

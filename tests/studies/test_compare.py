@@ -71,10 +71,10 @@ def test_the_report_tells_what_the_runs_logged(
     }
     accuracy = rows_of(report, "Top-1")
     for arm, readout in (("none", "class"), ("token", "class"), ("token", "distillation"), ("token", "joint")):
-        told = accuracy[f"{arm} {readout}"]
+        row_of_arm = accuracy[f"{arm} {readout}"]
         values = [100 * logged[arm, seed][f"test_{readout}_top1"] for seed in SEEDS]
-        assert [float(cell) for cell in told[1:3]] == pytest.approx(values, abs=0.01)
-        assert float(told[3]) == pytest.approx(sum(values) / 2, abs=0.01)
+        assert [float(cell) for cell in row_of_arm[1:3]] == pytest.approx(values, abs=0.01)
+        assert float(row_of_arm[3]) == pytest.approx(sum(values) / 2, abs=0.01)
     gains = [100 * (logged["token", s]["test_joint_top1"] - logged["none", s]["test_class_top1"]) for s in SEEDS]
     paired = rows_of(report, "Points above none, seed by seed")["token"]
     assert [float(cell) for cell in paired[:2]] == pytest.approx(gains, abs=0.01)
@@ -150,7 +150,7 @@ def test_mcnemar() -> None:
         ('runs = "token-s*"', 'runs = "token-s3"', r"the arm token has the seeds \[3\], none has \[3, 5\]"),
         ('runs = "token-s*"', 'runs = "*-s*"', "are runs of one arm, but differ in distillation"),
         ('left = "token"', 'left = "tokens"', "a claim names the arm 'tokens', which is none"),
-        ('title = "Colours"', "", "is no comparison: 'title'"),
+        ('title = "Colours"', "", "is not a comparison: 'title'"),
         ('title = "Colours"', 'title = "Colours"\ncolour = 1', "'colour' is not known"),
     ],
 )

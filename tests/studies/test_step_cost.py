@@ -20,7 +20,7 @@ def test_a_step_of_each_loss_is_timed(loss: str) -> None:
 
 
 def test_a_teacher_without_tokens_is_told() -> None:
-    with pytest.raises(TrainingError, match="the teacher resnet18 is no vision transformer"):
+    with pytest.raises(TrainingError, match="the teacher resnet18 is not a vision transformer"):
         measure_loss(CostConfig(**{**vars(CONFIG), "teacher": "resnet18", "teacher_arg": None}), "vitkd")
 
 

@@ -27,7 +27,7 @@ def test_runs_are_drawn_with_their_names_and_read_outs(tmp_path: Path) -> None:
     draw_curves([teacher, student], tmp_path / "pictures" / "curves.svg")
     picture = (tmp_path / "pictures" / "curves.svg").read_text()
     assert "<svg" in picture
-    # matplotlib writes each text as a comment beside its outlines
+    # matplotlib writes each text as a comment next to its outlines
     assert all(f"<!-- {text} -->" in picture for text in ("teacher", "student, joint", "student, class head"))
 
 

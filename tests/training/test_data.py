@@ -166,7 +166,7 @@ def test_larger_images_are_cropped_to_the_models_size_with_rand_augment() -> Non
 
 
 def test_the_pixels_are_those_of_timms_own_loader(shared_data: Path) -> None:
-    """With the same seeds, so that whoever compares a recipe with timm's compares nothing else."""
+    """With the same seeds, so that comparing a recipe with timm's compares nothing else."""
     images = open_images(shared_data / "imagenet" / "sample500.parquet", "test")
     settings = config(image_size=224, auto_augment="rand-m9-mstd0.5-inc1")
     ours = AugmentedImages(images, training_transform(settings, MEAN), seed=0)

@@ -100,7 +100,7 @@ def test_generation_counts_masked_tokens_alone() -> None:
 
 @pytest.mark.parametrize(("width", "mimic", "generate"), [(384, 4.52, 0.226), (768, 9.03, 0.452), (1024, 12.04, 0.602)])
 def test_the_published_weights_as_weights_of_means(width: int, mimic: float, generate: float) -> None:
-    """docs/training.md tells them; they hold while half of an even number of tokens is masked."""
+    """docs/training.md lists them; they hold while half of an even number of tokens is masked."""
     ours, theirs = torch.randn(2, 1, 196, width), torch.randn(2, 1, 196, width)
     masked = (torch.arange(196) % 2 == 0)[None]
     pairs = (
@@ -236,8 +236,8 @@ def convnet() -> nn.Module:
 @pytest.mark.parametrize(
     ("student", "teacher", "changes", "finding"),
     [
-        (transformer, convnet, {}, "the teacher resnet18 is no vision transformer .* --distillation nkd"),
-        (convnet, transformer, {}, "the student resnet18 is no vision transformer"),
+        (transformer, convnet, {}, "the teacher resnet18 is not a vision transformer .* --distillation nkd"),
+        (convnet, transformer, {}, "the student resnet18 is not a vision transformer"),
         (
             transformer,
             lambda: wide_teacher(image_size=24),

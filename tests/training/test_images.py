@@ -109,7 +109,7 @@ def test_cifar10_opens(shared_data: Path) -> None:
     [
         (lambda root: None, "has no split train"),
         (lambda root: (root / "train").mkdir(), "no image in it"),
-        (lambda root: (root / "train.tar").write_bytes(b"no tar at all" * 100), "is no uncompressed tar file"),
+        (lambda root: (root / "train.tar").write_bytes(b"no tar at all" * 100), "is not an uncompressed tar file"),
         (lambda root: (root / "train.parquet").write_bytes(b"PAR1 and then nothing"), "is not parquet"),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_kept_head_of_other_classes_is_told(distilled: Path) -> None:
     ("content", "finding"),
     [
         ({"model": official_layout(192, 197)}, "weights of another architecture"),
-        ({"model": official_layout(192, 200)}, "200 positions, which with 1 prefix tokens are no square grid"),
+        ({"model": official_layout(192, 200)}, "200 positions, which with 1 prefix tokens are not a square grid"),
         ({"model": 3}, "is neither a state dictionary"),
     ],
 )

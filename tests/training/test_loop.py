@@ -348,7 +348,7 @@ def test_a_student_learns_from_features_and_its_checkpoint_holds_nothing_else(
         ({"batch_size": 1000}, "fewer than one batch"),
         ({"model": "deit_huge"}, "has no model 'deit_huge'"),
         ({"device": "cuda:99"}, "--device cuda:99"),
-        ({"resume": True, "model": "deit_tiny_patch16_224"}, "is no run"),
+        ({"resume": True, "model": "deit_tiny_patch16_224"}, "is not a run"),
     ],
 )
 def test_what_cannot_work_is_found_before_anything_is_written(
@@ -363,7 +363,7 @@ def test_a_teacher_without_tokens_is_refused_for_features_before_anything_is_wri
     colours_data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     unfit = {"features": "vitkd", "distillation": "hard", "teacher": str(teacher)}
-    with pytest.raises(TrainingError, match="the teacher resnet18 is no vision transformer"):
+    with pytest.raises(TrainingError, match="the teacher resnet18 is not a vision transformer"):
         train(config(colours_data, tmp_path, name="run", **unfit))
     assert list(tmp_path.iterdir()) == []
 
@@ -409,7 +409,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
     real_loss = distillation.label_cross_entropy
     monkeypatch.setattr(distillation, "label_cross_entropy", breaks_in_the_second_epoch)
-    with pytest.raises(TrainingError, match="no number for 20 steps in a row, until step 10 of epoch 3"):
+    with pytest.raises(TrainingError, match="not finite for 20 steps in a row, until step 10 of epoch 3"):
         train(config(colours_data, tmp_path, name="run", model="deit_tiny_patch16_224"))
     assert [line["skipped_steps"] for line in metrics_of(tmp_path / "run")] == [0, 9]
     assert all(torch.isfinite(tensor).all() for tensor in weights_of(tmp_path / "run").values())

@@ -73,7 +73,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "finding"),
     [
-        (None, "there is no such recipe. Ours are deit-b, .* or give the path"),
+        (None, "not found. Ours are deit-b, .* or give the path"),
         ("epochs = ", "not a TOML file"),
         ("epoch = 3", "no option is called epoch"),
     ],

@@ -4,7 +4,7 @@
 #     training/recipes/cifar10.sh DATA [WEIGHTS]
 #
 # DATA holds train.parquet and test.parquet; WEIGHTS are DeiT-Ti's on ImageNet, from Hugging Face unless given.
-# cifar10-teacher.jsonl and cifar10-student.jsonl beside this file are the logs of the run that made the model that ships.
+# cifar10-teacher.jsonl and cifar10-student.jsonl next to this file are the logs of the run that made the model that ships.
 set -eu
 data=$1
 weights=${2:-deit_tiny_patch16_224.fb_in1k}

@@ -52,7 +52,7 @@ async function start() {
   if (await learnModels()) askAgain();
 }
 
-// Whether the server told which models there are.
+// Whether the server has listed its models.
 async function learnModels() {
   try {
     const listed = await listModels();

@@ -77,7 +77,7 @@ def test_a_model_appears_whole_and_the_next_version_beside_it(tmp_path: Path) ->
     assert (repository / "tiny/1/model.onnx").read_bytes() == graph(b"graph")
     assert (repository / "tiny/2/model.onnx").read_bytes() == graph(b"better graph")
     assert served(repository) == (2,)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["models"]  # nothing is left beside it
+    assert [entry.name for entry in tmp_path.iterdir()] == ["models"]  # nothing is left next to it
 
 
 def test_going_back_serves_the_old_version_with_its_own_configuration(tmp_path: Path) -> None:

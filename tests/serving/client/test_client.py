@@ -22,7 +22,7 @@ JPEG = encoded(photograph(96, 64))
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two good ones, a broken one, and a file that is no picture."""
+    """Two good ones, a broken one, and a file that is not a picture."""
     folder = tmp_path / "pictures"
     (folder / "below").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(JPEG)
@@ -153,7 +153,7 @@ def test_classify_writes_json_and_csv(server, pictures):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["nowhere.jpg"], 2, "there is no such file"),
+        (["nowhere.jpg"], 2, "not found"),
         (["--json", "--csv", __file__], 2, "choose one"),
         ([], 2, "Missing argument"),
         (["--model=huge", __file__], 1, "deit: No such model: "),

@@ -23,7 +23,7 @@ COMMANDS = [line.removeprefix("$ ") for block in blocks("console") for line in b
 
 @pytest.fixture
 def run(server, tmp_path):
-    """run(program, *arguments) -> its output, beside the pictures that the examples name."""
+    """run(program, *arguments) -> its output, next to the pictures that the examples name."""
     (tmp_path / "photo.jpg").write_bytes(encoded(photograph(96, 64)))
     (tmp_path / "other.png").write_bytes(encoded(photograph(64, 96, seed=1), "PNG"))
     (tmp_path / "pictures").mkdir()

@@ -16,7 +16,7 @@ from tests.serving.conftest import commands, eventually, is_alive, shared_memory
 
 CONTENT = encoded(photograph(96, 64))
 
-# "At once" is a second on a machine with nothing else to do. Tests run beside trainings on few cores, where an answer
+# "At once" is a second on a machine with nothing else to do. Tests run next to trainings on few cores, where an answer
 # may take many; what matters here is that nobody waits for the end of REQUEST_TIMEOUT_S.
 REQUEST_TIMEOUT_S = 100
 SOON_S = 50
@@ -104,15 +104,10 @@ def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_
 
 
 def test_no_other_user_may_read_the_pictures_in_shared_memory(deit_serve, model_repository):
-    before = shared_memory()
     server = deit_serve("--model-repository", model_repository).wait_until_ready()
 
     def modes():
-        return {
-            stat.S_IMODE(region.stat().st_mode)
-            for region in shared_memory() - before
-            if str(server.process.pid) in region.name
-        }
+        return {stat.S_IMODE(region.stat().st_mode) for region in shared_memory(server)}
 
     assert modes() == {0o600}
     os.kill(triton_of(server), signal.SIGKILL)

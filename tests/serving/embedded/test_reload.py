@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import re
 import shutil
@@ -125,8 +126,24 @@ def probabilities(answer):
     return [each.probability for each in sorted(answer.predictions, key=lambda each: each.index)]
 
 
+def test_a_client_that_leaves_before_its_answer_harms_nobody(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository, "--allow-reload").wait_until_ready()
+    path = str(control_socket(int(server.url.rpartition(":")[2])))
+    for said in (b"reload\n", b"", b"reload", b"x" * 100_000):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.connect(path)
+            left.sendall(said)
+    with socket.socket(socket.AF_UNIX) as stays, stays.makefile("rw") as lines:
+        stays.connect(path)
+        lines.write("reload\n")
+        lines.flush()
+        assert json.loads(lines.readline())
+    assert "Traceback" not in server.output
+    assert "Unhandled" not in server.output
+
+
 def reloads_under_load(server, repository, client, name, count):
-    """Publish and reload `count` versions beside constant load; no request fails, and each answer is its version's."""
+    """Publish and reload `count` versions under constant load; no request fails, and each answer is its version's."""
     write_model(repository / name)
     assert f"{name}: loaded, serving version 1" in reloaded(server)
     expected = {}

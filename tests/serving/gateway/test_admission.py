@@ -188,7 +188,7 @@ def test_more_images_than_the_limit_are_refused_before_and_after_their_body(cloc
 def test_retry_after_is_the_backlog_at_the_measured_rate(clock):
     gate = admission()
     answer_after(gate, clock, seconds=0.2, count=100)  # 5 images/s
-    clock(3600)  # idle time is no slowness
+    clock(3600)  # idle time is not slowness
     for _ in range(20):
         begin(gate)
     assert gate.retry_after_s() == 4  # 20 images at 5/s

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 from deit.model import PROBABILITIES
+from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import resize_and_crop
 from serving.gateway.errors import PROBLEMS
-from serving.gateway.images import decode
 from serving.gateway.routes import STATIC
 from serving.gateway.schemas import ClassificationBody, ImageResults, StreamedResult
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import LABELS, PREPROCESSING
 
 PROBLEM = "application/problem+json"
+LIMITS = PictureLimits(max_pixels=10**8)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def served_probabilities(client, content):
 
 def assert_served_as_in_process(client, contents, model_repository):
     session = onnxruntime.InferenceSession(model_repository / "tiny" / "1" / "model.onnx")
-    images = np.stack([resize_and_crop(decode(content, 10**8).image, PREPROCESSING) for content in contents])
+    images = np.stack([resize_and_crop(read_picture(content, LIMITS).image, PREPROCESSING) for content in contents])
     (expected,) = session.run([PROBABILITIES], {"images": images})
     with ThreadPoolExecutor(32) as threads:
         served = list(threads.map(lambda content: served_probabilities(client, content), contents))

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import Preprocessing, resize_and_crop
-from serving.gateway import decoder as module
+from serving.gateway import decoder_handle
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DecoderLost, ImageTooComplex, NotReady, UndecodableImage, UnsupportedType
-from serving.gateway.images import decode
 from serving.settings import Decoding, Limits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import is_alive
@@ -55,7 +55,7 @@ def pids(decoder):
 
 
 async def busy_pid(decoder):
-    """Of a process that has an image at hand, once there is one."""
+    """The id of a process that has an image at hand, once there is one."""
     while not (busy := [process.pid for process in decoder.processes if not process.is_usable]):
         await asyncio.sleep(0.001)
     return busy[0]
@@ -67,7 +67,8 @@ def test_the_pixels_are_those_of_the_rules_in_this_process():
     async def scenario(decoder):
         decoded = await asyncio.gather(*(decoder.model_input(content, PREPROCESSING) for content in contents))
         for content, model_input in zip(contents, decoded, strict=True):
-            expected = resize_and_crop(decode(content, 25_000_000).image, PREPROCESSING)
+            picture = read_picture(content, PictureLimits(max_pixels=25_000_000))
+            expected = resize_and_crop(picture.image, PREPROCESSING)
             np.testing.assert_array_equal(model_input.pixels, expected)
             assert set(model_input.stages_s) == {"wait", "decode", "preprocess"}
 
@@ -118,8 +119,8 @@ def test_processes_that_are_killed_while_idle_harm_nobody():
 
 
 def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
-    monkeypatch.setattr(module, "LEAST_CPU_LIMIT_S", 0.02)
-    monkeypatch.setattr(module, "CPU_S_PER_MEGAPIXEL", 0)
+    monkeypatch.setattr(decoder_handle, "LEAST_CPU_LIMIT_S", 0.02)
+    monkeypatch.setattr(decoder_handle, "CPU_S_PER_MEGAPIXEL", 0)
 
     async def scenario(decoder):
         with pytest.raises(ImageTooComplex, match="more than 0.02 s"):
@@ -129,8 +130,8 @@ def test_an_image_that_takes_too_long_is_refused(large, monkeypatch):
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(large, monkeypatch):
-    monkeypatch.setattr(module, "MEMORY_BYTES_PER_PIXEL", 1)
-    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(decoder_handle, "MEMORY_BYTES_PER_PIXEL", 1)
+    monkeypatch.setattr(decoder_handle, "MEMORY_BYTES", 0)
 
     async def scenario(decoder):
         for _ in range(3):
@@ -148,7 +149,7 @@ def test_a_stopped_process_is_killed_soon_and_what_waits_is_decoded():
         started_s = time.monotonic()
         images = [asyncio.ensure_future(decoder.model_input(SMALL, PREPROCESSING)) for _ in range(10)]
         outcomes = await asyncio.gather(*images, return_exceptions=True)
-        assert time.monotonic() - started_s < module.HANG_S
+        assert time.monotonic() - started_s < decoder_handle.HANG_S
         lost = [outcome for outcome in outcomes if isinstance(outcome, DecoderLost)]
         assert len(lost) == 2, "those at hand"
         assert all(hasattr(outcome, "pixels") for outcome in outcomes if outcome not in lost)

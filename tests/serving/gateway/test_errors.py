@@ -1,5 +1,8 @@
 """The table of errors holds together."""
 
+from typing import get_args
+
+from deit.errors import Refusal
 from serving.gateway.errors import PROBLEMS, Draining, Internal, NotReady, Overloaded, Problem, documented
 
 
@@ -10,6 +13,10 @@ def test_every_problem_is_complete_and_has_its_own_name():
         assert name == name.lower().replace(" ", "-")
         assert problem.__doc__
         assert problem.title
+
+
+def test_every_refusal_of_a_picture_is_a_problem_that_blames_the_caller():
+    assert all(400 <= PROBLEMS[refusal].status < 500 for refusal in get_args(Refusal))
 
 
 def test_a_problem_is_answered_as_rfc_9457_says():

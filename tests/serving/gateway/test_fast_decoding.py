@@ -1,7 +1,7 @@
 """How far `--decode fast` is from the exact pixels, on real photographs, and what it does to the answers.
 
 Photographs of ImageNet are too small for it to have an effect on more than a few. So each is enlarged and saved as a
-JPEG again, as large photographs are, by sides that are no multiple of 8.
+JPEG again, as large photographs are, with sides that are not multiples of 8.
 """
 
 import io
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit.picture_header import read_header
+from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import Preprocessing
 from serving.gateway.decoder_process import answer, question
-from serving.gateway.images import decode
 from tests.conftest import encoded, photograph
 
 IMAGENET = Preprocessing(
@@ -21,6 +22,7 @@ IMAGENET = Preprocessing(
 )
 ENLARGED_BY = 5
 MAX_PIXELS = 25_000_000
+LIMITS = PictureLimits(max_pixels=MAX_PIXELS)
 PIXELS_BYTES = 224 * 224 * 3
 
 # Of grey levels from 0 to 255. Seen: 0.29 on average, 0.1 % of the values above 4, at least 45 dB.
@@ -44,9 +46,9 @@ def both(content):
     for mode in ("exact", "fast"):
         region = bytearray(max(len(content), PIXELS_BYTES))
         region[: len(content)] = content
-        asked = question(len(content), mode, IMAGENET)
+        asked = question(len(content), read_header(content), mode, IMAGENET)
         started = time.thread_time()
-        reply = answer(asked, region, MAX_PIXELS)
+        reply = answer(asked, region, LIMITS)
         seconds.append(time.thread_time() - started)
         assert "problem" not in reply
         results.append(np.frombuffer(region[:PIXELS_BYTES], np.uint8).reshape(224, 224, 3))
@@ -75,7 +77,7 @@ def test_the_crop_is_that_of_the_whole_picture_however_it_is_turned(orientation)
 @pytest.mark.parametrize(("image_format", "side"), [("JPEG", 511), ("PNG", 2000), ("WEBP", 2000)])
 def test_what_is_no_large_jpeg_is_decoded_whole(image_format, side):
     content = encoded(photograph(100, 100).resize((side, side)), image_format)
-    whole, reduced = (decode(content, MAX_PIXELS, shorter_px=each).image for each in (None, IMAGENET.resize_px))
+    whole, reduced = (read_picture(content, LIMITS, shorter_px=each).image for each in (None, IMAGENET.resize_px))
     np.testing.assert_array_equal(np.asarray(reduced), np.asarray(whole))
     exact, fast, _, _ = both(content)
     differences = np.abs(exact.astype(int) - fast)

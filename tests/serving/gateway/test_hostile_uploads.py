@@ -1,4 +1,4 @@
-"""Hostile images over HTTP, beside honest ones: typed refusals, soon, for little memory, and nobody else notices."""
+"""Hostile images over HTTP, among honest ones: typed refusals, soon, for little memory, and nobody else notices."""
 
 import os
 import random
@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
+from tests.deit.test_hostile_pictures import expected_outcomes, hostile_files
 from tests.serving.bombs import BOMBS
 from tests.serving.conftest import eventually, running
-from tests.serving.gateway.test_hostile_images import expected_outcomes, hostile_files
 
 CLIENTS = 8
 CANARY_EVERY_S = 0.05

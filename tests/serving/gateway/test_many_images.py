@@ -33,6 +33,22 @@ def alone(client, picture):
     return client.post("/classify", content=picture).json()
 
 
+@pytest.mark.parametrize(
+    ("accept", "is_streamed"),
+    [
+        ("application/x-ndjson", True),
+        ("text/html, Application/X-NDJSON; q=0.5", True),
+        ("application/x-ndjson;q=0", False),
+        ("application/json, application/x-ndjson; charset=utf-8; Q = 0.000", False),
+        ("*/*", False),
+    ],
+)
+def test_results_are_streamed_to_whoever_accepts_that(client, pictures, accept, is_streamed):
+    answer = client.post("/classify", files=form(pictures[:2]), headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert (answer.headers["content-type"] == "application/x-ndjson") is is_streamed
+
+
 def test_each_image_has_the_result_that_it_has_alone_in_order(client, pictures):
     answer = client.post("/classify", files=form(pictures))
     assert answer.status_code == 200

@@ -1,6 +1,8 @@
 """What operators see: metrics and the log line of each request."""
 
+import contextlib
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -8,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import eventually
+from tests.serving.raw_http import connection, exchange, read_all, status
 
 JPEG = encoded(photograph(96, 64))
 
@@ -107,5 +110,29 @@ def test_health_has_no_line(client, server):
 
 def test_metrics_can_have_a_port_of_their_own(deit_serve, model_repository, free_port):
     server = deit_serve("--model-repository", model_repository, f"--metrics-port={free_port}").wait_until_ready()
-    assert "deit_requests_in_flight" in httpx.get(f"http://127.0.0.1:{free_port}/metrics").text
+    url = f"http://127.0.0.1:{free_port}"
+    assert "deit_requests_in_flight" in httpx.get(f"{url}/metrics").text
     assert httpx.get(f"{server.url}/metrics").status_code == 404
+    for path in ("/", "/healthz", "/models", "/docs"):
+        assert httpx.get(url + path).status_code == 404
+    assert httpx.post(f"{url}/classify", content=JPEG).status_code == 404
+
+
+def test_the_port_of_the_metrics_needs_no_key_and_has_the_limits_of_the_other(deit_serve, model_repository, free_port):
+    server = deit_serve(
+        *("--model-repository", model_repository, f"--metrics-port={free_port}"),
+        environment={"DEIT_API_KEYS": "a-key-of-the-first-user-0123456789"},
+    ).wait_until_ready()
+    url = f"http://127.0.0.1:{free_port}"
+
+    def threads():
+        return len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
+
+    httpx.get(f"{url}/metrics")
+    before = threads()
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connection(url)) for _ in range(100)]
+        assert "deit_requests_in_flight" in httpx.get(f"{url}/metrics").text
+        assert threads() - before < 10
+        assert all(read_all(each) == b"" for each in silent), "each is closed after a while"
+    assert status(exchange(url, b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 10**6)) == 431

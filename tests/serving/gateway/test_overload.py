@@ -56,7 +56,7 @@ def test_a_refusal_does_not_wait_for_the_body(deit_serve, model_repository):
 
 
 def test_uploads_that_stand_still_keep_nobody_out(deit_serve, model_repository):
-    """What they declare is no memory yet."""
+    """What they declare is not memory yet."""
     server = deit_serve("--model-repository", model_repository, "--max-in-flight-bytes=20000000").wait_until_ready()
     header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 10000000\r\n\r\n"
     with contextlib.ExitStack() as stack:

@@ -204,6 +204,21 @@ def test_a_key_is_in_no_log_and_in_no_environment_of_triton(guarded):
         assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
+def test_no_key_stays_in_the_environment_of_the_gateway(guarded):
+    environment = Path(f"/proc/{guarded.process.pid}/environ").read_bytes()
+    assert KEY.encode() not in environment
+    assert OTHER_KEY.encode() not in environment
+
+
+def test_each_wrong_key_costs_its_connection_half_a_second(guarded):
+    with httpx.Client(base_url=guarded.url, timeout=60) as client:
+        started_s = time.monotonic()
+        for number in range(3):
+            answer = client.get("/models", headers={"X-API-Key": f"wrong-key-number-{number}-0123456789"})
+            assert answer.status_code == 401
+        assert time.monotonic() - started_s >= 1.5
+
+
 def test_only_the_listed_page_may_ask_from_a_browser_and_errors_say_so_too(guarded):
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     allowed = httpx.options(f"{guarded.url}/classify", headers={"Origin": ORIGIN, **asks})

@@ -57,7 +57,7 @@ class SlowTriton(GRPCInferenceServiceServicer):
 
 
 def with_slow_triton(ask):
-    """Run ask(client, triton, pixels) beside a Triton that does not answer."""
+    """Run ask(client, triton, pixels) against a Triton that does not answer."""
 
     async def run():
         triton, server = SlowTriton(), grpc.aio.server()

@@ -1,6 +1,6 @@
 """Triton's `openvino` backend in Python, for a Triton that carries only its Python backend.
 
-As the `onnxruntime` backend beside it, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
+Like the `onnxruntime` backend, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
 which Triton takes first where there is one, and reads the same keys of config.pbtxt:
 https://github.com/triton-inference-server/openvino_backend#parameters. What it cannot honour it logs as a warning. It
 runs in Triton's stub process, one process an instance, and imports nothing of this project but

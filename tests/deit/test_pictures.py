@@ -1,4 +1,4 @@
-"""The rules by which an upload becomes RGB pixels, on pictures made for each rule."""
+"""The rules by which an image file becomes RGB pixels, on pictures made for each rule."""
 
 import io
 import struct
@@ -7,16 +7,19 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from serving.gateway.errors import ImageTooComplex, ImageTooLarge, UndecodableImage, UnsupportedType
-from serving.gateway.images import UPRIGHT, decode
+from deit.errors import PictureError
+from deit.pictures import UPRIGHT, PictureLimits, exif_orientation, read_picture
 from tests.conftest import encoded, photograph
 from tests.serving.bombs import scan_bomb
 
 pytestmark = pytest.mark.usefixtures("pillow_warnings_as_served")
 
-MAX_PIXELS = 25_000_000
+LIMITS = PictureLimits(max_pixels=25_000_000)
+ONE_MEGAPIXEL = PictureLimits(max_pixels=1_000_000)
 PNG_HEADER_BYTES = 33  # signature and IHDR
 
 
@@ -24,8 +27,15 @@ def png_chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+def refusal(content, limits=LIMITS):
+    """Why it is refused, and in which words."""
+    with pytest.raises(PictureError) as caught:
+        read_picture(content, limits)
+    return caught.value.refusal, str(caught.value)
+
+
 def pixels(content):
-    image = decode(content, MAX_PIXELS).image
+    image = read_picture(content, LIMITS).image
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -76,6 +86,22 @@ def test_an_orientation_that_is_none_is_ignored(picture, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     np.testing.assert_array_equal(pixels(encoded(picture, "PNG", exif=exif)), np.asarray(picture))
+
+
+def test_exif_in_every_byte_order_and_integer_type_is_read(picture):
+    for order, head in (("little", b"II*\0"), ("big", b"MM\0*")):
+        for kind, width in ((1, 1), (3, 2), (4, 4)):
+            entry = [0x0112.to_bytes(2, order), kind.to_bytes(2, order), (1).to_bytes(4, order)]
+            value = (6).to_bytes(width, order).ljust(4, b"\0")
+            exif = b"".join([head, (8).to_bytes(4, order), (1).to_bytes(2, order), *entry, value, bytes(4)])
+            assert exif_orientation(exif) == exif_orientation(b"Exif\0\0" + exif) == 6
+            content = encoded(picture, "PNG", exif=exif)
+            assert pixels(content).shape == (96, 64, 3)
+
+
+@given(st.sampled_from([b"", b"Exif\0\0", b"II*\0\x08\0\0\0\xff\xff", b"MM\0*\0\0\0\x08"]), st.binary(max_size=60))
+def test_nonsense_for_exif_has_an_orientation_or_none(beginning, rest):
+    assert exif_orientation(beginning + rest) is None or exif_orientation(beginning + rest) >= 0
 
 
 @pytest.mark.parametrize(
@@ -162,38 +188,39 @@ def test_thin_and_tiny_pictures_decode(size):
 
 @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
 def test_other_formats_are_unsupported(picture, file_format):
-    with pytest.raises(UnsupportedType):
-        decode(encoded(picture, file_format), MAX_PIXELS)
+    finding = "this is not an image in JPEG, PNG or WebP"
+    assert refusal(encoded(picture, file_format)) == ("unsupported-type", finding)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_a_truncated_file_is_refused_not_shown_in_part(file_format, share):
     content = encoded(photograph(400, 300), file_format)
-    with pytest.raises(UndecodableImage):
-        decode(content[: int(len(content) * share)], MAX_PIXELS)
+    assert refusal(content[: int(len(content) * share)])[0] == "undecodable-image"
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_too_many_pixels_are_refused(file_format):
-    with pytest.raises(ImageTooLarge, match="1001 x 1000 = 1.0 million"):
-        decode(encoded(Image.new("L", (1001, 1000)), file_format), 1_000_000)
+    found, finding = refusal(encoded(Image.new("L", (1001, 1000)), file_format), ONE_MEGAPIXEL)
+    assert found == "image-too-large"
+    assert "1001 x 1000 = 1.0 million" in finding
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_pixels_are_counted_before_decoding(file_format):
     content = encoded(Image.new("L", (1001, 1000)), file_format)
-    with pytest.raises(ImageTooLarge):
-        decode(content[: len(content) // 2 + 200], 1_000_000)  # not enough of it to decode
+    # not enough of it to decode
+    assert refusal(content[: len(content) // 2 + 200], ONE_MEGAPIXEL)[0] == "image-too-large"
 
 
 @pytest.mark.parametrize("width", [10_000, 20_000, 100_000])
 def test_a_decompression_bomb_is_too_large(width):
-    """100, 200 and 1,000 megapixels: Pillow warns of the first and refuses the others itself."""
+    """100, 200 and 1,000 megapixels: named, before Pillow warns of the first and refuses the others itself."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, 10_000, 1, 0, 0, 0, 0))
     content = encoded(Image.new("1", (16, 16)), "PNG")
-    with pytest.raises(ImageTooLarge):
-        decode(content[:8] + header + content[PNG_HEADER_BYTES:], MAX_PIXELS)
+    found, finding = refusal(content[:8] + header + content[PNG_HEADER_BYTES:])
+    assert found == "image-too-large"
+    assert f"{width} x 10000" in finding
 
 
 def test_oddities_of_uploads_raise_no_warning(picture):
@@ -204,5 +231,6 @@ def test_oddities_of_uploads_raise_no_warning(picture):
 
 
 def test_a_scan_bomb_is_refused():
-    with pytest.raises(ImageTooComplex, match="more than 64 scans"):
-        decode(scan_bomb(2000, scans=405), MAX_PIXELS)
+    found, finding = refusal(scan_bomb(2000, scans=405))
+    assert found == "image-too-complex"
+    assert "more than 64 scans" in finding

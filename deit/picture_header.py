@@ -1,17 +1,27 @@
-"""What an image costs to decode, counted from its markers without decoding it.
+"""What the first bytes of an image file say about it, read from its markers in microseconds and without decoding.
 
-A limit on pixels does not bound the time. A progressive JPEG may hold any number of scans, and each is a pass over all
-pixels: 21 kB with 405 scans take a second, 10 MB an hour (libjpeg-turbo's report LJT-01-003). And Pillow reads the
-segments of a JPEG and the chunks of a PNG one by one in Python, holding the interpreter lock.
+- **The declared size**, for admission, and because a WebP of 38 bytes makes its library reserve two frames of any size
+  as soon as it is opened.
+- **The cost of decoding.** A limit on pixels does not bound the time. A progressive JPEG may hold any number of scans,
+  and each is a pass over all pixels: 21 kB with 405 scans take a second, 10 MB an hour (libjpeg-turbo's report
+  LJT-01-003). And Pillow reads the segments of a JPEG and the chunks of a PNG one by one in Python, holding the
+  interpreter lock.
+
+A JPEG is walked once: `read_header` stops at the first scan, and `decoding_cost` goes on from there.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 JPEG_SIGNATURE = b"\xff\xd8"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+# Cameras put EXIF, ICC and previews before the frame; each segment holds at most 64 KiB. `read_header` reads this many
+# segments and bytes of padding and then gives up, so that an event loop can afford it.
+HEADER_PARTS = 256
 
 # Honest files have up to 20 scans; libraries with a limit have 100 (libvips), 256 (nvImageCodec) and 500 (DALI).
 MAX_SCANS = 64
@@ -23,6 +33,7 @@ MIN_PARTS_LIMIT = 4096
 PARTS_PER_KIB = 1
 
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, TEMPORARY = 0xD8, 0xD9, 0xDA, 0x01
+WITHOUT_LENGTH = (START_OF_IMAGE, END_OF_IMAGE, TEMPORARY)
 
 # SOF0 to SOF15, without DHT (C4), JPG (C8) and DAC (CC), which lie in the same range; the first two are baseline and
 # extended sequential.
@@ -33,6 +44,32 @@ SEQUENTIAL = (0xC0, 0xC1)
 NO_MARKERS = frozenset({0x00, *range(0xD0, 0xD8), 0xFF})
 
 BLOCK_BYTES = 2**18
+
+Format = Literal["JPEG", "PNG", "WEBP"]
+Size = tuple[int, int]
+
+NOTHING = (0, 0)
+"""The size of a file that ends before it says one, or of an unknown format: nothing of it will be decoded."""
+
+
+class Header(NamedTuple):
+    """Attributes:
+    format: by the signature; None for any other file.
+    size: width and height as stored; None where only a decoder can find out.
+    scans: passes over the pixels: 1, or 0 for a JPEG without any; None where they have to be counted.
+    parts: of a JPEG, the segments and bytes of padding before the first scan.
+    first_scan: where a JPEG's first scan begins; None if it has none, or none in as many parts as were read.
+    """
+
+    format: Format | None
+    size: Size | None
+    scans: int | None = 1
+    parts: int = 1
+    first_scan: int | None = None
+
+    @property
+    def pixels(self) -> int | None:
+        return None if self.size is None else self.size[0] * self.size[1]
 
 
 @dataclass(frozen=True)
@@ -63,44 +100,74 @@ def parts_limit(size_bytes: int) -> int:
     return max(MIN_PARTS_LIMIT, PARTS_PER_KIB * size_bytes // 1024)
 
 
-def decoding_cost(content: bytes) -> DecodingCost:
-    """The cost of a file of any type; a damaged one is counted as far as a decoder would read."""
+def read_header(content: bytes) -> Header:
+    """The header of a file of any kind, damaged or not."""
     if content.startswith(JPEG_SIGNATURE):
-        return _jpeg_cost(content)
+        return _jpeg_header(content, HEADER_PARTS)
     if content.startswith(PNG_SIGNATURE):
+        size = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+        return Header("PNG", size if len(content) >= 24 else NOTHING)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return Header("WEBP", _webp_size(content) if len(content) >= 30 else NOTHING)
+    return Header(None, NOTHING)
+
+
+def decoding_cost(content: bytes, header: Header) -> DecodingCost:
+    """The cost of the file that this is the header of; a damaged one is counted as far as a decoder would read."""
+    if header.format == "PNG":
         return DecodingCost(scans=1, parts=_png_chunks(content))
-    return DecodingCost(scans=1, parts=1)
+    if header.format == "JPEG" and header.scans is None:
+        if header.first_scan is None:  # it has more parts than `read_header` reads
+            header = _jpeg_header(content, parts_limit(len(content)))
+        if header.first_scan is not None and header.scans is None:
+            return _cost_from_scan(content, header.first_scan, header.parts)
+    return DecodingCost(header.scans or 0, header.parts)
 
 
-def _jpeg_cost(content: bytes) -> DecodingCost:
+def _webp_size(content: bytes) -> Size | None:
+    """By the first chunk (RFC 9649 section 2): extended, lossless, lossy."""
+    kind = content[12:16]
+    if kind == b"VP8X":
+        return int.from_bytes(content[24:27], "little") + 1, int.from_bytes(content[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = int.from_bytes(content[26:28], "little"), int.from_bytes(content[28:30], "little")
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _jpeg_header(content: bytes, most_parts: int) -> Header:
     """Walk the markers as libjpeg does: skip a segment by its length, look for the next marker from there.
 
     Most files end this at their first scan: a sequential one that holds all components has no second (libjpeg's
-    `has_multiple_scans`, jdinput.c; it calls whatever follows damage). The others are read to their end.
+    `has_multiple_scans`, jdinput.c; it calls whatever follows damage). The scans of the others have to be counted.
     """
-    most_parts = parts_limit(len(content))
     position, parts = len(JPEG_SIGNATURE), 0
+    size: Size = NOTHING
     frames: list[tuple[int, int]] = []
-    while parts <= most_parts:
+    while True:
         at = _next_marker(content, position, position + most_parts)
         parts += at - position  # padding
         if at + 1 >= len(content):
-            break
+            return Header("JPEG", size, scans=0, parts=parts)
         parts += 1
+        if parts > most_parts:
+            return Header("JPEG", size if frames else None, scans=None, parts=parts)
         marker = content[at + 1]
         position = at + 2
         if marker == START_OF_SCAN:
             components = content[position + 2 : position + 3]  # after the length
-            if len(frames) == 1 and frames[0] in [(kind, *components) for kind in SEQUENTIAL]:
-                return DecodingCost(scans=1, parts=parts)
-            return _cost_from_scan(content, at, parts - 1)
-        if marker == END_OF_IMAGE:
-            break
+            is_only = len(frames) == 1 and frames[0] in [(kind, *components) for kind in SEQUENTIAL]
+            return Header("JPEG", size, scans=1 if is_only else None, parts=parts, first_scan=at)
         if marker in FRAME_HEADERS:  # length (2 bytes), precision (1), height (2), width (2), components
-            frames.append((marker, *content[position + 7 : position + 8]))
-        if marker not in (START_OF_IMAGE, TEMPORARY):
+            frame = content[position : position + 8]
+            if not frames and len(frame) >= 7:
+                size = int.from_bytes(frame[5:7], "big"), int.from_bytes(frame[3:5], "big")
+            frames.append((marker, *frame[7:]))
+        if marker not in WITHOUT_LENGTH:
             position += max(2, int.from_bytes(content[position : position + 2], "big"))
-    return DecodingCost(scans=0, parts=parts)
 
 
 def _next_marker(content: bytes, position: int, end: int) -> int:
@@ -112,9 +179,13 @@ def _next_marker(content: bytes, position: int, end: int) -> int:
 
 
 def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
-    """With what stands from the first scan on; what lies between its markers are pixels."""
+    """With what stands from the first scan on; what lies between its markers are pixels.
+
+    Args:
+        parts: up to and with the marker of the first scan, which is at `position`.
+    """
     most_parts = parts_limit(len(content))
-    scans = 0
+    scans, parts = 0, parts - 1
     for start in range(position, len(content), BLOCK_BYTES):
         markers = _possible_markers(content, start)
         while (index := int(np.searchsorted(markers, position))) < len(markers):
@@ -126,7 +197,7 @@ def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
                 scans += 1
             if marker == END_OF_IMAGE or scans > MAX_SCANS or parts > most_parts:
                 return DecodingCost(scans, parts)
-            if marker not in (START_OF_IMAGE, TEMPORARY):
+            if marker not in WITHOUT_LENGTH:
                 position += max(2, int.from_bytes(content[position : position + 2], "big"))
     return DecodingCost(scans, parts)
 

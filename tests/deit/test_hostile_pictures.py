@@ -8,8 +8,8 @@ import tarfile
 
 import pytest
 
-from serving.gateway.errors import Problem
-from serving.gateway.images import decode
+from deit.errors import PictureError
+from deit.pictures import PictureLimits, read_picture
 
 # Where we differ from the recorded outcome on purpose.
 REVIEWED = {
@@ -33,8 +33,8 @@ def expected_outcomes(shared_data):
 
 def outcome(content):
     try:
-        image = decode(content, 25_000_000).image
-    except Problem:
+        image = read_picture(content, PictureLimits(max_pixels=25_000_000)).image
+    except PictureError:
         return "reject"
     assert image.mode == "RGB"
     return "accept"

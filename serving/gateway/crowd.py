@@ -1,0 +1,57 @@
+"""Which connection is given up for a new one when as many are open as may be.
+
+Never one whose request is being answered. One that waits for its next request is the first to go. One whose request is
+still arriving goes only when its client has more connections than the client of the new one, so nobody can keep others
+out by holding connections open, and nobody behind the same proxy suffers for another. A client is an IPv4 address or an
+IPv6 network of 64 bits, which is what one machine gets.
+"""
+
+import enum
+import socket
+from collections import Counter
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+IPV6_NETWORK_BYTES = 8
+IPV4_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Stage(enum.Enum):
+    """State of a connection: nothing of a request has come; part of one has; its answer is made or written."""
+
+    IDLE = enum.auto()
+    ARRIVING = enum.auto()
+    ANSWERING = enum.auto()
+
+
+class Held(Protocol):
+    """A connection. `since_s` is when it began to wait."""
+
+    address: str
+    since_s: float
+
+    @property
+    def stage(self) -> Stage: ...
+
+
+Connection = TypeVar("Connection", bound=Held)
+
+
+def dispensable(others: Iterable[Connection], newcomer: Held) -> Connection | None:
+    """The one to give up: of the client with the most, the one that has waited longest. None to refuse the new."""
+    by_client = [(client_of(other.address), other) for other in others]
+    held = Counter(client for client, _ in by_client)
+    fair_share = held[client_of(newcomer.address)] + 1
+    candidates = [
+        (held[client], other.stage is Stage.IDLE, -other.since_s, other)
+        for client, other in by_client
+        if other.stage is Stage.IDLE or (other.stage is Stage.ARRIVING and held[client] > fair_share)
+    ]
+    return max(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
+
+
+def client_of(address: str) -> bytes:
+    if ":" not in address:
+        return address.encode()
+    packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    return packed if packed.startswith(IPV4_MAPPED) else packed[:IPV6_NETWORK_BYTES]

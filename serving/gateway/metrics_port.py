@@ -1,0 +1,26 @@
+"""A port for /metrics alone, open without a key, on the gateway's own server: with its limits on connections."""
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.gateway.errors import NotFound
+from serving.gateway.metrics import CONTENT_TYPE, Metrics
+
+METRICS = "/metrics"
+
+
+class MetricsPort:
+    """Answers what comes in on this port; everything else goes on to the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, port: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._port = port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["server"][1] != self._port:
+            await self._app(scope, receive, send)
+        elif scope["path"] == METRICS and scope["method"] == "GET":
+            await Response(self._metrics.page(), headers={"Content-Type": CONTENT_TYPE})(scope, receive, send)
+        else:
+            await NotFound(f"this port has {METRICS} alone").response()(scope, receive, send)

@@ -1,0 +1,18 @@
+"""When a connection is read on."""
+
+import asyncio
+from collections.abc import Collection
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+
+class PipelineFlow(FlowControl):
+    """Reads no more while requests wait for their turn; uvicorn would read on after each answer."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
