@@ -103,8 +103,8 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "find-me"}
     httpx.post(f"{traced.url}/classify", content=encoded(photograph(96, 64)), headers=headers, timeout=60)
 
-    def ours(service):
-        return [span for span in collector.spans if span.trace == TRACE and span.service == service]
+    def ours(service, trace=TRACE):
+        return [span for span in collector.spans if span.trace == trace and span.service == service]
 
     eventually(lambda: any(span.name == "POST /classify" for span in ours("deit-server")))
     spans = {span.name: span for span in ours("deit-server")}
@@ -116,8 +116,21 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
     for span in spans.values():
         assert span.parent == request.id
         assert request.start_ns <= span.end_ns <= request.end_ns
-    eventually(lambda: any(span.parent == spans["model"].id for span in ours("triton")))
     assert f"trace_id={TRACE}" in next(line for line in traced.lines if "find-me" in line)
+
+    # Triton's exporter (OpenTelemetry C++) sends a span once and drops it where that fails, as on a busy machine its
+    # timeout does now and then. So several requests are made, and the spans that do come must be in their traces.
+    traces = [f"{number:032x}" for number in range(1, 9)]
+    for trace in traces:
+        headers = {"traceparent": f"00-{trace}-{PARENT}-01"}
+        httpx.post(f"{traced.url}/classify", content=encoded(photograph(96, 64)), headers=headers, timeout=60)
+
+    def continued(trace):
+        return {span.parent for span in ours("triton", trace)} & {
+            span.id for span in ours("deit-server", trace) if span.name == "model"
+        }
+
+    eventually(lambda: any(continued(trace) for trace in traces))
 
 
 def test_a_request_without_a_caller_starts_a_trace_and_health_has_none(traced, collector):
