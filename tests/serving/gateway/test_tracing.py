@@ -118,8 +118,8 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
         assert request.start_ns <= span.end_ns <= request.end_ns
     assert f"trace_id={TRACE}" in next(line for line in traced.lines if "find-me" in line)
 
-    # Triton's exporter (OpenTelemetry C++) sends a batch of spans once and drops it where that fails, as its timeout does
-    # now and then on a busy machine. So requests are made until the spans of one come, and they must be in its trace.
+    # Triton's exporter (OpenTelemetry C++) sends a batch of spans once and drops it if that fails, as it does now and
+    # then on a busy machine. So requests are made until the spans of one come, and they must be in its trace.
     sent: list[str] = []
 
     def one_more_is_continued():
