@@ -5,7 +5,7 @@ see.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ BATCH_SIZES = (1, 7)  # and the largest: the graph must not have taken the examp
 SMALLEST_CROWD = 32
 REFERENCE_BATCH = 32
 NEIGHBOURS = 8
-"""Images that are tried alone as well as inside a batch."""
+"""Images that are asked alone as well as inside a batch."""
 
-# A row of probabilities adds up to 1 in float32, the type of the outputs in every precision.
+# A row of probabilities adds up to 1 in float32, in which the outputs are in every precision.
 LARGEST_SUM_ERROR = 1e-4
 
 
@@ -53,6 +53,20 @@ THRESHOLDS = {
     "bf16": Thresholds(agreement=0.995, difference=None, neighbours=2e-2, top1_loss=0.005),
     "int8": Thresholds(agreement=0.97, difference=None, neighbours=5e-3, top1_loss=0.005),
 }
+
+# On processors the sums of an image are the same in every batch, so that only scales found anew for each batch let
+# neighbours in. GPUs take another kernel for another batch, which sums in another order. The last bit of a float32 then
+# decides some roundings to int8, and one such step is a hundred thousand times as large. With the inputs of every
+# QuantizeLinear of DeiT-Ti moved by 6e-8, 1e-6 and 1e-4 of their value, the probabilities of 64 photographs moved by up
+# to 0.056, 0.090 and 0.089: as much as int8 itself costs (0.13), however small the cause. On an H200 it was 0.05.
+# `quantization.GPU_METHODS` has no scales that are found anew.
+INT8_NEIGHBOURS_ON_GPU = 1e-1
+
+
+def thresholds(precision: str, *, on_gpu: bool = False) -> Thresholds:
+    """What `precision` may lose on processors or on a GPU."""
+    allowed = THRESHOLDS[precision]
+    return replace(allowed, neighbours=INT8_NEIGHBOURS_ON_GPU) if on_gpu and precision == "int8" else allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +128,15 @@ def reference(
 
 
 def judge(
-    run: Infer, expected: Reference, precision: str, engine: str, *, largest_batch: int = SMALLEST_CROWD
+    run: Infer,
+    expected: Reference,
+    precision: str,
+    engine: str,
+    *,
+    largest_batch: int = SMALLEST_CROWD,
+    on_gpu: bool = False,
 ) -> Judgement:
-    """Run the engine on everything that the gate checks, in batches of up to `largest_batch`, but at least 32."""
+    """Ask the engine everything that the gate wants to know, in batches of up to `largest_batch`, but at least 32."""
     images, most = expected.images, max(largest_batch, SMALLEST_CROWD)
     outputs = _concatenated([run(images[part]) for part in _parts(len(images), (*BATCH_SIZES, most))])
     alone = _concatenated([run(image[None]) for image in images[:NEIGHBOURS]])
@@ -139,9 +159,9 @@ def judge(
         np.isfinite(output).all() and (np.abs(output.sum(axis=1) - 1) < LARGEST_SUM_ERROR).all()
         for output in [*outputs, *extremes]
     )
-    failures = list(_failures(found, THRESHOLDS[precision]))
+    failures = list(_failures(found, thresholds(precision, on_gpu=on_gpu)))
     if not is_distribution:
-        failures.append("some outputs are not probabilities that add up to 1")
+        failures.append("some outputs are no probabilities that add up to 1")
     return Judgement(**{**found.__dict__, "failures": tuple(failures)})
 
 
@@ -159,7 +179,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
             f"{allowed.difference:.0e}"
         )
     if not np.isfinite(found.max_difference + found.extremes):
-        yield "some probabilities are not finite"
+        yield "some probabilities are no numbers"
     if not found.neighbours <= allowed.neighbours:
         yield (
             f"an image's answer depends on its neighbours in the batch, by up to {found.neighbours:.1e}; allowed is "

@@ -19,7 +19,7 @@ from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from export.fused import FusedBlock
+from export.fused import FEWEST_QUERIES, FusedBlock
 from export.joint import JointClassifier
 from export.product import Product
 
@@ -50,7 +50,8 @@ def served_form(
         residual = blocks[0].residual_dtype
         blocks = [Cast(residual), *blocks, Cast(torch.float32)]  # embeddings before, norm and heads after: float32
     if model.global_pool == "token" and isinstance(blocks[-1 - for_gpu], ServedBlock | FusedBlock):
-        blocks[-1 - for_gpu].kept_tokens = model.num_prefix_tokens
+        fewest = FEWEST_QUERIES if for_gpu else 1
+        blocks[-1 - for_gpu].kept_tokens = max(fewest, model.num_prefix_tokens)  # the heads read those they know
     model.blocks = nn.Sequential(*blocks)
     return served
 

@@ -79,10 +79,15 @@ async def learn(url: str, tritons: Tritons) -> None:
 
     tritons.add(triton)
     try:
-        async with in_background(triton.readiness.watch()):
-            while True:
-                await triton.client.connected(give_up_waiting)
-                await learn_once(triton, tritons, give_up_waiting)
+        while True:
+            try:
+                async with in_background(triton.readiness.watch()):
+                    while True:
+                        await triton.client.connected(give_up_waiting)
+                        await learn_once(triton, tritons, give_up_waiting)
+            except Exception:  # whatever one Triton answers, the gateway goes on to follow all of them
+                logger.exception("the Triton at %s cannot be followed; trying again", triton.url)
+                await asyncio.sleep(LEARN_AGAIN_AFTER_S)
     finally:
         tritons.remove(triton)
         await triton.client.close(GRACE_S)
@@ -96,13 +101,15 @@ async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], Non
         try:
             found = await asyncio.to_thread(discover_models, triton.url)
         except ServingError as error:
-            logger.error("%s; it is asked nothing", error)
+            if triton.trouble != str(error):
+                triton.trouble = str(error)
+                logger.error("%s; it is asked nothing until that is over", error)
             give_up()
             await asyncio.wait([ended], timeout=LEARN_AGAIN_AFTER_S)
             return
         if ended.done():  # another process may have answered
             return
-        triton.is_learning = False
+        triton.is_learning, triton.trouble = False, None
         triton.learn(found.models, found.broken)
         tritons.tell()
         served = ", ".join(f"{model.name} {' '.join(model.versions)}" for model in found.models.values())

@@ -143,7 +143,9 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         raise ServingError(f"config.pbtxt of the model {name} cannot be read: {error}; export it again") from error
     metadata = client.get_model_metadata(name, client_timeout=CALL_TIMEOUT_S, as_json=True)
     _check_input(name, metadata["inputs"], preprocessing.image_size)
-    versions = versions or tuple(sorted(metadata["versions"], key=int))
+    versions = versions or tuple(sorted(metadata.get("versions", []), key=int))
+    if not versions:  # they are being unloaded
+        raise ServingError(f"the model {name} has no version that is loaded")
     class_count = _class_count(name, metadata["outputs"])
     return ServedModel(
         name=name,

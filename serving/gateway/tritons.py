@@ -26,6 +26,7 @@ class Triton:
         models: what it serves, by name; empty while that is not known, and then nothing is asked of it.
         broken: why it could not load a model, by name.
         is_learning: it can be reached, and what it serves is being asked.
+        trouble: why it could not be learnt the last time.
         forgotten: set when what was learnt does not hold any more.
     """
 
@@ -36,6 +37,7 @@ class Triton:
         self.models: Mapping[str, ServedModel] = {} if fixed is None else fixed
         self.broken: Mapping[str, str] = broken or {}
         self.is_learning = False
+        self.trouble: str | None = None
         self.forgotten = asyncio.Event()
         self.client = TritonClient(url, on_version_changed=self.forget)
         self.readiness = Readiness(self.client, self.models.values())

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ def test_the_shipped_model_runs_as_often_side_by_side_as_in_triton() -> None:
 
 
 def test_a_plan_is_not_measured_on_processors(tmp_path: Path) -> None:
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "config.pbtxt").write_text('backend: "tensorrt"\n')
+    shutil.copytree(REPOSITORY / "deit_cifar10", tmp_path / "tiny")
+    config = tmp_path / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "tensorrt"'))
     with pytest.raises(BenchmarkError, match="runs on tensorrt, which does not run on processors"):
         open_model(tmp_path, "tiny")

@@ -100,7 +100,7 @@ def test_a_data_set_without_a_readable_image_is_an_error(tmp_path: Path) -> None
 
 
 def test_randaugment_is_refused() -> None:
-    with pytest.raises(ValueError, match="--auto-augment rand-m9 with --pixel-bank"):
+    with pytest.raises(ValueError, match="--pixel-bank does not support --auto-augment rand-m9"):
         config(pixel_bank=True, auto_augment="rand-m9")
 
 

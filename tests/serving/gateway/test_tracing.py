@@ -103,8 +103,8 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "find-me"}
     httpx.post(f"{traced.url}/classify", content=encoded(photograph(96, 64)), headers=headers, timeout=60)
 
-    def ours(service):
-        return [span for span in collector.spans if span.trace == TRACE and span.service == service]
+    def ours(service, trace=TRACE):
+        return [span for span in collector.spans if span.trace == trace and span.service == service]
 
     eventually(lambda: any(span.name == "POST /classify" for span in ours("deit-server")))
     spans = {span.name: span for span in ours("deit-server")}
@@ -116,8 +116,20 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
     for span in spans.values():
         assert span.parent == request.id
         assert request.start_ns <= span.end_ns <= request.end_ns
-    eventually(lambda: any(span.parent == spans["model"].id for span in ours("triton")))
     assert f"trace_id={TRACE}" in next(line for line in traced.lines if "find-me" in line)
+
+    # Triton's exporter (OpenTelemetry C++) sends a batch of spans once and drops it if that fails, as it does now and
+    # then on a busy machine. So requests are made until the spans of one come, and they must be in its trace.
+    sent: list[str] = []
+
+    def one_more_is_continued():
+        sent.append(f"{len(sent) + 1:032x}")
+        headers = {"traceparent": f"00-{sent[-1]}-{PARENT}-01"}
+        httpx.post(f"{traced.url}/classify", content=encoded(photograph(96, 64)), headers=headers, timeout=60)
+        asked = {span.id for trace in sent for span in ours("deit-server", trace) if span.name == "model"}
+        return any(span.parent in asked for trace in sent for span in ours("triton", trace))
+
+    eventually(one_more_is_continued)
 
 
 def test_a_request_without_a_caller_starts_a_trace_and_health_has_none(traced, collector):

@@ -23,6 +23,7 @@ from serving.gateway.following import look_up
 from serving.gateway.models import ServedModel
 from serving.gateway.record import RequestRecord
 from serving.gateway.tritons import Triton, Tritons
+from serving.gateway.uploads import Upload
 from serving.settings import Decoding, Limits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import PREPROCESSING
@@ -31,7 +32,7 @@ MODEL = ServedModel(
     name="tiny", versions=("1",), labels=("a", "b"), has_heads=False, preprocessing=PREPROCESSING, provenance=None
 )
 NEWER = replace(MODEL, versions=("2",), preprocessing=replace(PREPROCESSING, image_size=48))
-PICTURE = encoded(photograph(64, 48), "PNG")
+PICTURE = Upload(filename="", content=encoded(photograph(64, 48), "PNG"))
 QUESTION = Question(model="tiny", version=None, top_k=1, min_probability=None, with_heads=False, with_pixels=False)
 
 
