@@ -204,6 +204,7 @@ def gateway_server(
         companions=companions,
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
+        speaks_other_contracts=settings.contracts,
     )
     address = url_of(listener)
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"

@@ -339,6 +339,14 @@ class ServeSettings:
             rich_help_panel=ACCESS,
         ),
     ] = ""
+    contracts: Annotated[
+        bool,
+        Option(
+            help="Answer the clients of Hugging Face, KServe, SageMaker and Vertex AI on their own paths too. Turn it "
+            "off to open no path that nobody uses.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = True
     limits: Limits = Limits()
     log: LogSettings = LogSettings()
     log_requests: Annotated[

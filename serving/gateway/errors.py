@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from serving.gateway.paths import is_of_another_contract
 from serving.gateway.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
@@ -78,10 +79,13 @@ class ProblemResponse(JSONResponse):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.body(), problem.status, problem.response_headers(), MEDIA_TYPE)
-        self._name = problem.name
+        self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).problems.append(self._name)
+        record_of(scope).problems.append(self._problem.name)
+        if is_of_another_contract(scope["path"]):  # where clients show what stands in `error`
+            self.body = self.render({**self._problem.body(), "error": self._problem.detail})
+            self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 
@@ -185,7 +189,7 @@ class Overloaded(Problem):
 
 
 class InvalidParameter(Problem):
-    """A query parameter has a value that it cannot have. `errors` lists each."""
+    """A parameter has a value that it cannot have. `errors` lists each."""
 
     status, name, title = 422, "invalid-parameter", "A parameter is not valid"
 
@@ -223,6 +227,25 @@ class DeadlineExceeded(Problem):
 
     status, name, title = 504, "deadline-exceeded", "The answer took too long"
 
+
+IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
+    MalformedRequest,
+    UnknownModel,
+    BodyTimeout,
+    BodyTooLarge,
+    ImageTooLarge,
+    UnsupportedType,
+    UndecodableImage,
+    ImageTooComplex,
+    InvalidParameter,
+    Internal,
+    NotReady,
+    DecoderLost,
+    Draining,
+    Overloaded,
+    DeadlineExceeded,
+)
+"""What a request with images may be answered."""
 
 PROBLEMS: Mapping[str, type[Problem]] = {problem.name: problem for problem in Problem.__subclasses__()}
 

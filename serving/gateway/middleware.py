@@ -19,6 +19,7 @@ from serving.gateway.client_address import Network, client_address
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import METRICS
+from serving.gateway.paths import LIVE, PING, READY, answering_route
 from serving.gateway.record import RequestRecord
 from serving.gateway.refusals import Refusals
 from serving.gateway.tracing import Tracing
@@ -26,13 +27,11 @@ from serving.gateway.tracing import Tracing
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("serving.request")
 
-CLASSIFY = "/classify"
-
 CLIENT_LEFT = 499
 """In metrics and logs, as nginx has it; nobody is there to read an answer."""
 
 # Asked every few seconds by machines.
-UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS)
+UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY)
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
@@ -129,7 +128,7 @@ class RequestEnvelope:
 def route_of(scope: Scope) -> str:
     """The path as it was declared, so that there are few; "other" for what leads nowhere."""
     declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
-    return declared or (scope["path"] if scope["path"] in (CLASSIFY, METRICS) else "other")
+    return declared or answering_route(scope["path"]) or (METRICS if scope["path"] == METRICS else "other")
 
 
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
@@ -200,13 +199,12 @@ class AdmissionControl:
     An admitted request has its ticket in `scope["state"]["ticket"]`.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, path: str) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
         self._admission = admission
-        self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or answering_route(scope["path"]) is None:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length")

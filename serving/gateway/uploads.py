@@ -4,6 +4,8 @@ import functools
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -32,6 +34,23 @@ class Upload:
     @functools.cached_property
     def header(self) -> Header:
         return read_header(self.content)
+
+    def pixels_to_expect(self, most: int) -> int:
+        """For admission: what the header declares; none when that is too much, because then it is not decoded."""
+        declared = self.header.pixels
+        if declared is None:
+            return most
+        return declared if declared <= most else 0
+
+
+@dataclass(frozen=True)
+class ReadyPixels:
+    """An image as a model reads it, uint8 (H, W, 3); nothing of it is decoded."""
+
+    pixels: npt.NDArray[np.uint8]
+
+    def pixels_to_expect(self, most: int) -> int:
+        return 0
 
 
 class MemoryParser(MultiPartParser):
