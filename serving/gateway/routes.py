@@ -131,6 +131,9 @@ async def classify(request: Request) -> Response:
     work = ClassifyRequest(gateway, question, deadline, ticket, record)
     if accepts_ndjson(request):
         headers = {"X-Model": question.model}
+        if request.scope["http_version"] == "1.0":  # which has no chunks (RFC 9112 section 7.1)
+            lines = await while_client_waits(request, whole(work.lines(uploads)))
+            return Response(lines, media_type=NDJSON, headers=headers)
         return StreamingResponse(work.lines(uploads), media_type=NDJSON, headers=headers)
     return await while_client_waits(request, work.response(uploads))
 
@@ -197,6 +200,10 @@ class ClassifyRequest:
             return await self._gateway.classifier.answer(
                 upload, self._question, deadline=self._deadline, record=self._record
             )
+
+
+async def whole(lines: AsyncIterator[str]) -> str:
+    return "".join([line async for line in lines])
 
 
 def accepts_ndjson(request: Request) -> bool:
