@@ -281,7 +281,8 @@ class ServeSettings:
     host: Annotated[
         str,
         Option(
-            help="Address to listen on. 0.0.0.0 accepts other machines: set API keys, and put a TLS proxy in front.",
+            help="Address to listen on. 0.0.0.0 accepts other machines, :: those with IPv6 too: set API keys, and put "
+            "a TLS proxy in front.",
             rich_help_panel=GATEWAY,
         ),
     ] = "127.0.0.1"
@@ -289,6 +290,23 @@ class ServeSettings:
         int,
         Option(help="Port to listen on; 0 picks a free one. Change it if 8080 is taken.", rich_help_panel=GATEWAY),
     ] = 8080
+    root_path: Annotated[
+        str,
+        Option(
+            help="Path under which a proxy offers this server, such as /vision, whether or not the proxy removes it. "
+            "Set it if that is not the top.",
+            show_default="none",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = ""
+    keep_alive_s: Annotated[
+        float,
+        Option(
+            help="Seconds that an idle connection stays open. Raise it above the idle timeout of the load balancer in "
+            "front, or requests get lost now and then (502).",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = 75.0
     metrics_port: Annotated[
         int | None,
         Option(
@@ -361,6 +379,10 @@ class ServeSettings:
             raise wrong("--metrics-port", self.metrics_port, "choose a port from 1 to 65535")
         if self.metrics_port is not None and self.metrics_port == self.port:
             raise wrong("--metrics-port", self.metrics_port, "--port has it too; leave it out to have /metrics there")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path):
+            raise wrong("--root-path", repr(self.root_path), "give a path such as /vision, without a slash at its end")
+        if not 0 < self.keep_alive_s < math.inf:
+            raise wrong("--keep-alive-s", self.keep_alive_s, "give seconds above 0; the default is 75")
         if self.rate_limit is not None and not 0 < self.rate_limit < math.inf:
             raise wrong("--rate-limit", self.rate_limit, "give requests per second above 0, or leave it out")
         for origin in self.origins:
@@ -412,7 +434,8 @@ class StandaloneSettings:
     host: Annotated[
         str,
         Option(
-            help="IPv4 address of gRPC and metrics. Set 0.0.0.0 in a container.",
+            help="Address of gRPC and metrics. Set 0.0.0.0 in a container, :: where there is IPv6; the metrics then "
+            "have no IPv4.",
             rich_help_panel=ACCESS,
         ),
     ] = "127.0.0.1"
@@ -429,9 +452,9 @@ class StandaloneSettings:
 
     def __post_init__(self) -> None:
         try:
-            is_loopback = ipaddress.IPv4Address(self.host).is_loopback
+            is_loopback = ipaddress.ip_address(self.host).is_loopback
         except ValueError as error:
-            raise wrong("--host", repr(self.host), "give an IPv4 address, such as 127.0.0.1 or 0.0.0.0") from error
+            raise wrong("--host", repr(self.host), "give an IP address, such as 127.0.0.1, 0.0.0.0 or ::") from error
         if not is_loopback and not self.insecure:
             raise wrong(
                 "--host",

@@ -40,6 +40,7 @@ from serving.gateway.metrics_port import MetricsPort
 from serving.gateway.middleware import AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness, in_background
+from serving.gateway.record import record_of
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.tracing import Tracing
@@ -80,6 +81,7 @@ def create_app(
     metrics_port: int | None = None,
     logs_requests: bool = True,
     speaks_other_contracts: bool = True,
+    root_path: str = "",
 ) -> FastAPI:
     """The application for the Tritons at these addresses.
 
@@ -122,6 +124,7 @@ def create_app(
         title="deit-server",
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
+        servers=[{"url": root_path}] if root_path else None,
         lifespan=lifespan,
         redirect_slashes=False,  # it would redirect to whatever stands in Host
         docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
@@ -206,6 +209,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     path: str = request.scope["path"]
     if error.status_code == 404:
+        if not path:  # the root path without its slash, from where the page's relative addresses lead elsewhere
+            return RedirectResponse(f"{record_of(request.scope).root_path.rpartition('/')[2]}/", 307)
         name = path.removesuffix("/").rpartition("/")[2]
         if name and path.endswith("/"):
             # Relative, so that host, scheme and whatever a proxy puts in front stay as the client knows them.

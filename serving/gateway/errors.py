@@ -44,9 +44,10 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
         self.extensions = extensions
 
-    def body(self) -> dict[str, Any]:
+    def body(self, root_path: str = "") -> dict[str, Any]:
+        """Problem details; `root_path` is where a proxy offers this server."""
         return {
-            "type": f"/problems/{self.name}",
+            "type": f"{root_path}/problems/{self.name}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
@@ -60,9 +61,9 @@ class Problem(Exception):
     def response(self) -> "ProblemResponse":
         return ProblemResponse(self)
 
-    def raw_response(self) -> bytes:
+    def raw_response(self, root_path: str) -> bytes:
         """HTTP/1.1, for a connection that ends with it and whose request no application has seen."""
-        body = json.dumps(self.body()).encode()
+        body = json.dumps(self.body(root_path)).encode()
         lines = [
             f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}",
             f"content-type: {MEDIA_TYPE}",
@@ -82,10 +83,13 @@ class ProblemResponse(JSONResponse):
         self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).problems.append(self._problem.name)
+        record = record_of(scope)
+        record.problems.append(self._problem.name)
+        body = self._problem.body(record.root_path)
         if is_of_another_contract(scope["path"]):  # where clients show what stands in `error`
-            self.body = self.render({**self._problem.body(), "error": self._problem.detail})
-            self.headers["Content-Length"] = str(len(self.body))
+            body["error"] = self._problem.detail
+        self.body = self.render(body)
+        self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 

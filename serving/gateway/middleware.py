@@ -75,11 +75,14 @@ class RequestEnvelope:
             return
         if scope["method"] == "HEAD":  # as GET; the server, which has its own scope, leaves the body out
             scope = {**scope, "method": "GET"}
+        root_path: str = scope["root_path"]
+        if root_path:
+            scope = {**scope, "root_path": "", "path": below(scope["path"], root_path)}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         client = client_address(scope, self._trusted_proxies)
-        record = RequestRecord(request_id=request_id, started_s=time.monotonic(), client=client)
+        record = RequestRecord(request_id=request_id, started_s=time.monotonic(), root_path=root_path, client=client)
         scope.setdefault("state", {})["record"] = record
         if self._tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
             record.trace = self._tracing.begin(headers, scope["method"])
@@ -123,6 +126,12 @@ class RequestEnvelope:
                 self._refusals.count(status, record.client)
             else:
                 request_logger.info("%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
+
+
+def below(path: str, root_path: str) -> str:
+    """The path as this server knows it. uvicorn puts the root path in front; a proxy may have left it there too."""
+    path = path.removeprefix(root_path)
+    return path.removeprefix(root_path) if path == root_path or path.startswith(f"{root_path}/") else path
 
 
 def route_of(scope: Scope) -> str:

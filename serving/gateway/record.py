@@ -29,6 +29,7 @@ class ImageRecord:
 class RequestRecord:
     """Attributes:
     started_s: when its header was complete, by `time.monotonic()`; its deadline counts from there.
+    root_path: where a proxy offers this server; "" for the top.
     client: the address that it came from.
     key_name: whose key it bore.
     receive_s: from `started_s` until the body was complete.
@@ -38,6 +39,7 @@ class RequestRecord:
 
     request_id: str
     started_s: float
+    root_path: str = ""
     client: str = ""
     key_name: str | None = None
     model: str = ""

@@ -192,7 +192,9 @@ class ClassifyRequest:
                 answer = await self._answer(upload)
         except Problem as problem:
             self._record.problems.append(problem.name)
-            return ImageResult.model_validate({"filename": upload.filename, "problem": problem.body()})
+            return ImageResult.model_validate(
+                {"filename": upload.filename, "problem": problem.body(self._record.root_path)}
+            )
         return ImageResult(filename=upload.filename, **dict(answer))
 
     async def _answer(self, upload: Upload) -> ImageAnswer:

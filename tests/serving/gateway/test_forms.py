@@ -85,11 +85,11 @@ def test_parts_as_frameworks_write_them_are_files(client, disposition, filename)
     assert [result["filename"] for result in answer.json()["results"]] == [filename] * 2
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_old_urllib3_sends_a_name_that_is_not_ascii(client):
     """As its `format_header_param_rfc2231` writes it, which was the default before 2.0."""
-    with pytest.warns(FutureWarning):
-        field = RequestField("image", PICTURE, filename="图.jpg", header_formatter=format_header_param_rfc2231)
-        field.make_multipart(content_type="image/jpeg")
+    field = RequestField("image", PICTURE, filename="图.jpg", header_formatter=format_header_param_rfc2231)
+    field.make_multipart(content_type="image/jpeg")
     body, content_type = encode_multipart_formdata([field])
     assert b"filename*=" in body
     assert post(client, body, content_type).status_code == 200
