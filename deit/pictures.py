@@ -20,17 +20,18 @@ from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
+from PIL import AvifImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
 from deit.errors import PictureError
-from deit.picture_header import Header, decoding_cost, read_header
+from deit.file_kinds import file_kind, rare_jpeg
+from deit.picture_header import JPEG_SIGNATURE, Header, decoding_cost, read_header
 
 # "MPO" must not be in a list of formats: Pillow then raises KeyError for whatever is not an image. "JPEG" opens such
 # files anyway.
-WEB_FORMATS = ("JPEG", "PNG", "WEBP")
+WEB_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")
 """What strangers may send: few decoders, each of them fuzzed for years."""
 
-ALL_FORMATS = (*WEB_FORMATS, "AVIF", "BMP", "GIF", "PPM", "TIFF")
+ALL_FORMATS = (*WEB_FORMATS, "BMP", "GIF", "PPM", "TIFF")
 """What a data set of one's own may hold."""
 
 IMAGE_SUFFIXES = frozenset(
@@ -123,9 +124,8 @@ def read_picture(
     except (MemoryError, PictureError):
         raise
     except Exception as error:  # Pillow's decoders promise no type for what a broken file makes them raise
-        raise PictureError(
-            "undecodable-image", f"the {image.format} image is truncated or damaged and cannot be decoded"
-        ) from error
+        finding = f"the {image.format} image is truncated or damaged and cannot be decoded"
+        raise PictureError("undecodable-image", _rare(content) or finding) from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -141,6 +141,7 @@ def configure_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one process a core decodes, and each thread takes memory
     # Looks for the resolution, of which there may be a million too, when a JPEG is opened.
     JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
 
@@ -155,11 +156,18 @@ def _open(content: bytes, limits: PictureLimits) -> Image.Image:
     except Exception as error:  # as above
         if read_header(content).format is not None:
             finding = "the image is truncated or damaged: its header cannot be read"
-            raise PictureError("undecodable-image", finding) from error
-        raise PictureError("unsupported-type", f"this is not an image in {_listed(limits.formats)}") from error
+            raise PictureError("undecodable-image", _rare(content) or finding) from error
+        kind = file_kind(content)
+        finding = f"this is {'' if kind is None else f'{kind}: '}not an image in {_listed(limits.formats)}"
+        raise PictureError("unsupported-type", finding) from error
     if image.format not in (*limits.formats, "MPO"):
         raise PictureError("unsupported-type", f"{image.format} is not supported; use {_listed(limits.formats)}")
     return image
+
+
+def _rare(content: bytes) -> str | None:
+    kind = rare_jpeg(content) if content.startswith(JPEG_SIGNATURE) else None
+    return None if kind is None else f"this is {kind}, which is not supported; save it as a JPEG of 8 bits a channel"
 
 
 def _listed(formats: tuple[str, ...]) -> str:

@@ -155,13 +155,13 @@ class UrlTooLong(Problem):
 
 
 class UnsupportedType(Problem):
-    """The body is not a JPEG, PNG or WebP image, or is labelled as something that cannot hold one."""
+    """The body is not a JPEG, PNG, WebP or AVIF image, or is labelled as something that cannot hold one."""
 
-    status, name, title = 415, "unsupported-type", "Not a JPEG, PNG or WebP image"
+    status, name, title = 415, "unsupported-type", "Not a JPEG, PNG, WebP or AVIF image"
 
 
 class UndecodableImage(Problem):
-    """The image begins like a JPEG, PNG or WebP, but is truncated or damaged."""
+    """The image begins like a JPEG, PNG, WebP or AVIF, but is truncated or damaged."""
 
     status, name, title = 422, "undecodable-image", "The image cannot be decoded"
 

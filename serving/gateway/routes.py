@@ -66,7 +66,7 @@ REQUEST = {
     "parameters": documented_parameters(),
     "requestBody": {
         "required": True,
-        "description": "Images in JPEG, PNG or WebP: one as the body itself, or one or several as files of a form.",
+        "description": "JPEG, PNG, WebP or AVIF: one image as the body itself, or one or several as files of a form.",
         "content": {
             "multipart/form-data": {
                 "schema": {

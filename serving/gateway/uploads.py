@@ -33,7 +33,7 @@ MAX_FILENAME_CHARACTERS = 255
 HOW_TO_SEND = f"send it with: curl -F {FIELD}=@photo.jpg"
 MOST_SHOWN = 60
 
-RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "image/avif", "application/octet-stream")
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ async def read_uploads(request: Request, *, max_images: int) -> list[Upload]:
         return [Upload(filename="", content=await request.body())]
     raise UnsupportedType(
         f"the content type {content_type[:100]!r} cannot hold an image; send multipart/form-data with a file field "
-        f"{FIELD!r} (curl -F {FIELD}=@photo.jpg), or the bytes of the image as image/jpeg, image/png, image/webp "
-        "or application/octet-stream"
+        f"{FIELD!r} (curl -F {FIELD}=@photo.jpg), or the bytes of the image as image/jpeg, image/png, image/webp, "
+        "image/avif or application/octet-stream"
     )
 
 
