@@ -63,6 +63,10 @@ XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
 FAST_MARGIN = 2
 
+REDUCED_JPEG_FACTOR = 8
+"""In the fast mode a JPEG of one scan may have this many times `max_pixels`, as phones of 200 megapixels make them: it
+is decoded row by row at a fraction of its size, so memory follows what is decoded, and time the bytes of the file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureLimits:
@@ -103,19 +107,22 @@ def read_picture(
     Raises:
         PictureError: by the rules above or the limits.
     """
-    cost = None
+    cost, declared_limit = None, limits.max_pixels
     if limits.bounds_cost:
         header = read_header(content) if header is None else header
-        _check_size(header.size or (0, 0), limits.max_pixels)  # opening a WebP already makes room for a frame
+        if shorter_px is not None and may_be_reduced(header):
+            declared_limit *= REDUCED_JPEG_FACTOR
+        _check_size(header.size or (0, 0), declared_limit)  # opening a WebP already makes room for a frame
         cost = decoding_cost(content, header)
         _refuse(cost.objection(len(content), pixels=0))  # before Pillow reads the segments one by one
     image = _open(content, limits)
     width, height = image.size
-    _check_size(image.size, limits.max_pixels)
+    _check_size(image.size, declared_limit)
     if cost is not None:
         _refuse(cost.objection(len(content), pixels=width * height))
     if shorter_px is not None:
         image.draft(None, (FAST_MARGIN * shorter_px,) * 2)  # without effect on anything but a JPEG
+        _check_size(image.size, limits.max_pixels)
     try:
         image.load()
         orientation = _orientation(image)  # of a PNG only now: its EXIF may stand behind the pixels
@@ -128,6 +135,10 @@ def read_picture(
         raise PictureError("undecodable-image", _rare(content) or finding) from error
 
 
+def may_be_reduced(header: Header) -> bool:
+    return header.format == "JPEG" and header.scans == 1
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An image that somebody else opened, by the rules above."""
     image.load()
@@ -135,11 +146,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def configure_pillow() -> None:
-    """For a process that reads the files of strangers: a decompression bomb is an error, and other oddities are not
-    worth a log line.
+    """For a process that reads the files of strangers: `PictureLimits` bound the pixels in place of Pillow's own limit,
+    and oddities are not worth a log line.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one process a core decodes, and each thread takes memory
     # Looks for the resolution, of which there may be a million too, when a JPEG is opened.

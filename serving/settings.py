@@ -16,9 +16,8 @@ from deit.allowance import usable_cores, usable_memory_bytes
 from deit.log import LogFormat
 from deit.options import Secret, named, wrong
 
-# Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
-# warning as an error, so a larger limit would not hold.
-PILLOW_MAX_IMAGE_PIXELS = 89_478_485
+LARGEST_IMAGE_PIXELS = 400_000_000
+"""Twice the cameras with most pixels. A decoder may take 32 bytes for each."""
 
 # The panels of --help.
 MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
@@ -119,8 +118,8 @@ class Limits:
     max_image_pixels: Annotated[
         int,
         Option(
-            help="Largest width x height of an image. Raise it for cameras above 25 megapixels; decoding takes up to "
-            "32 bytes per pixel.",
+            help="Largest width x height of an image. Raise it for cameras above 25 megapixels, or choose --decode "
+            "fast; decoding takes up to 32 bytes per pixel.",
             rich_help_panel=LIMITS,
         ),
     ] = 25_000_000
@@ -178,11 +177,11 @@ class Limits:
         ):
             if not 0 < seconds < math.inf:
                 raise wrong(flag, seconds, f"give seconds above 0; the default is {usual:g}")
-        if not 1 <= self.max_image_pixels <= PILLOW_MAX_IMAGE_PIXELS:
+        if not 1 <= self.max_image_pixels <= LARGEST_IMAGE_PIXELS:
             raise wrong(
                 "--max-image-pixels",
                 self.max_image_pixels,
-                f"give 1 to {PILLOW_MAX_IMAGE_PIXELS}; Pillow refuses larger images as decompression bombs",
+                f"give 1 to {LARGEST_IMAGE_PIXELS}; with --decode fast JPEGs may have eight times as many pixels",
             )
 
 

@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from deit.picture_header import Header, read_header
+from deit.pictures import may_be_reduced
 from serving.gateway.errors import MalformedRequest, UnsupportedType
 
 FIELD = "image"
@@ -52,7 +53,9 @@ class Upload:
         declared = self.header.pixels
         if declared is None:
             return most
-        return declared if declared <= most else 0
+        if declared > most:
+            return most if may_be_reduced(self.header) else 0
+        return declared
 
 
 @dataclass(frozen=True)
