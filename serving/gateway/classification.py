@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
+from serving.gateway.answer_metrics import MOST_CLASSES, OTHERS
 from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.decoder_handle import ModelInput
@@ -90,10 +91,16 @@ class Classifier:
     ) -> AnsweredImage:
         """What the model says of one image, about all its classes. Raises as `answer` does."""
         asked = await self._ask(image, question, deadline=deadline, record=record)
-        heads = asked.answer.heads
-        heads_agree = None if heads is None else bool(heads[0].argmax() == heads[1].argmax())
+        answer, labels, heads = asked.answer, asked.model.labels, asked.answer.heads
+        index = int(answer.probabilities.argmax())
         record.images.append(
-            ImageRecord(version=asked.answer.version, stages_s=asked.stages_s, heads_agree=heads_agree)
+            ImageRecord(
+                version=answer.version,
+                stages_s=asked.stages_s,
+                best_label=labels[index] if index < MOST_CLASSES else OTHERS,
+                confidence=float(answer.probabilities[index]),
+                heads_agree=None if heads is None else bool(heads[0].argmax() == heads[1].argmax()),
+            )
         )
         return asked
 

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 
 from serving.gateway.admission import Admission
+from serving.gateway.answer_metrics import AnswerMetrics
 from serving.gateway.models import ServedModel
 from serving.gateway.record import RequestRecord
 from serving.gateway.tritons import Tritons
@@ -60,6 +61,8 @@ class Metrics:
         self._heads = Counter(
             "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
         )
+        self._answers = AnswerMetrics()
+        registry.register(self._answers)
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
@@ -107,6 +110,7 @@ class Metrics:
             self._request_images.observe(len(record.images))
         for image in record.images:
             self._images.labels(record.model, image.version).inc()
+            self._answers.count(record.model, image.version, image.best_label, image.confidence)
             if image.heads_agree is not None:
                 self._heads.labels(record.model, image.version, str(image.heads_agree).lower()).inc()
             for stage, stage_seconds in image.stages_s.items():

@@ -17,11 +17,15 @@ class ImageRecord:
     Attributes:
         version: of the model that answered.
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
-        heads_agree: both heads find the same class most probable; None when they were not asked for.
+        best_label: the most probable class; OTHERS of answer_metrics.py for one of very many.
+    confidence: its probability.
+    heads_agree: both heads find the same class most probable; None when they were not asked for.
     """
 
     version: str
     stages_s: dict[str, float]
+    best_label: str
+    confidence: float
     heads_agree: bool | None = None
 
 
