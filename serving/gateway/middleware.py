@@ -19,7 +19,7 @@ from serving.gateway.client_address import Network, client_address
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import METRICS
-from serving.gateway.paths import LIVE, PING, READY, answering_route
+from serving.gateway.paths import LIVE, MODEL, PING, READY, VERTEX, answering_route
 from serving.gateway.record import RequestRecord
 from serving.gateway.refusals import Refusals
 from serving.gateway.tracing import Tracing
@@ -31,7 +31,7 @@ CLIENT_LEFT = 499
 """In metrics and logs, as nginx has it; nobody is there to read an answer."""
 
 # Asked every few seconds by machines.
-UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY)
+UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY, f"{MODEL}/ready", VERTEX)
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0

@@ -26,8 +26,6 @@ async def answers(
     gateway, record = gateway_state(request), record_of(request.scope)
     if not images:
         raise MalformedRequest("the request holds no image")
-    if len(images) > gateway.limits.max_images:
-        raise MalformedRequest(f"the request has {len(images)} images; the limit is {gateway.limits.max_images}")
     gateway.tritons.raise_if_lost(question.model)
     record.model = question.model
     ticket: Ticket = request.state.ticket
@@ -52,6 +50,12 @@ async def answers(
             raise problems.exceptions[0] from None
 
     return await while_client_waits(request, answer_all())
+
+
+def check_count(count: int, max_images: int) -> None:
+    """Before pictures are made of it. Raises MalformedRequest."""
+    if count > max_images:
+        raise MalformedRequest(f"the request has {count} images; the limit is {max_images}")
 
 
 def headers_of(request: Request, answered: Sequence[AnsweredImage]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.gateway.classification import AnsweredImage, best
-from serving.gateway.contracts.answering import answers, headers_of
+from serving.gateway.contracts.answering import answers, check_count, headers_of
 from serving.gateway.contracts.json_body import is_json, parsed, picture, refuse_compressed, schema_of
 from serving.gateway.errors import IMAGE_PROBLEMS, documented
 from serving.gateway.parameters import Parameters
@@ -93,6 +93,7 @@ async def pictures(request: Request, max_images: int) -> tuple[list[Upload], boo
     refuse_compressed(request.headers.get("content-encoding", "identity"))
     asked = parsed(PipelineRequest, await request.body())
     inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    check_count(len(inputs), max_images)
     top_k = DEFAULT_TOP_K if asked.parameters is None else asked.parameters.top_k
     return [picture(each, "inputs") for each in inputs], isinstance(asked.inputs, list), top_k
 

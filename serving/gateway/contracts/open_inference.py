@@ -156,7 +156,7 @@ async def inference(request: Request, name: str, version: str | None) -> Respons
     refuse_compressed(request.headers.get("content-encoding", "identity"))
     body = await received(request, request.body(), deadline)
     asked, rest = request_and_rest(body, request.headers.get(HEADER_LENGTH))
-    images = images_of(asked.inputs[0], rest)
+    images = images_of(asked.inputs[0], rest, max_images=gateway.limits.max_images)
     model = gateway.model(name)
     names = output_names(asked, model)
     question = gateway.question(Parameters(model=name, version=version, heads=not set(HEADS).isdisjoint(names)))

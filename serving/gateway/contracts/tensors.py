@@ -1,5 +1,6 @@
 """Requests and answers of the Open Inference Protocol: JSON, and values in it or, by the binary extension, after it."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field
 
 from deit.model import IMAGES
 from serving.gateway.classification import best
+from serving.gateway.contracts.answering import check_count
 from serving.gateway.contracts.json_body import parsed, picture
 from serving.gateway.errors import InvalidParameter, MalformedRequest
 from serving.gateway.triton_client import Probabilities
@@ -78,7 +80,7 @@ def request_and_rest(body: bytes, json_bytes: str | None) -> tuple[InferenceRequ
     return parsed(InferenceRequest, view[:length]), view[length:]
 
 
-def images_of(tensor: InputTensor, rest: memoryview) -> Sequence[Upload | ReadyPixels]:
+def images_of(tensor: InputTensor, rest: memoryview, *, max_images: int) -> Sequence[Upload | ReadyPixels]:
     """The images of the input, in order.
 
     Raises:
@@ -93,19 +95,21 @@ def images_of(tensor: InputTensor, rest: memoryview) -> Sequence[Upload | ReadyP
     elif declared != len(rest) or tensor.data is not None:
         raise MalformedRequest(f"binary_data_size is {str(declared)[:20]}, and {len(rest)} bytes follow the JSON")
     if tensor.datatype == "UINT8":
-        return pixels_of(tensor, rest if tensor.data is None else flat(tensor.data))
+        return pixels_of(tensor, rest if tensor.data is None else flat(tensor.data), max_images)
     count = math.prod(tensor.shape)
-    if tensor.data is None:
-        uploads = [Upload(filename="", content=each) for each in elements(rest)]
-    else:
-        uploads = [picture(each, "data") if isinstance(each, str) else not_text() for each in unnested(tensor.data)]
-    if len(uploads) != count:
-        raise InvalidParameter(f"the shape {tensor.shape} has {count} elements, and {len(uploads)} came")
-    return uploads
+    check_count(count, max_images)
+    texts = None if tensor.data is None else unnested(tensor.data)
+    contents = elements(rest, at_most=count) if texts is None else texts
+    if len(contents) != count:
+        raise InvalidParameter(f"the shape {tensor.shape} has {count} elements, and the values are more or fewer")
+    if texts is None:
+        return [Upload(filename="", content=each) for each in contents]
+    return [picture(each, "data") if isinstance(each, str) else not_text() for each in texts]
 
 
-def pixels_of(tensor: InputTensor, values: bytes | memoryview) -> list[ReadyPixels]:
+def pixels_of(tensor: InputTensor, values: bytes | memoryview, max_images: int) -> list[ReadyPixels]:
     shape = tensor.shape
+    check_count(shape[0], max_images)
     if len(shape) != 4 or shape[3] != 3 or 0 in shape or math.prod(shape) != len(values):
         raise InvalidParameter(
             f"UINT8 {shape} with {len(values)} values are no images: give [N, height, width, 3] in the model's size"
@@ -115,19 +119,20 @@ def pixels_of(tensor: InputTensor, values: bytes | memoryview) -> list[ReadyPixe
 
 def flat(data: list[Any]) -> bytes:
     """The pixels of lists within lists, as the protocol allows, or of one list."""
+    values = data
     try:
-        values = np.asarray(data)
-    except ValueError:  # lists of different lengths
-        values = np.empty(0)
-    if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise InvalidParameter("data of UINT8 are whole numbers from 0 to 255")
-    return values.astype(np.uint8).tobytes()
+        while values and isinstance(values[0], list):
+            values = list(itertools.chain.from_iterable(values))
+        return bytes(values)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameter("data of UINT8 are whole numbers from 0 to 255") from error
 
 
-def elements(rest: memoryview) -> list[bytes]:
-    """The elements of BYTES, each after its length in four bytes, the lowest first."""
-    found, position = [], 0
-    while position < len(rest):
+def elements(rest: memoryview, *, at_most: int) -> list[bytes]:
+    """The elements of BYTES, each after its length in four bytes, the lowest first; one more than `at_most` at most."""
+    found: list[bytes] = []
+    position = 0
+    while position < len(rest) and len(found) <= at_most:
         size = int.from_bytes(rest[position : position + 4], "little")
         end = position + 4 + size
         if end > len(rest):

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, FailFast, Field
 
 from serving.gateway.classification import AnsweredImage, best
-from serving.gateway.contracts.answering import answers, headers_of
+from serving.gateway.contracts.answering import answers, check_count, headers_of
 from serving.gateway.contracts.json_body import parsed, picture, refuse_compressed, schema_of
 from serving.gateway.errors import IMAGE_PROBLEMS, Draining, InvalidParameter, NotReady, documented
 from serving.gateway.parameters import Parameters
@@ -85,6 +85,7 @@ async def predictions(request: Request, model: str | None) -> Response:
     served = gateway.model(model)
     refuse_compressed(request.headers.get("content-encoding", "identity"))
     asked = parsed(PredictionRequest, await received(request, request.body(), deadline))
+    check_count(len(asked.instances), gateway.limits.max_images)
     parameters = asked.parameters or PredictionParameters()
     top_k = min(parameters.maxPredictions, len(served.labels))
     question = gateway.question(Parameters(model=served.name, top_k=top_k))

@@ -109,6 +109,9 @@ def test_an_address_is_not_fetched(client, address):
         ("/hf", b'{"inputs": []}', (400, "malformed-request")),
         ("/hf", b"[" * 100_000, (400, "malformed-request")),
         ("/hf", b'{"inputs": [' + b"0," * 600_000 + b"0]}", (400, "malformed-request")),
+        ("/hf", b'{"inputs": [' + b'"",' * 20_000 + b'""]}', (400, "malformed-request")),
+        ("/v1/models/tiny:predict", b'{"instances": [' + b"{}," * 20_000 + b"{}]}", (400, "malformed-request")),
+        ("/v1/models/tiny:predict", b'{"instances": [' + b'"",' * 64 + b'""]}', (400, "malformed-request")),
         ("/hf", b'{"inputs": "***"}', (422, "invalid-parameter")),
         ("/hf", b'{"inputs": "data:image/jpeg,abc"}', (422, "invalid-parameter")),
         ("/hf", b'{"inputs": "", "parameters": {"top_k": 0}}', (422, "invalid-parameter")),
@@ -221,6 +224,13 @@ ONE = serialize_byte_tensor(np.array([PICTURE], dtype=object)).item()
             ONE,
             (422, "invalid-parameter"),
         ),
+        ({"datatype": "BYTES", "shape": [65], "data": [""] * 65}, b"", (400, "malformed-request")),
+        ({"datatype": "UINT8", "shape": [65, 1, 1, 3], "data": [0] * 195}, b"", (400, "malformed-request")),
+        (
+            {"datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 1_000_000}},
+            bytes(1_000_000),
+            (422, "invalid-parameter"),
+        ),
         ({"datatype": "BYTES", "shape": [1], "data": [1]}, b"", (422, "invalid-parameter")),
         ({"datatype": "BYTES", "shape": [0], "data": []}, b"", (400, "malformed-request")),
         ({"datatype": "FP32", "shape": [1], "data": [1]}, b"", (422, "invalid-parameter")),
@@ -233,6 +243,13 @@ ONE = serialize_byte_tensor(np.array([PICTURE], dtype=object)).item()
 )
 def test_a_tensor_that_does_not_fit_is_a_problem(client, tensor, rest, expected):
     assert problem(infer(client, tensor, rest)) == expected
+
+
+def test_pixels_may_be_lists_within_lists(client):
+    black = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    tensor = {"datatype": "UINT8", "shape": list(black.shape)}
+    nested, plain = (infer(client, {**tensor, "data": data}).json() for data in (black.tolist(), [0] * black.size))
+    assert nested["outputs"][0]["data"] == pytest.approx(plain["outputs"][0]["data"])
 
 
 @pytest.mark.parametrize(
