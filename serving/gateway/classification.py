@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
-from serving.gateway.answer_metrics import MOST_CLASSES, OTHERS
 from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.decoder_handle import ModelInput
@@ -20,6 +19,11 @@ from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
 from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged
 from serving.gateway.tritons import Tritons
 from serving.gateway.uploads import ReadyPixels, Upload
+
+MOST_CLASSES = 1000
+"""Of a model, that metrics count one by one; those with a higher index are counted together."""
+
+OTHERS = "others"
 
 
 @dataclass(frozen=True, kw_only=True)

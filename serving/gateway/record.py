@@ -17,7 +17,7 @@ class ImageRecord:
     Attributes:
         version: of the model that answered.
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
-        best_label: the most probable class; OTHERS of answer_metrics.py for one of very many.
+        best_label: the most probable class; "others" for one of very many.
     confidence: its probability.
     heads_agree: both heads find the same class most probable; None when they were not asked for.
     """

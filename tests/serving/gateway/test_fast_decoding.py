@@ -81,9 +81,7 @@ def test_what_is_no_large_jpeg_is_decoded_whole(image_format, side):
     whole, reduced = (read_picture(content, LIMITS, shorter_px=each).image for each in (None, IMAGENET.resize_px))
     np.testing.assert_array_equal(np.asarray(reduced), np.asarray(whole))
     exact, fast, _, _ = both(content)
-    differences = np.abs(exact.astype(int) - fast)
-    assert differences.max() <= 1  # of rounding; a reduction differs by dozens
-    assert differences.mean() < 0.01
+    assert np.abs(exact.astype(int) - fast).max() <= 2  # of the resize; a reduction differs by dozens
 
 
 def test_a_jpeg_that_is_decoded_at_a_fraction_may_be_larger_than_what_is_decoded_whole():
@@ -110,16 +108,9 @@ def test_a_panorama_that_is_not_reduced_stays_within_the_limit():
         read_picture(content, PictureLimits(max_pixels=25_000_000), shorter_px=IMAGENET.resize_px)
 
 
-def test_photographs_that_are_decoded_whole_hardly_change(photographs):
-    exact, fast, _, _ = zip(*(both(each) for each in photographs), strict=True)
-    differences = np.abs(np.stack(exact).astype(int) - np.stack(fast))
-    assert differences.mean() <= 0.05  # seen: 0.02
-    assert np.quantile(differences, 0.999) <= 2
-
-
 @pytest.mark.soak
 def test_the_best_class_stays_the_same(shared_data):
-    """DeiT-Ti on all 500 photographs."""
+    """DeiT-Ti on all 500 photographs, enlarged so that they are decoded at a fraction."""
     import timm
     import torch
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.gateway.answer_metrics import CONFIDENCES, OTHERS, AnswerMetrics
+from serving.gateway.metrics import CONFIDENCES
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import eventually
 from tests.serving.raw_http import connection, exchange, read_all, status
@@ -72,17 +72,7 @@ def test_confidence_is_counted_in_buckets_and_summed(client):
     changes = grown(client, lambda: client.post("/classify", content=JPEG))
     assert changes[("deit_confidence_sum", labels(model="tiny", version="1"))] == pytest.approx(best)
     buckets = {dict(key[1])["le"] for key in changes if key[0] == "deit_confidence_bucket"}
-    assert buckets == {str(bound) for bound in CONFIDENCES[:-1] if best <= bound} | {"+Inf"}
-
-
-def test_a_confidence_above_one_by_rounding_is_in_the_last_bucket():
-    answers = AnswerMetrics()
-    answers.count("a", "1", OTHERS, 1.0000001)
-    classes, confidences = answers.collect()
-    assert [(sample.labels["label"], sample.value) for sample in classes.samples] == [(OTHERS, 1)]
-    assert [sample.labels["le"] for sample in confidences.samples if sample.labels.get("le") and sample.value] == [
-        "+Inf"
-    ]
+    assert buckets == {str(bound) for bound in CONFIDENCES if best <= bound} | {"+Inf"}
 
 
 def test_refusals_are_counted_by_problem_also_of_one_image_among_several(client):
