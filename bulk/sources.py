@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from deit.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 PARQUET_SUFFIX = ".parquet"
 
 COLUMN = "image"

@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from deit.avif_header import avif_size, is_avif
+
 JPEG_SIGNATURE = b"\xff\xd8"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -45,7 +47,7 @@ NO_MARKERS = frozenset({0x00, *range(0xD0, 0xD8), 0xFF})
 
 BLOCK_BYTES = 2**18
 
-Format = Literal["JPEG", "PNG", "WEBP"]
+Format = Literal["JPEG", "PNG", "WEBP", "AVIF"]
 Size = tuple[int, int]
 
 NOTHING = (0, 0)
@@ -109,6 +111,8 @@ def read_header(content: bytes) -> Header:
         return Header("PNG", size if len(content) >= 24 else NOTHING)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return Header("WEBP", _webp_size(content) if len(content) >= 30 else NOTHING)
+    if is_avif(content):
+        return Header("AVIF", avif_size(content))
     return Header(None, NOTHING)
 
 

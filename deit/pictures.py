@@ -21,17 +21,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
+from PIL import AvifImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
 from deit.errors import PictureError
-from deit.picture_header import Header, decoding_cost, read_header
+from deit.file_kinds import file_kind, rare_jpeg
+from deit.picture_header import JPEG_SIGNATURE, Header, decoding_cost, read_header
 
 # "MPO" must not be in a list of formats: Pillow then raises KeyError for whatever is not an image. "JPEG" opens such
 # files anyway.
-WEB_FORMATS = ("JPEG", "PNG", "WEBP")
+WEB_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")
 """What strangers may send: few decoders, each of them fuzzed for years."""
 
-ALL_FORMATS = (*WEB_FORMATS, "AVIF", "BMP", "GIF", "PPM", "TIFF")
+ALL_FORMATS = (*WEB_FORMATS, "BMP", "GIF", "PPM", "TIFF")
 """What a data set of one's own may hold."""
 
 IMAGE_SUFFIXES = frozenset(
@@ -62,6 +63,10 @@ XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # With `shorter_px` libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
 # as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
 FAST_MARGIN = 2
+
+REDUCED_JPEG_FACTOR = 8
+"""In the fast mode a JPEG of one scan may have this many times `max_pixels`, as phones of 200 megapixels make them: it
+is decoded row by row at a fraction of its size, so memory follows what is decoded, and time the bytes of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +108,22 @@ def read_picture(
     Raises:
         PictureError: by the rules above or the limits.
     """
-    cost = None
+    cost, declared_limit = None, limits.max_pixels
     if limits.bounds_cost:
         header = read_header(content) if header is None else header
-        _check_size(header.size or (0, 0), limits.max_pixels)  # opening a WebP already makes room for a frame
+        if shorter_px is not None and may_be_reduced(header):
+            declared_limit *= REDUCED_JPEG_FACTOR
+        _check_size(header.size or (0, 0), declared_limit)  # opening a WebP already makes room for a frame
         cost = decoding_cost(content, header)
         _refuse(cost.objection(len(content), pixels=0))  # before Pillow reads the segments one by one
     image = _open(content, limits)
     width, height = image.size
-    _check_size(image.size, limits.max_pixels)
+    _check_size(image.size, declared_limit)
     if cost is not None:
         _refuse(cost.objection(len(content), pixels=width * height))
     if shorter_px is not None:
         image.draft(None, (FAST_MARGIN * shorter_px,) * 2)  # without effect on anything but a JPEG
+        _check_size(image.size, limits.max_pixels)
     try:
         image = _loaded(image, content)
         orientation = _orientation(image)  # of a PNG only now: its EXIF may stand behind the pixels
@@ -124,9 +132,12 @@ def read_picture(
     except (MemoryError, PictureError):
         raise
     except Exception as error:  # Pillow's decoders promise no type for what a broken file makes them raise
-        raise PictureError(
-            "undecodable-image", f"the {image.format} image is truncated or damaged and cannot be decoded"
-        ) from error
+        finding = f"the {image.format} image is truncated or damaged and cannot be decoded"
+        raise PictureError("undecodable-image", _rare(content) or finding) from error
+
+
+def may_be_reduced(header: Header) -> bool:
+    return header.format == "JPEG" and header.scans == 1
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -136,12 +147,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def configure_pillow() -> None:
-    """For a process that reads the files of strangers: a decompression bomb is an error, and other oddities are not
-    worth a log line.
+    """For a process that reads the files of strangers: `PictureLimits` bound the pixels in place of Pillow's own limit,
+    and oddities are not worth a log line.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one process a core decodes, and each thread takes memory
     # Looks for the resolution, of which there may be a million too, when a JPEG is opened.
     JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
 
@@ -156,11 +168,18 @@ def _open(content: bytes, limits: PictureLimits) -> Image.Image:
     except Exception as error:  # as above
         if read_header(content).format is not None:
             finding = "the image is truncated or damaged: its header cannot be read"
-            raise PictureError("undecodable-image", finding) from error
-        raise PictureError("unsupported-type", f"this is not an image in {_listed(limits.formats)}") from error
+            raise PictureError("undecodable-image", _rare(content) or finding) from error
+        kind = file_kind(content)
+        finding = f"this is {'' if kind is None else f'{kind}: '}not an image in {_listed(limits.formats)}"
+        raise PictureError("unsupported-type", finding) from error
     if image.format not in (*limits.formats, "MPO"):
         raise PictureError("unsupported-type", f"{image.format} is not supported; use {_listed(limits.formats)}")
     return image
+
+
+def _rare(content: bytes) -> str | None:
+    kind = rare_jpeg(content) if content.startswith(JPEG_SIGNATURE) else None
+    return None if kind is None else f"this is {kind}, which is not supported; save it as a JPEG of 8 bits a channel"
 
 
 def _loaded(image: Image.Image, content: bytes) -> Image.Image:

@@ -7,6 +7,7 @@ everything at once. SIGHUP: `deit serve` reads a file of API keys anew, and ends
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -32,7 +33,7 @@ from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Discovered, ServedModel, discover_models
 from serving.gateway.readiness import Readiness, in_background
-from serving.gateway.server import GatewayServer, reserve_port, url_of
+from serving.gateway.server import GatewayServer, bracketed, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
 from serving.settings import ServeSettings, StandaloneSettings
@@ -127,10 +128,10 @@ def run_triton(settings: StandaloneSettings) -> None:
         ServingError, RepositoryError: Triton cannot be started, or it or a model of it died or hangs.
     """
     stop = StopSignal()
-    if settings.host != LOOPBACK:
-        typer.echo(BANNER.format(address=f"{settings.host}:{settings.triton.ports.grpc}"), err=True)
-    is_any = settings.host == "0.0.0.0"
-    url = f"{LOOPBACK if is_any else settings.host}:{settings.triton.ports.grpc}"
+    if not ipaddress.ip_address(settings.host).is_loopback:
+        typer.echo(BANNER.format(address=f"{bracketed(settings.host)}:{settings.triton.ports.grpc}"), err=True)
+    own_host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(settings.host, settings.host)
+    url = f"{bracketed(own_host)}:{settings.triton.ports.grpc}"
     with (
         contextlib.suppress(KeyboardInterrupt),
         embedded_triton(
@@ -214,11 +215,15 @@ def gateway_server(
         companions=companions,
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
+        speaks_other_contracts=settings.contracts,
+        root_path=settings.root_path,
     )
     return GatewayServer(
         app,
         admission,
         request_timeout_s=settings.limits.request_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
+        root_path=settings.root_path,
         on_ready=on_ready,
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,

@@ -16,9 +16,8 @@ from deit.allowance import usable_cores, usable_memory_bytes
 from deit.log import LogFormat
 from deit.options import Secret, named, wrong
 
-# Pillow warns of a decompression bomb above this many pixels (PIL.Image.MAX_IMAGE_PIXELS), and the gateway takes the
-# warning as an error, so a larger limit would not hold.
-PILLOW_MAX_IMAGE_PIXELS = 89_478_485
+LARGEST_IMAGE_PIXELS = 400_000_000
+"""Twice the cameras with most pixels. A decoder may take 32 bytes for each."""
 
 # The panels of --help.
 MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
@@ -119,8 +118,8 @@ class Limits:
     max_image_pixels: Annotated[
         int,
         Option(
-            help="Largest width x height of an image. Raise it for cameras above 25 megapixels; decoding takes up to "
-            "32 bytes per pixel.",
+            help="Largest width x height of an image; of a JPEG in one scan, eight times as much with --decode fast. "
+            "Raise it for larger ones; decoding takes up to 32 bytes per pixel.",
             rich_help_panel=LIMITS,
         ),
     ] = 25_000_000
@@ -178,11 +177,11 @@ class Limits:
         ):
             if not 0 < seconds < math.inf:
                 raise wrong(flag, seconds, f"give seconds above 0; the default is {usual:g}")
-        if not 1 <= self.max_image_pixels <= PILLOW_MAX_IMAGE_PIXELS:
+        if not 1 <= self.max_image_pixels <= LARGEST_IMAGE_PIXELS:
             raise wrong(
                 "--max-image-pixels",
                 self.max_image_pixels,
-                f"give 1 to {PILLOW_MAX_IMAGE_PIXELS}; Pillow refuses larger images as decompression bombs",
+                f"give 1 to {LARGEST_IMAGE_PIXELS}; with --decode fast JPEGs may have eight times as many pixels",
             )
 
 
@@ -296,7 +295,8 @@ class ServeSettings:
     host: Annotated[
         str,
         Option(
-            help="Address to listen on. 0.0.0.0 accepts other machines: set API keys, and put a TLS proxy in front.",
+            help="Address to listen on. 0.0.0.0 accepts other machines, :: those with IPv6 too: set API keys, and put "
+            "a TLS proxy in front.",
             rich_help_panel=GATEWAY,
         ),
     ] = "127.0.0.1"
@@ -304,6 +304,23 @@ class ServeSettings:
         int,
         Option(help="Port to listen on; 0 picks a free one. Change it if 8080 is taken.", rich_help_panel=GATEWAY),
     ] = 8080
+    root_path: Annotated[
+        str,
+        Option(
+            help="Path under which a proxy offers this server, such as /vision, whether or not the proxy removes it. "
+            "Set it if that is not the top.",
+            show_default="none",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = ""
+    keep_alive_s: Annotated[
+        float,
+        Option(
+            help="Seconds that an idle connection stays open. Raise it above the idle timeout of the load balancer in "
+            "front, or requests get lost now and then (502).",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = 75.0
     metrics_port: Annotated[
         int | None,
         Option(
@@ -363,6 +380,14 @@ class ServeSettings:
             rich_help_panel=ACCESS,
         ),
     ] = ""
+    contracts: Annotated[
+        bool,
+        Option(
+            help="Answer the clients of Hugging Face, KServe, SageMaker and Vertex AI on their own paths too. Turn it "
+            "off to open no path that nobody uses.",
+            rich_help_panel=GATEWAY,
+        ),
+    ] = True
     limits: Limits = Limits()
     log: LogSettings = LogSettings()
     log_requests: Annotated[
@@ -377,6 +402,10 @@ class ServeSettings:
             raise wrong("--metrics-port", self.metrics_port, "choose a port from 1 to 65535")
         if self.metrics_port is not None and self.metrics_port == self.port:
             raise wrong("--metrics-port", self.metrics_port, "--port has it too; leave it out to have /metrics there")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path):
+            raise wrong("--root-path", repr(self.root_path), "give a path such as /vision, without a slash at its end")
+        if not 0 < self.keep_alive_s < math.inf:
+            raise wrong("--keep-alive-s", self.keep_alive_s, "give seconds above 0; the default is 75")
         if self.gateways is not None and not 1 <= self.gateways <= 256:
             raise wrong("--gateways", self.gateways, "give 1 to 256, or leave it out for one for each four cores")
         if self.gateways not in (None, 1) and self.allow_reload:
@@ -442,7 +471,8 @@ class StandaloneSettings:
     host: Annotated[
         str,
         Option(
-            help="IPv4 address of gRPC and metrics. Set 0.0.0.0 in a container.",
+            help="Address of gRPC and metrics. Set 0.0.0.0 in a container, :: where there is IPv6; the metrics then "
+            "have no IPv4.",
             rich_help_panel=ACCESS,
         ),
     ] = "127.0.0.1"
@@ -459,9 +489,9 @@ class StandaloneSettings:
 
     def __post_init__(self) -> None:
         try:
-            is_loopback = ipaddress.IPv4Address(self.host).is_loopback
+            is_loopback = ipaddress.ip_address(self.host).is_loopback
         except ValueError as error:
-            raise wrong("--host", repr(self.host), "give an IPv4 address, such as 127.0.0.1 or 0.0.0.0") from error
+            raise wrong("--host", repr(self.host), "give an IP address, such as 127.0.0.1, 0.0.0.0 or ::") from error
         if not is_loopback and not self.insecure:
             raise wrong(
                 "--host",

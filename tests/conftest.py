@@ -27,8 +27,9 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def pillow_warnings_as_served() -> None:
-    """The filters of the server, for this test: pytest restores its own after each."""
+def pillow_warnings_as_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filters and limits of the server, for this test: pytest restores its own after each."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     configure_pillow()
 
 

@@ -19,7 +19,7 @@ from serving.client.clients import ClassifyOptions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 """What is taken from a folder. A file that is named itself is sent whatever its name: the server reads its bytes."""
 
 

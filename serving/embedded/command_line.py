@@ -58,6 +58,7 @@ def triton_options(
         control_key: the key to load and unload models with; None when nobody may.
         traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
     """
+    is_ipv6 = ":" in host
     options = {
         "--model-repository": str(model_repository),
         "--backend-directory": str(backend_directory),
@@ -69,11 +70,11 @@ def triton_options(
         "--model-load-thread-count": str(LOAD_THREADS),
         "--log-format": "ISO8601",
         "--allow-grpc": "true",
-        "--grpc-address": host,
+        "--grpc-address": f"[{host}]" if is_ipv6 else host,
         "--grpc-port": str(ports.grpc),
         "--grpc-restricted-protocol": f"{CLOSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}",
         "--allow-metrics": "true",
-        "--metrics-address": host,
+        "--metrics-address": f"ipv6:{host}" if is_ipv6 else host,  # as libevhtp writes it
         "--metrics-port": str(ports.metrics),
         "--allow-http": "false" if ports.http is None else "true",
         "--allow-sagemaker": "false",

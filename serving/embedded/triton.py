@@ -19,6 +19,7 @@ runs the watch gives up.
 """
 
 import asyncio
+import ipaddress
 import logging
 import math
 import secrets
@@ -195,7 +196,9 @@ def embedded_triton(
             "starting Triton %d.%d (release 24.10) with %s; it lacks the security fixes since October 2024 and %s",
             *wheel.version,
             ", ".join(offers),
-            "therefore listens on loopback only" if host == LOOPBACK else f"listens on {host} as you asked",
+            "therefore listens on loopback only"
+            if ipaddress.ip_address(host).is_loopback
+            else f"listens on {host} as you asked",
         )
         triton = EmbeddedTriton(
             [str(wheel.binary), *options],

@@ -20,6 +20,7 @@ from serving.gateway.api_keys import ApiKeys
 from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
 from serving.gateway.classification import Classifier
 from serving.gateway.client_address import Network
+from serving.gateway.contracts import hugging_face, open_inference, sagemaker, vertex
 from serving.gateway.deadline import HEADER as DEADLINE_HEADER
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import (
@@ -36,9 +37,10 @@ from serving.gateway.errors import (
 from serving.gateway.following import following
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import MetricsPort
-from serving.gateway.middleware import CLASSIFY, AdmissionControl, BodyGuard, RequestEnvelope
+from serving.gateway.middleware import AdmissionControl, BodyGuard, RequestEnvelope
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import Readiness, in_background
+from serving.gateway.record import record_of
 from serving.gateway.routes import STATIC, router
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.tracing import Tracing
@@ -78,6 +80,8 @@ def create_app(
     companions: Sequence[Companion] = (),
     metrics_port: int | None = None,
     logs_requests: bool = True,
+    speaks_other_contracts: bool = True,
+    root_path: str = "",
 ) -> FastAPI:
     """The application for the Tritons at these addresses.
 
@@ -120,6 +124,7 @@ def create_app(
         title="deit-server",
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
+        servers=[{"url": root_path}] if root_path else None,
         lifespan=lifespan,
         redirect_slashes=False,  # it would redirect to whatever stands in Host
         docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
@@ -127,6 +132,9 @@ def create_app(
     )
     app.state.metrics = metrics
     app.include_router(router)
+    if speaks_other_contracts:
+        for contract in (hugging_face, open_inference, vertex, sagemaker):
+            app.include_router(contract.router)
     app.mount("/static/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(Problem, _answer_problem)
@@ -158,10 +166,10 @@ def _add_middleware(
     logs_requests: bool,
 ) -> None:
     """From the innermost to the outermost, which is the last one added."""
-    app.add_middleware(AdmissionControl, admission=admission, path=CLASSIFY)
+    app.add_middleware(AdmissionControl, admission=admission)
     app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
     if access.keys is not None:
-        app.add_middleware(Authentication, keys=access.keys, rate_limit=access.rate_limit, limited_path=CLASSIFY)
+        app.add_middleware(Authentication, keys=access.keys, rate_limit=access.rate_limit)
     if access.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -201,6 +209,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     path: str = request.scope["path"]
     if error.status_code == 404:
+        if not path:  # the root path without its slash, from where the page's relative addresses lead elsewhere
+            return RedirectResponse(f"{record_of(request.scope).root_path.rpartition('/')[2]}/", 307)
         name = path.removesuffix("/").rpartition("/")[2]
         if name and path.endswith("/"):
             # Relative, so that host, scheme and whatever a proxy puts in front stay as the client knows them.

@@ -9,10 +9,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.gateway.api_keys import ApiKeys
 from serving.gateway.errors import Problem, RateLimited, Unauthorized
+from serving.gateway.paths import LIVE, PING, READY, answering_route
 from serving.gateway.record import record_of
 
 # What reveals nothing about models or traffic: health, the page without answers, the description of the API.
-OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+OPEN_PATHS = ("/", "/healthz", "/readyz", PING, LIVE, READY, "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/problems/")
 
 WRONG_KEY_S = 0.5
@@ -49,13 +50,12 @@ class Authentication:
     """Lets requests with a live key through, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
     Args:
-        limited_path: the path of which each key may ask `rate_limit` times a second, when that is given.
+        rate_limit: how many requests with pictures each key may send in a second; None for any number.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, *, rate_limit: float | None, limited_path: str) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, *, rate_limit: float | None) -> None:
         self._app = app
         self._keys = keys
-        self._limited_path = limited_path
         self._rate_limit = rate_limit
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -76,7 +76,7 @@ class Authentication:
         if name is None:
             await asyncio.sleep(WRONG_KEY_S)
             raise Unauthorized("the key is not known here")
-        if self._rate_limit is not None and scope["path"] == self._limited_path:
+        if self._rate_limit is not None and answering_route(scope["path"]) is not None:
             wait_s = self._buckets.setdefault(name, TokenBucket(self._rate_limit)).wait_s()
             if wait_s > 0:
                 raise RateLimited("the key was used more often than its limit", retry_after_s=math.ceil(wait_s))

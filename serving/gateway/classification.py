@@ -18,7 +18,12 @@ from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
 from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged
 from serving.gateway.tritons import Tritons
-from serving.gateway.uploads import Upload
+from serving.gateway.uploads import ReadyPixels, Upload
+
+MOST_CLASSES = 1000
+"""Of a model, that metrics count one by one; those with a higher index are counted together."""
+
+OTHERS = "others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +73,10 @@ class Classifier:
         Raises:
             Problem: the image is refused, or the model gives no answer in time.
         """
-        if not upload.content:
-            raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG or WebP")
-        asked = await self._ask(upload, question, deadline=deadline, record=record)
+        asked = await self.output(upload, question, deadline=deadline, record=record)
         answer, labels = asked.answer, asked.model.labels
         top_k = min(question.top_k, len(labels))
         heads = None if answer.heads is None else compare(*answer.heads, labels, top_k)
-        heads_agree = None if heads is None else heads.agree
-        record.images.append(ImageRecord(version=answer.version, stages_s=asked.stages_s, heads_agree=heads_agree))
         predictions = best(answer.probabilities, labels, top_k)
         abstained = None
         if question.min_probability is not None:
@@ -89,8 +90,26 @@ class Classifier:
             pixels=await as_png(asked.pixels) if question.with_pixels else None,
         )
 
+    async def output(
+        self, image: Upload | ReadyPixels, question: Question, *, deadline: Deadline, record: RequestRecord
+    ) -> AnsweredImage:
+        """What the model says of one image, about all its classes. Raises as `answer` does."""
+        asked = await self._ask(image, question, deadline=deadline, record=record)
+        answer, labels, heads = asked.answer, asked.model.labels, asked.answer.heads
+        index = int(answer.probabilities.argmax())
+        record.images.append(
+            ImageRecord(
+                version=answer.version,
+                stages_s=asked.stages_s,
+                best_label=labels[index] if index < MOST_CLASSES else OTHERS,
+                confidence=float(answer.probabilities[index]),
+                heads_agree=None if heads is None else bool(heads[0].argmax() == heads[1].argmax()),
+            )
+        )
+        return asked
+
     async def _ask(
-        self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
+        self, image: Upload | ReadyPixels, question: Question, *, deadline: Deadline, record: RequestRecord
     ) -> AnsweredImage:
         """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
 
@@ -105,7 +124,7 @@ class Classifier:
             if question.with_heads and not model.has_heads:
                 raise InvalidParameter(f"the model {model.name} has one head; leave heads out")
             if prepared is None or prepared[0] != model.preprocessing:
-                prepared = model.preprocessing, await self._decode(upload, model.preprocessing, deadline)
+                prepared = model.preprocessing, await self._pixels(image, model, deadline)
                 record.trace_stages(prepared[1].stages_s)
                 asked_s = time.monotonic()
             triton = self._tritons.pick(model, besides=failed)
@@ -131,10 +150,16 @@ class Classifier:
             stages_s = {**prepared[1].stages_s, "model": time.monotonic() - asked_s}
             return AnsweredImage(model, prepared[1].pixels, answer, stages_s)
 
-    async def _decode(self, upload: Upload, preprocessing: Preprocessing, deadline: Deadline) -> ModelInput:
+    async def _pixels(self, image: Upload | ReadyPixels, model: ServedModel, deadline: Deadline) -> ModelInput:
+        if isinstance(image, ReadyPixels):
+            if image.pixels.shape != model.input_shape:
+                raise InvalidParameter(f"pixels for the model {model.name} have the shape {list(model.input_shape)}")
+            return ModelInput(image.pixels, {})
+        if not image.content:
+            raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG, WebP or AVIF")
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                return await self._decoder.model_input(upload.content, preprocessing, header=upload.header)
+                return await self._decoder.model_input(image.content, model.preprocessing, header=image.header)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from serving.gateway.paths import is_of_another_contract
 from serving.gateway.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,9 +44,10 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
         self.extensions = extensions
 
-    def body(self) -> dict[str, Any]:
+    def body(self, root_path: str = "") -> dict[str, Any]:
+        """Problem details; `root_path` is where a proxy offers this server."""
         return {
-            "type": f"/problems/{self.name}",
+            "type": f"{root_path}/problems/{self.name}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
@@ -59,9 +61,9 @@ class Problem(Exception):
     def response(self) -> "ProblemResponse":
         return ProblemResponse(self)
 
-    def raw_response(self) -> bytes:
+    def raw_response(self, root_path: str) -> bytes:
         """HTTP/1.1, for a connection that ends with it and whose request no application has seen."""
-        body = json.dumps(self.body()).encode()
+        body = json.dumps(self.body(root_path)).encode()
         lines = [
             f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}",
             f"content-type: {MEDIA_TYPE}",
@@ -78,10 +80,16 @@ class ProblemResponse(JSONResponse):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.body(), problem.status, problem.response_headers(), MEDIA_TYPE)
-        self._name = problem.name
+        self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).problems.append(self._name)
+        record = record_of(scope)
+        record.problems.append(self._problem.name)
+        body = self._problem.body(record.root_path)
+        if is_of_another_contract(scope["path"]):  # where clients show what stands in `error`
+            body["error"] = self._problem.detail
+        self.body = self.render(body)
+        self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 
@@ -147,13 +155,13 @@ class UrlTooLong(Problem):
 
 
 class UnsupportedType(Problem):
-    """The body is not a JPEG, PNG or WebP image, or is labelled as something that cannot hold one."""
+    """The body is not a JPEG, PNG, WebP or AVIF image, or is labelled as something that cannot hold one."""
 
-    status, name, title = 415, "unsupported-type", "Not a JPEG, PNG or WebP image"
+    status, name, title = 415, "unsupported-type", "Not a JPEG, PNG, WebP or AVIF image"
 
 
 class UndecodableImage(Problem):
-    """The image begins like a JPEG, PNG or WebP, but is truncated or damaged."""
+    """The image begins like a JPEG, PNG, WebP or AVIF, but is truncated or damaged."""
 
     status, name, title = 422, "undecodable-image", "The image cannot be decoded"
 
@@ -185,7 +193,7 @@ class Overloaded(Problem):
 
 
 class InvalidParameter(Problem):
-    """A query parameter has a value that it cannot have. `errors` lists each."""
+    """A parameter has a value that it cannot have. `errors` lists each."""
 
     status, name, title = 422, "invalid-parameter", "A parameter is not valid"
 
@@ -223,6 +231,25 @@ class DeadlineExceeded(Problem):
 
     status, name, title = 504, "deadline-exceeded", "The answer took too long"
 
+
+IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
+    MalformedRequest,
+    UnknownModel,
+    BodyTimeout,
+    BodyTooLarge,
+    ImageTooLarge,
+    UnsupportedType,
+    UndecodableImage,
+    ImageTooComplex,
+    InvalidParameter,
+    Internal,
+    NotReady,
+    DecoderLost,
+    Draining,
+    Overloaded,
+    DeadlineExceeded,
+)
+"""What a request with images may be answered."""
 
 PROBLEMS: Mapping[str, type[Problem]] = {problem.name: problem for problem in Problem.__subclasses__()}
 

@@ -1,5 +1,6 @@
 """What the gateway counts, for Prometheus. Labels are bounded: routes, models, problems, never what a caller wrote."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 
@@ -18,6 +19,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 # One of several gateways: prometheus_client then keeps its values in this folder, where the others read them.
@@ -79,6 +82,24 @@ class Metrics:
         self._heads = Counter(
             "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
         )
+        # Looking for what belongs to some labels takes longer than counting: once is enough.
+        self._predictions = functools.cache(
+            Counter(
+                "deit_predictions",
+                "Images by their most probable class",
+                ["model", "version", "label"],
+                registry=registry,
+            ).labels
+        )
+        self._confidences = functools.cache(
+            Histogram(
+                "deit_confidence",
+                "Probability of the most probable class of an image",
+                ["model", "version"],
+                buckets=CONFIDENCES,
+                registry=registry,
+            ).labels
+        )
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
@@ -124,6 +145,8 @@ class Metrics:
             self._request_images.observe(len(record.images))
         for image in record.images:
             self._images.labels(record.model, image.version).inc()
+            self._predictions(record.model, image.version, image.best_label).inc()
+            self._confidences(record.model, image.version).observe(image.confidence)
             if image.heads_agree is not None:
                 self._heads.labels(record.model, image.version, str(image.heads_agree).lower()).inc()
             for stage, stage_seconds in image.stages_s.items():

@@ -19,6 +19,7 @@ from serving.gateway.client_address import Network, client_address
 from serving.gateway.errors import BodyTimeout, BodyTooLarge, Internal, MalformedRequest, Problem
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import METRICS
+from serving.gateway.paths import LIVE, MODEL, PING, READY, VERTEX, answering_route
 from serving.gateway.record import RequestRecord
 from serving.gateway.refusals import Refusals
 from serving.gateway.tracing import Tracing
@@ -26,13 +27,11 @@ from serving.gateway.tracing import Tracing
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("serving.request")
 
-CLASSIFY = "/classify"
-
 CLIENT_LEFT = 499
 """In metrics and logs, as nginx has it; nobody is there to read an answer."""
 
 # Asked every few seconds by machines.
-UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS)
+UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY, f"{MODEL}/ready", VERTEX)
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
@@ -76,11 +75,14 @@ class RequestEnvelope:
             return
         if scope["method"] == "HEAD":  # as GET; the server, which has its own scope, leaves the body out
             scope = {**scope, "method": "GET"}
+        root_path: str = scope["root_path"]
+        if root_path:
+            scope = {**scope, "root_path": "", "path": below(scope["path"], root_path)}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         client = client_address(scope, self._trusted_proxies)
-        record = RequestRecord(request_id=request_id, started_s=time.monotonic(), client=client)
+        record = RequestRecord(request_id=request_id, started_s=time.monotonic(), root_path=root_path, client=client)
         scope.setdefault("state", {})["record"] = record
         if self._tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
             record.trace = self._tracing.begin(headers, scope["method"])
@@ -126,10 +128,16 @@ class RequestEnvelope:
                 request_logger.info("%s %s %d", scope["method"], route, status, extra=log_values(record, seconds))
 
 
+def below(path: str, root_path: str) -> str:
+    """The path as this server knows it. uvicorn puts the root path in front; a proxy may have left it there too."""
+    path = path.removeprefix(root_path)
+    return path.removeprefix(root_path) if path == root_path or path.startswith(f"{root_path}/") else path
+
+
 def route_of(scope: Scope) -> str:
     """The path as it was declared, so that there are few; "other" for what leads nowhere."""
     declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
-    return declared or (scope["path"] if scope["path"] in (CLASSIFY, METRICS) else "other")
+    return declared or answering_route(scope["path"]) or (METRICS if scope["path"] == METRICS else "other")
 
 
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
@@ -200,13 +208,12 @@ class AdmissionControl:
     An admitted request has its ticket in `scope["state"]["ticket"]`.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, path: str) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
         self._admission = admission
-        self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or answering_route(scope["path"]) is None:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length")

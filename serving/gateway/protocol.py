@@ -268,9 +268,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.close()  # the answer that the client waits for is another one
                 self._end_after(LINGER_S, self.transport.abort)
                 return
-            self.transport.write(problem.raw_response())
+            self.transport.write(problem.raw_response(self.root_path))
         elif cycle is None or not cycle.more_body:  # else the fault is in the rest of a body that has its answer
-            self.transport.write(problem.raw_response())
+            self.transport.write(problem.raw_response(self.root_path))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._end_after(LINGER_S, self.transport.abort)

@@ -17,11 +17,15 @@ class ImageRecord:
     Attributes:
         version: of the model that answered.
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
-        heads_agree: both heads find the same class most probable; None when they were not asked for.
+        best_label: the most probable class; "others" for one of very many.
+    confidence: its probability.
+    heads_agree: both heads find the same class most probable; None when they were not asked for.
     """
 
     version: str
     stages_s: dict[str, float]
+    best_label: str
+    confidence: float
     heads_agree: bool | None = None
 
 
@@ -29,6 +33,7 @@ class ImageRecord:
 class RequestRecord:
     """Attributes:
     started_s: when its header was complete, by `time.monotonic()`; its deadline counts from there.
+    root_path: where a proxy offers this server; "" for the top.
     client: the address that it came from.
     key_name: whose key it bore.
     receive_s: from `started_s` until the body was complete.
@@ -38,6 +43,7 @@ class RequestRecord:
 
     request_id: str
     started_s: float
+    root_path: str = ""
     client: str = ""
     key_name: str | None = None
     model: str = ""

@@ -2,45 +2,32 @@
 
 import asyncio
 import re
-import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
 from serving.gateway.classification import Question
-from serving.gateway.deadline import HEADER, Deadline, request_deadline
+from serving.gateway.deadline import Deadline
 from serving.gateway.errors import (
+    IMAGE_PROBLEMS,
     PROBLEMS,
-    BodyTimeout,
-    BodyTooLarge,
-    DeadlineExceeded,
-    DecoderLost,
     Draining,
-    ImageTooComplex,
-    ImageTooLarge,
-    Internal,
-    InvalidParameter,
-    MalformedRequest,
     NotFound,
     NotReady,
-    Overloaded,
     Problem,
-    UndecodableImage,
     UnknownModel,
-    UnsupportedType,
     documented,
 )
 from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.metrics_port import METRICS
-from serving.gateway.middleware import CLASSIFY
 from serving.gateway.parameters import documented_parameters, parameters_of
+from serving.gateway.paths import CLASSIFY
 from serving.gateway.record import RequestRecord, record_of
 from serving.gateway.schemas import (
     ClassificationBody,
@@ -54,6 +41,7 @@ from serving.gateway.schemas import (
 )
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.uploads import FIELD, RAW_TYPES, Upload, read_uploads
+from serving.gateway.waiting import deadline_of, gather, received, while_client_waits
 
 STATIC = Path(__file__).parent / "static"
 
@@ -71,8 +59,6 @@ DOCS_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-Done = TypeVar("Done")
-
 router = APIRouter()
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -80,7 +66,7 @@ REQUEST = {
     "parameters": documented_parameters(),
     "requestBody": {
         "required": True,
-        "description": "Images in JPEG, PNG or WebP: one as the body itself, or one or several as files of a form.",
+        "description": "JPEG, PNG, WebP or AVIF: one image as the body itself, or one or several as files of a form.",
         "content": {
             "multipart/form-data": {
                 "schema": {
@@ -121,23 +107,7 @@ REQUEST = {
                 },
             },
         },
-        **documented(
-            MalformedRequest,
-            UnknownModel,
-            BodyTimeout,
-            BodyTooLarge,
-            ImageTooLarge,
-            UnsupportedType,
-            UndecodableImage,
-            ImageTooComplex,
-            InvalidParameter,
-            Internal,
-            NotReady,
-            DecoderLost,
-            Draining,
-            Overloaded,
-            DeadlineExceeded,
-        ),
+        **documented(*IMAGE_PROBLEMS),
     },
 )
 async def classify(request: Request) -> Response:
@@ -151,23 +121,19 @@ async def classify(request: Request) -> Response:
     """
     gateway = gateway_state(request)
     record = record_of(request.scope)
-    deadline = request_deadline(
-        request.headers.get(HEADER), longest_s=gateway.limits.request_timeout_s, started_s=record.started_s
-    )
+    deadline = deadline_of(request)
     question = gateway.question(parameters_of(request))
     gateway.tritons.raise_if_lost(question.model)
     record.model = question.model
-    try:
-        async with asyncio.timeout(deadline.remaining_s()):
-            uploads = await read_uploads(request, max_images=gateway.limits.max_images)
-    except TimeoutError as error:
-        raise BodyTimeout(f"the body was not complete after {deadline.allowed_s:g} s") from error
-    record.receive_s = time.monotonic() - record.started_s
+    uploads = await received(request, read_uploads(request, max_images=gateway.limits.max_images), deadline)
     ticket: Ticket = request.state.ticket
-    ticket.begin([pixels_to_expect(upload, gateway) for upload in uploads])
+    ticket.begin([upload.pixels_to_expect(gateway.limits.max_image_pixels) for upload in uploads])
     work = ClassifyRequest(gateway, question, deadline, ticket, record)
     if accepts_ndjson(request):
         headers = {"X-Model": question.model}
+        if request.scope["http_version"] == "1.0":  # which has no chunks (RFC 9112 section 7.1)
+            lines = await while_client_waits(request, whole(work.lines(uploads)))
+            return Response(lines, media_type=NDJSON, headers=headers)
         return StreamingResponse(work.lines(uploads), media_type=NDJSON, headers=headers)
     return await while_client_waits(request, work.response(uploads))
 
@@ -226,23 +192,20 @@ class ClassifyRequest:
                 answer = await self._answer(upload)
         except Problem as problem:
             self._record.problems.append(problem.name)
-            return ImageResult.model_validate({"filename": upload.filename, "problem": problem.body()})
+            return ImageResult.model_validate(
+                {"filename": upload.filename, "problem": problem.body(self._record.root_path)}
+            )
         return ImageResult(filename=upload.filename, **dict(answer))
 
     async def _answer(self, upload: Upload) -> ImageAnswer:
-        with self._ticket.image(pixels_to_expect(upload, self._gateway)):
+        with self._ticket.image(upload.pixels_to_expect(self._gateway.limits.max_image_pixels)):
             return await self._gateway.classifier.answer(
                 upload, self._question, deadline=self._deadline, record=self._record
             )
 
 
-def pixels_to_expect(upload: Upload, gateway: GatewayState) -> int:
-    """For admission: what the header declares; nothing when that is too much, because then it is not decoded."""
-    most = gateway.limits.max_image_pixels
-    declared = upload.header.pixels
-    if declared is None:
-        return most
-    return declared if declared <= most else 0
+async def whole(lines: AsyncIterator[str]) -> str:
+    return "".join([line async for line in lines])
 
 
 def accepts_ndjson(request: Request) -> bool:
@@ -252,48 +215,6 @@ def accepts_ndjson(request: Request) -> bool:
         if media_type == NDJSON:
             return not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
     return False
-
-
-async def gather(*coroutines: Coroutine[Any, Any, Done]) -> list[Done]:
-    """As asyncio.gather, but when one fails or this is cancelled, the others end too."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in coroutines]
-    return [task.result() for task in tasks]
-
-
-async def while_client_waits(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
-    """The outcome of `work`, which is cancelled, down to the call to Triton, when the client closes the connection.
-
-    Raises:
-        ClientDisconnect
-    """
-    working = asyncio.current_task()
-    assert working is not None
-    is_over = False
-
-    def give_up(leaving: asyncio.Task[None]) -> None:
-        if not is_over and not leaving.cancelled():
-            working.cancel()
-
-    leaving = asyncio.create_task(left(request))
-    leaving.add_done_callback(give_up)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if (
-            leaving.done() and working.uncancel() == 0
-        ):  # as asyncio.timeout distinguishes its own cancelling from another's
-            raise ClientDisconnect from None
-        raise
-    finally:
-        is_over = True
-        leaving.cancel()
-
-
-async def left(request: Request) -> None:
-    """Return when the client has closed the connection. The body has been read by then."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 @router.get("/models", summary="List the models")
@@ -320,12 +241,7 @@ async def healthz() -> Health:
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(request: Request) -> Health:
     """200 if a decoder runs and a Triton lately answered for every model, else 503. Send no requests while it fails."""
-    gateway = gateway_state(request)
-    if gateway.admission.is_stopping:
-        raise Draining("the server is shutting down")
-    findings = [*gateway.decoder.findings(), *gateway.tritons.findings()]
-    if findings:
-        raise NotReady("; ".join(findings))
+    gateway_state(request).raise_if_not_ready()
     return Health(status="ready")
 
 

@@ -53,7 +53,7 @@ class ProblemBody(BaseModel):
     """Problem details, RFC 9457."""
 
     type: str = Field(
-        json_schema_extra={"format": "uri-reference", "enum": [f"/problems/{name}" for name in sorted(PROBLEMS)]}
+        json_schema_extra={"format": "uri-reference", "pattern": f"^(/.+)?/problems/({'|'.join(sorted(PROBLEMS))})$"}
     )
     title: str
     status: int

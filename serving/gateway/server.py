@@ -18,9 +18,6 @@ from serving.gateway.protocol import GuardedProtocol
 
 logger = logging.getLogger(__name__)
 
-# An idle connection is closed after this; below the idle timeout of common proxies.
-KEEP_ALIVE_S = 5
-
 # Requests that were sent before their client could know of the end are answered.
 LATE_REQUESTS_S = 1.0
 
@@ -39,6 +36,8 @@ class GatewayServer(uvicorn.Server):
         admission: Admission,
         *,
         request_timeout_s: float,
+        keep_alive_s: float,
+        root_path: str,
         on_ready: Callable[[], object],
         on_stop: Callable[[], None],
         has_failed: Callable[[], bool],
@@ -54,7 +53,8 @@ class GatewayServer(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # asyncio takes fractions too
+            root_path=root_path,
             timeout_graceful_shutdown=math.ceil(request_timeout_s) + 1,
         )
         super().__init__(config)
@@ -117,4 +117,9 @@ def reserve_port(
 
 def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """An address as it stands before a port (RFC 3986 section 3.2.2)."""
+    return f"[{host}]" if ":" in host else host

@@ -8,7 +8,7 @@ from fastapi import Request
 from serving.gateway.admission import Admission
 from serving.gateway.classification import Classifier, Question
 from serving.gateway.decoder import Decoder
-from serving.gateway.errors import InvalidParameter, NotReady, UnknownModel
+from serving.gateway.errors import Draining, InvalidParameter, NotReady, UnknownModel
 from serving.gateway.models import ServedModel
 from serving.gateway.parameters import Parameters
 from serving.gateway.tritons import Tritons
@@ -31,6 +31,14 @@ class GatewayState:
     def models(self) -> Mapping[str, ServedModel]:
         """Those that are served now."""
         return self.tritons.models()
+
+    def raise_if_not_ready(self) -> None:
+        """Raises Draining, and NotReady where no decoder runs or a model does not answer."""
+        if self.admission.is_stopping:
+            raise Draining("the server is shutting down")
+        findings = [*self.decoder.findings(), *self.tritons.findings()]
+        if findings:
+            raise NotReady("; ".join(findings))
 
     def model(self, name: str | None) -> ServedModel:
         """Raises UnknownModel, which lists the models there are, and NotReady when none can be asked for them."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -27,8 +28,10 @@ def test_every_file_is_decoded_or_refused_as_recorded(shared_data):
 
 def expected_outcomes(shared_data):
     """accept or reject, by name."""
-    records = map(json.loads, (shared_data / "hostile" / "images.jsonl").read_text().splitlines())
-    return {record["sha256"]: record["outcome"] for record in records} | REVIEWED
+    records = [json.loads(line) for line in (shared_data / "hostile" / "images.jsonl").read_text().splitlines()]
+    # The outcomes come from a Pillow without AVIF.
+    avif = {each["sha256"]: "accept" for each in records if re.search(r"^python-pillow/.*\.avif$", each["source"])}
+    return {record["sha256"]: record["outcome"] for record in records} | avif | REVIEWED
 
 
 def outcome(content):

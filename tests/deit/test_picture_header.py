@@ -18,6 +18,7 @@ from tests.serving.bombs import scan_bomb
 MEBIBYTE = 2**20
 LIMITS = PictureLimits(max_pixels=25_000_000)
 PICTURE = photograph(123, 45)
+AVIF_START = b"\0\0\0\x14ftypavif\0\0\0\0avif"
 
 
 def decoding_cost(content):
@@ -39,6 +40,7 @@ def refusal(content):
         ("WEBP", {}),
         ("WEBP", {"lossless": True}),
         ("WEBP", {"exif": b"Exif\0\0MM"}),
+        ("AVIF", {}),
     ],
 )
 def test_the_declared_size_is_what_was_written(image_format, options):
@@ -47,7 +49,7 @@ def test_the_declared_size_is_what_was_written(image_format, options):
 
 
 @given(
-    st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPVP8X"]),
+    st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPVP8X", AVIF_START]),
     st.binary(max_size=100),
 )
 def test_nonsense_has_a_size_or_none_and_a_cost(signature, rest):
@@ -56,7 +58,36 @@ def test_nonsense_has_a_size_or_none_and_a_cost(signature, rest):
     assert decoding_cost(signature + rest).parts >= 0
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def box(kind, contents):
+    return (8 + len(contents)).to_bytes(4, "big") + kind + contents
+
+
+def avif(*properties):
+    """The boxes around the declared sizes, as far as they matter here."""
+    meta = bytes(4) + box(b"hdlr", bytes(20)) + box(b"iprp", box(b"ipco", b"".join(properties)))
+    return box(b"ftyp", b"mif1\0\0\0\0avif") + box(b"free", bytes(9)) + box(b"meta", meta)
+
+
+def declared(width, height):
+    return box(b"ispe", bytes(4) + width.to_bytes(4, "big") + height.to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (avif(declared(10, 20), declared(4000, 3000), declared(160, 120)), (4000, 3000)),
+        (avif(declared(10, 20)).replace(b"\0\0\0\x14ispe", b"\0\0\0\0ispe"), (10, 20)),  # to the end
+        (avif(), (0, 0)),
+        (avif(*[declared(1, 1)] * 300), None),
+        (avif(b"\0\0\0\1ispe" + (28).to_bytes(8, "big") + declared(10, 20)[8:]), (10, 20)),  # a size of 64 bits
+        (avif(b"\0\0\0\4ispe" + declared(10, 20)[8:]), (0, 0)),
+    ],
+)
+def test_the_size_of_an_avif_is_the_largest_that_it_declares(content, size):
+    assert read_header(content)[:2] == ("AVIF", size)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_of_a_torn_header_nothing_is_decoded(image_format):
     assert read_header(encoded(PICTURE, image_format)[:20]).pixels == 0
 

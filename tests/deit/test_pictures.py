@@ -186,27 +186,68 @@ def test_thin_and_tiny_pictures_decode(size):
     assert pixels(encoded(Image.new("RGB", size), "PNG")).shape == (size[1], size[0], 3)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
-def test_other_formats_are_unsupported(picture, file_format):
-    finding = "this is not an image in JPEG, PNG or WebP"
-    assert refusal(encoded(picture, file_format)) == ("unsupported-type", finding)
+@pytest.mark.parametrize(
+    ("file_format", "named"), [("GIF", "a GIF: "), ("BMP", "a BMP: "), ("TIFF", "a TIFF"), ("ICO", ""), ("PPM", "")]
+)
+def test_other_formats_are_unsupported(picture, file_format, named):
+    found, finding = refusal(encoded(picture, file_format))
+    assert found == "unsupported-type"
+    assert finding.startswith(f"this is {named}")
+    assert finding.endswith("not an image in JPEG, PNG, WebP or AVIF")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a HEIC picture, as iPhones take them; send it as JPEG"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0heix" + bytes(100), "a HEIC picture"),
+        (b"\0\0\0\x14ftypisom\0\0\0\0mp42" + bytes(100), "a video"),
+        (b"\xff\x0a" + bytes(100), "a JPEG XL"),
+        (b"%PDF-1.7\n", "a PDF"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>', "a text in XML or HTML"),
+        (b"/9j/4AAQSkZJRgABAQAAAQABAAD", "a JPEG in base64"),
+    ],
+)
+def test_what_the_library_cannot_read_is_named(content, named):
+    found, finding = refusal(content)
+    assert (found, finding.startswith(f"this is {named}")) == ("unsupported-type", True), finding
+
+
+@pytest.mark.parametrize(
+    ("marker", "bits", "named"),
+    [
+        (0xC1, 12, "a JPEG of 12 bits a channel"),
+        (0xC0, 12, "a JPEG of 12 bits a channel"),
+        (0xC3, 16, "a lossless JPEG of 16 bits a channel"),
+        (0xC3, 8, "a lossless JPEG of 8 bits a channel"),
+        (0xC5, 8, "a hierarchical JPEG"),
+        (0xF7, 8, "a JPEG-LS"),
+    ],
+)
+def test_a_jpeg_of_a_rare_kind_is_named(marker, bits, named):
+    """The kind stands in the frame; the rest is that of a usual JPEG."""
+    content = bytearray(encoded(photograph(96, 64), comment=b"\xff\xc0 is no frame here"))
+    at = content.index(b"\xff\xc0\0\x11")
+    content[at + 1], content[at + 4] = marker, bits
+    expected = f"this is {named}, which is not supported; save it as a JPEG of 8 bits a channel"
+    assert refusal(bytes(content)) == ("undecodable-image", expected)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_a_truncated_file_is_refused_not_shown_in_part(file_format, share):
     content = encoded(photograph(400, 300), file_format)
     assert refusal(content[: int(len(content) * share)])[0] == "undecodable-image"
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_too_many_pixels_are_refused(file_format):
     found, finding = refusal(encoded(Image.new("L", (1001, 1000)), file_format), ONE_MEGAPIXEL)
     assert found == "image-too-large"
     assert "1001 x 1000 = 1.0 million" in finding
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "AVIF"])
 def test_pixels_are_counted_before_decoding(file_format):
     content = encoded(Image.new("L", (1001, 1000)), file_format)
     # not enough of it to decode

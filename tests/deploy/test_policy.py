@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -168,6 +169,7 @@ def test_the_proxy_lets_strangers_in_only_with_keys(tmp_path, address, keys, ins
             "PUBLISHED_ADDRESS": address,
             "API_KEYS": keys,
             "REAL_IP_FILE": str(tmp_path / "real-ip.conf"),
+            "IPV6_FILE": str(tmp_path / "ipv6.conf"),
             "DEIT_INSECURE": insecure,
         },
         capture_output=True,
@@ -175,6 +177,8 @@ def test_the_proxy_lets_strangers_in_only_with_keys(tmp_path, address, keys, ins
     )
     if address == "127.0.0.1" or keys or insecure:
         assert (done.returncode, done.stdout) == (0, "started\n")
+        has_ipv6 = Path("/proc/net/if_inet6").exists()
+        assert ("listen [::]:8080" in (tmp_path / "ipv6.conf").read_text()) is has_ipv6
     else:
         assert done.returncode == 2
         assert "DEIT_API_KEYS_FILE" in done.stderr
@@ -196,7 +200,11 @@ def test_the_proxy_believes_the_load_balancers_that_it_is_given(tmp_path, networ
     nginx = tmp_path / "nginx"
     nginx.write_text("#!/bin/sh\n")
     nginx.chmod(0o755)
-    environment = {"PUBLISHED_ADDRESS": "127.0.0.1", "REAL_IP_FILE": str(tmp_path / "real-ip.conf")}
+    environment = {
+        "PUBLISHED_ADDRESS": "127.0.0.1",
+        "REAL_IP_FILE": str(tmp_path / "real-ip.conf"),
+        "IPV6_FILE": str(tmp_path / "ipv6.conf"),
+    }
     done = subprocess.run(
         [REPOSITORY_ROOT / "deploy/proxy/start"],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "TRUSTED_PROXIES": networks, **environment},

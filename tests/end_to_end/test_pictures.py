@@ -126,6 +126,10 @@ SERVED: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "webp": ("WEBP", "RGB", lambda: encoded(PHOTOGRAPH, "WEBP")),
     "webp with orientation 8": ("WEBP", "RGB", lambda: turned(8, "WEBP", lossless=True)),
     "webp RGBA": ("WEBP", "RGBA", lambda: encoded(with_alpha("RGBA"), "WEBP")),
+    "avif": ("AVIF", "RGB", lambda: encoded(PHOTOGRAPH, "AVIF")),
+    "avif with orientation 6": ("AVIF", "RGB", lambda: turned(6, "AVIF")),
+    "avif RGBA": ("AVIF", "RGBA", lambda: encoded(with_alpha("RGBA"), "AVIF")),
+    "avif, animated": ("AVIF", "RGB", lambda: animated("AVIF")),
     "webp, animated": ("WEBP", "RGBA", lambda: animated("WEBP")),
 }
 
@@ -258,7 +262,7 @@ def test_the_formats_of_data_sets_follow_the_same_rules(tmp_path: Path) -> None:
             assert np.abs(ours.astype(int) - theirs).mean() < 1
         else:
             np.testing.assert_array_equal(ours, theirs, err_msg=kind)
-    with pytest.raises(UnsupportedType, match="not an image in JPEG, PNG or WebP"):
+    with pytest.raises(UnsupportedType, match="not an image in JPEG, PNG, WebP or AVIF"):
         served(images)
 
 

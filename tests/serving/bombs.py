@@ -123,7 +123,7 @@ BOMBS: Mapping[str, Bomb] = {
     "png-declares-2147483647-squared": Bomb(TOO_LARGE, lambda: png(2**31 - 1, 2**31 - 1, data=b"")),
     "png-declares-one-row-of-100000000": Bomb(TOO_LARGE, lambda: png(10**8, 1, data=b"")),
     "jpeg-declares-65500-squared": Bomb(TOO_LARGE, lambda: jpeg_of_declared_size(65_500, 65_500)),
-    "jpeg-declares-5001-squared": Bomb(TOO_LARGE, lambda: jpeg_of_declared_size(5001, 5001)),
+    "jpeg-declares-14143-squared": Bomb(TOO_LARGE, lambda: jpeg_of_declared_size(14_143, 14_143)),
     "webp-extended-16384-squared": Bomb(TOO_LARGE, lambda: webp_of_declared_size(16_384, 16_384, b"VP8X")),
     "webp-lossless-16384-squared": Bomb(TOO_LARGE, lambda: webp_of_declared_size(16_384, 16_384, b"VP8L")),
     "webp-lossy-16383-squared": Bomb(TOO_LARGE, lambda: webp_of_declared_size(16_383, 16_383, b"VP8 ")),

@@ -82,7 +82,7 @@ def test_a_start_that_never_ends_is_refused(timeout):
         TritonSettings(start_timeout_s=timeout)
 
 
-@pytest.mark.parametrize("host", ["localhost", "::1", "0.0.0.0", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["localhost", "::", "0.0.0.0", "192.0.2.1"])
 def test_triton_alone_listens_on_loopback_or_says_insecure(host):
     with pytest.raises(ValueError, match=r"--host \(DEIT_HOST\) is"):
         StandaloneSettings(host=host)
@@ -98,6 +98,12 @@ def test_origins_are_separated_by_commas():
 def test_what_is_no_origin_of_a_page_is_refused(origin):
     with pytest.raises(ValueError, match="--cors-origins"):
         ServeSettings(cors_origins=f"https://app.example.org, {origin}")
+
+
+@pytest.mark.parametrize("path", ["vision", "/", "/vision/", "/a b", "/a//b", "https://a.example/vision"])
+def test_what_is_no_root_path_is_refused(path):
+    with pytest.raises(ValueError, match="--root-path"):
+        ServeSettings(root_path=path)
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])

@@ -1,6 +1,6 @@
 // One picture and what the model says of it: the pixels that it read, bars, agreement, timing.
 
-import { $, element, percent } from "/static/dom.js";
+import { $, element, percent } from "./dom.js";
 
 const MOST_BARS = 5;
 

@@ -15,7 +15,7 @@ export class Refused extends Error {
 }
 
 export async function listModels() {
-  const { body } = await ask("/models");
+  const { body } = await ask("models");
   return body;
 }
 
@@ -27,7 +27,7 @@ export async function classify(file, model, version, { onWait, signal }) {
   form.append("image", file);
   for (let tries = 1; ; tries++) {
     try {
-      const { response, body, total_ms } = await ask(`/classify?${query}`, { method: "POST", body: form, signal });
+      const { response, body, total_ms } = await ask(`classify?${query}`, { method: "POST", body: form, signal });
       return { ...body, total_ms, stages: stagesOf(response) };
     } catch (error) {
       // "Too many requests" and "not ready" say when to come back; nothing else gets better by asking again.

@@ -1,9 +1,9 @@
 // One page, no dependencies: pictures by drop, choice or paste go to POST /classify, each answer is shown whole.
 
-import { Refused, classify, hasKey, listModels, setKey } from "/static/api.js";
-import { showCard } from "/static/card.js";
-import { $, percent } from "/static/dom.js";
-import { showPicture } from "/static/answer.js";
+import { Refused, classify, hasKey, listModels, setKey } from "./api.js";
+import { showCard } from "./card.js";
+import { $, percent } from "./dom.js";
+import { showPicture } from "./answer.js";
 
 const AT_ONCE = 4;
 
@@ -92,7 +92,7 @@ function showCommand() {
   const key = hasKey() ? ' -H "Authorization: Bearer $KEY"' : "";
   const query = new URLSearchParams({ model: model().name, version: $("version").value });
   $("copy").hidden = false;
-  $("curl").textContent = `curl -F image=@photo.jpg${key} '${location.origin}/classify?${query}'`;
+  $("curl").textContent = `curl -F image=@photo.jpg${key} '${new URL("classify", document.baseURI)}?${query}'`;
 }
 
 function askAgain() {

@@ -1,6 +1,6 @@
 // The model card: where the model came from, how good it is, how it was proven.
 
-import { $, element, percent } from "/static/dom.js";
+import { $, element, percent } from "./dom.js";
 
 export function showCard(model, version) {
   $("card").hidden = false;

@@ -1,6 +1,6 @@
 // Swagger UI with what it shows by default, fed by this server's own description.
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#api",
   deepLinking: true,
   displayRequestDuration: true,

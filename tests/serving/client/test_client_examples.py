@@ -41,8 +41,9 @@ def run(server, tmp_path):
     }
 
     def run(*command):
+        address = server.url.removeprefix("http://")
         done = subprocess.run(
-            [each.replace("http://127.0.0.1:8080", server.url) for each in command],
+            [each.replace("127.0.0.1:8080", address).replace('"MODEL"', '"tiny"') for each in command],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

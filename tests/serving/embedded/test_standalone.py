@@ -51,11 +51,14 @@ def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
         eventually(lambda: not any(map(is_alive, family)))
 
 
-def test_sigterm_stops_it_and_leaves_nothing(model_repository):
+@pytest.mark.parametrize(("arguments", "host"), [([], "127.0.0.1"), (["--host=::1"], "[::1]")], ids=["IPv4", "IPv6"])
+def test_sigterm_stops_it_and_leaves_nothing(model_repository, arguments, host):
     grpc, metrics = free_ports(2)
     ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
-    with deit_triton("--model-repository", model_repository, *ports) as process:
-        eventually(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"), 100)
+    with deit_triton("--model-repository", model_repository, *arguments, *ports) as process:
+        eventually(lambda: answers(f"http://{host}:{metrics}/metrics"), 100)
+        with InferenceServerClient(f"{host}:{grpc}") as client:
+            eventually(lambda: client.is_model_ready("tiny"))
         family = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
@@ -68,7 +71,7 @@ def test_sigterm_stops_it_and_leaves_nothing(model_repository):
     ("arguments", "complaint"),
     [
         (["--host=0.0.0.0"], "--insecure"),
-        (["--host=localhost"], "IPv4"),
+        (["--host=localhost"], "IP address"),
         (["--triton-http-port=8001"], "cannot share"),
     ],
 )

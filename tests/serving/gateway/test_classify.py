@@ -1,6 +1,7 @@
 """POST /classify over HTTP, against a real `deit serve` with a real Triton."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -15,6 +16,7 @@ from deit.pictures import PictureLimits
 from serving.gateway.errors import PROBLEMS
 from serving.gateway.routes import STATIC
 from serving.gateway.schemas import ClassificationBody, ImageResults, StreamedResult
+from serving.gateway.uploads import RAW_TYPES
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import LABELS, PREPROCESSING
 
@@ -235,7 +237,7 @@ def test_a_compressed_body_is_415(client, jpeg):
     assert_problem(answer, 415, "unsupported-type")
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_a_truncated_image_is_422(client, file_format):
     content = encoded(photograph(300, 200), file_format)
     answer = client.post("/classify", content=content[: len(content) // 2])
@@ -310,7 +312,7 @@ def test_the_page_and_its_files_come_from_this_server_alone(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    for path in ("/static/app.js", "/static/style.css", "/static/icon.svg"):
+    for path in ("static/app.js", "static/style.css", "static/icon.svg"):
         assert path in page.text
         assert client.get(path).status_code == 200
     for file in STATIC.iterdir():
@@ -320,12 +322,14 @@ def test_the_page_and_its_files_come_from_this_server_alone(client):
 def test_the_api_description_has_both_bodies_and_every_error(client):
     api = client.get("/openapi.json").json()
     classify = api["paths"]["/classify"]["post"]
-    assert {"multipart/form-data", "image/jpeg", "image/png", "image/webp"} <= set(classify["requestBody"]["content"])
+    assert {"multipart/form-data", *RAW_TYPES} == set(classify["requestBody"]["content"])
     assert set(classify["responses"]) == {
         *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"),
     }
     assert all(PROBLEM in answer["content"] for status, answer in classify["responses"].items() if status != "200")
-    assert len(api["components"]["schemas"]["ProblemBody"]["properties"]["type"]["enum"]) == len(PROBLEMS)
+    types = api["components"]["schemas"]["ProblemBody"]["properties"]["type"]["pattern"]
+    assert all(re.search(types, f"{root}/problems/{name}") for name in PROBLEMS for root in ("", "/vision"))
+    assert not re.search(types, "/problems/nobody")
     assert "HTTPValidationError" not in json.dumps(api)
     assert client.get("/docs").status_code == 200
 

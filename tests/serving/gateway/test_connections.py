@@ -1,6 +1,7 @@
 """What one connection may cost, whatever state it is in, and where one request ends and the next begins."""
 
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -176,3 +177,18 @@ def test_a_trailer_does_not_pass_for_a_header(server):
     answers = exchange(server.url, post(b"Content-Type: image/jpeg", b"Connection: close", CHUNKED, body=body))
     assert statuses(answers) == [200]
     assert b"smuggled" not in answers
+
+
+def test_a_client_of_http_1_0_gets_results_without_chunks(server):
+    """As nginx asks by default, and `curl --http1.0`."""
+    end = b"\r\n--x--\r\n"
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + PICTURE + b"\r\n"
+    body = part * 2 + end
+    header = [
+        *(b"POST /classify HTTP/1.0", b"Connection: keep-alive", b"Accept: application/x-ndjson"),
+        *(b"Content-Type: multipart/form-data; boundary=x", b"Content-Length: %d" % len(body), b"", b""),
+    ]
+    head, _, lines = exchange(server.url, b"\r\n".join(header) + body).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in head.lower()
+    assert sorted(json.loads(line)["index"] for line in lines.splitlines()) == [0, 1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit.errors import PictureError
 from deit.picture_header import read_header
 from deit.pictures import PictureLimits, read_picture
 from deit.preprocessing import Preprocessing
@@ -81,6 +82,30 @@ def test_what_is_no_large_jpeg_is_decoded_whole(image_format, side):
     np.testing.assert_array_equal(np.asarray(reduced), np.asarray(whole))
     exact, fast, _, _ = both(content)
     assert np.abs(exact.astype(int) - fast).max() <= 2  # of the resize; a reduction differs by dozens
+
+
+def test_a_jpeg_that_is_decoded_at_a_fraction_may_be_larger_than_what_is_decoded_whole():
+    """108 megapixels, as phones make them, where 25 are allowed."""
+    content = encoded(photograph(120, 90).resize((12_000, 9_000)), "JPEG")
+    limits = PictureLimits(max_pixels=25_000_000)
+    with pytest.raises(PictureError, match=r"12000 x 9000 = 108\.0 million pixels; the limit is 25\.0 million"):
+        read_picture(content, limits)
+    started_s = time.thread_time()
+    picture = read_picture(content, limits, shorter_px=IMAGENET.resize_px)
+    assert picture.full_size == (12_000, 9_000)
+    assert picture.image.size == (1500, 1125)
+    assert time.thread_time() - started_s < 3
+    with pytest.raises(PictureError, match=r"the limit is 80\.0 million"):
+        read_picture(content, PictureLimits(max_pixels=10_000_000), shorter_px=IMAGENET.resize_px)
+    progressive = encoded(photograph(120, 90).resize((6_000, 5_000)), "JPEG", progressive=True)
+    with pytest.raises(PictureError, match=r"the limit is 25\.0 million"):  # all its coefficients lie in memory
+        read_picture(progressive, limits, shorter_px=IMAGENET.resize_px)
+
+
+def test_a_panorama_that_is_not_reduced_stays_within_the_limit():
+    content = encoded(Image.new("RGB", (60_000, 500)), "JPEG")
+    with pytest.raises(PictureError, match="60000 x 500"):
+        read_picture(content, PictureLimits(max_pixels=25_000_000), shorter_px=IMAGENET.resize_px)
 
 
 @pytest.mark.soak

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
+from urllib3.fields import RequestField, format_header_param_rfc2231
+from urllib3.filepost import encode_multipart_formdata
 
 from serving.gateway.errors import MalformedRequest
 from serving.gateway.uploads import read_uploads
@@ -62,6 +64,52 @@ def test_a_form_that_was_cut_off_is_400(client, body):
 @pytest.mark.parametrize("end", [b"--x--\r\n", b"--x--", b"--x--\r\nafterword"])
 def test_a_form_ends_with_its_closing_boundary(client, end):
     assert post(client, part() + end).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("disposition", "filename"),
+    [
+        (b'form-data; name="image"', ""),  # Flutter, React Native, curl -F 'image=<photo.jpg'
+        (b"form-data; name=image", ""),
+        (b'form-data; name="image[]"; filename="a.jpg"', "a.jpg"),  # axios, PHP
+        (b'form-data; name="image[0]"; filename="a.jpg"', "a.jpg"),
+        (b"form-data; name=\"image\"; filename*=utf-8''%E5%9B%BE.jpg", "图.jpg"),  # urllib3 before 2
+        (b"form-data; name=\"image\"; filename*=ISO-8859-1''gr%FCn%22%5C.jpg", 'grün"\\.jpg'),
+        (b'form-data; name="image"; filename*="UTF-8\'\'a%20b.jpg"', "a b.jpg"),
+        (b'form-data; name="image"; filename="plain.jpg"; filename*=utf-8\'\'%E5%9B%BE.jpg', "plain.jpg"),
+    ],
+)
+def test_parts_as_frameworks_write_them_are_files(client, disposition, filename):
+    answer = post(client, part(disposition=disposition) * 2 + b"--x--\r\n")
+    assert answer.status_code == 200, answer.text
+    assert [result["filename"] for result in answer.json()["results"]] == [filename] * 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_old_urllib3_sends_a_name_that_is_not_ascii(client):
+    """As its `format_header_param_rfc2231` writes it, which was the default before 2.0."""
+    field = RequestField("image", PICTURE, filename="图.jpg", header_formatter=format_header_param_rfc2231)
+    field.make_multipart(content_type="image/jpeg")
+    body, content_type = encode_multipart_formdata([field])
+    assert b"filename*=" in body
+    assert post(client, body, content_type).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (part(disposition=b'form-data; name="file"; filename="a.jpg"'), "it has 'file'"),
+        (part(PICTURE * 4, b'form-data; name="files"'), "the field 'files' has no file name"),
+        (part(b"1", b'form-data; name="a"') + part(b"2", b'form-data; name="b"'), "it has 'a', 'b'"),
+        (b"", "it has no field"),
+        (part(b"photo.jpg", b'form-data; name="image"'), "holds a text, not a file"),  # curl without the @
+    ],
+)
+def test_the_refusal_names_the_fields_that_came(client, body, named):
+    answer = post(client, body + b"--x--\r\n")
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed-request")
+    assert named in answer.json()["detail"]
+    assert "curl -F image=@photo.jpg" in answer.json()["detail"]
 
 
 def read(content_type, body):

@@ -189,7 +189,7 @@ def test_refused_images_are_gone_from_memory(server, images):
 
 def test_a_decoder_that_is_killed_costs_one_image(server):
     """And is not missed: there are others, and another takes its place."""
-    content = encoded(photograph(500, 375).resize((4900, 4900)))
+    content = encoded(photograph(500, 375).resize((4900, 4900)), progressive=True)  # all of it lies in memory
     decoders = server.decoders()
     idle_bytes = {pid: memory_bytes(pid, "RssAnon") for pid in decoders}
     with Canary(server.url) as canary, ThreadPoolExecutor(1) as thread:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.gateway.metrics import CONFIDENCES
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import eventually
 from tests.serving.raw_http import connection, exchange, read_all, status
@@ -49,18 +50,29 @@ def labels(**named):
 
 
 def test_a_classified_image_is_counted_once_with_its_stages(client):
+    best = client.post("/classify", content=JPEG).json()["predictions"][0]
     changes = counters(grown(client, lambda: client.post("/classify", content=JPEG)))
     model = {"model": "tiny", "version": "1"}
     assert changes == {
         ("deit_requests_total", labels(route="/classify", status="200")): 1,
         ("deit_request_seconds_count", labels(route="/classify")): 1,
         ("deit_images_total", labels(**model)): 1,
+        ("deit_predictions_total", labels(label=best["label"], **model)): 1,
+        ("deit_confidence_count", labels(**model)): 1,
         ("deit_request_images_count", ()): 1,
         **{
             ("deit_stage_seconds_count", labels(stage=stage, **model)): 1
             for stage in ("wait", "decode", "preprocess", "model")
         },
     }
+
+
+def test_confidence_is_counted_in_buckets_and_summed(client):
+    best = client.post("/classify", content=JPEG).json()["predictions"][0]["probability"]
+    changes = grown(client, lambda: client.post("/classify", content=JPEG))
+    assert changes[("deit_confidence_sum", labels(model="tiny", version="1"))] == pytest.approx(best)
+    buckets = {dict(key[1])["le"] for key in changes if key[0] == "deit_confidence_bucket"}
+    assert buckets == {str(bound) for bound in CONFIDENCES if best <= bound} | {"+Inf"}
 
 
 def test_refusals_are_counted_by_problem_also_of_one_image_among_several(client):

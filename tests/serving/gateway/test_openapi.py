@@ -34,7 +34,7 @@ def explore(url, folder, *arguments, examples):
 
 
 def test_every_answer_is_described(server, tmp_path):
-    explore(server.url, tmp_path, examples=10)
+    explore(server.url, tmp_path, examples=5)
 
 
 @pytest.mark.soak

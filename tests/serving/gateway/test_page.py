@@ -134,7 +134,7 @@ def test_a_broken_file_gets_a_clear_message_and_leaves_the_others_alone(page, se
     assert said_by_page(page) == said_by_api(served)
     page.keyboard.press("ArrowRight")
     wait_for_answer(page)
-    assert page.locator("#problem").inner_text().startswith("Not a JPEG, PNG or WebP image.")
+    assert page.locator("#problem").inner_text().startswith("Not a JPEG, PNG, WebP or AVIF image.")
     page.get_by_role("button", name="Remove words.jpg").click()
     assert said_by_page(page) == said_by_api(served)
     assert page.locator(".tile").count() == 2

@@ -1,0 +1,57 @@
+"""What the boxes of an AVIF say before anything is decoded (ISO/IEC 14496-12 and 23008-12, AV1 Image File Format)."""
+
+from collections.abc import Iterator
+
+BRANDS = (b"avif", b"avis")
+
+# An encoder writes some dozens in all; whoever writes more has the decoder find out the size.
+MOST_BOXES = 256
+
+
+def has_brand(content: bytes, brands: tuple[bytes, ...]) -> bool:
+    """Whether the file type box, with which the file begins, holds one of these brands, anywhere in it."""
+    kind, start, end = next(boxes(content, 0, len(content)), (b"", 0, 0))
+    return kind == b"ftyp" and any(content.find(brand, start, end) >= 0 for brand in brands)
+
+
+def is_avif(content: bytes) -> bool:
+    return content[4:8] == b"ftyp" and has_brand(content, BRANDS)
+
+
+def avif_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of the largest picture that is declared, such as a grid; (0, 0) for none, which is not decoded.
+
+    The others are thumbnails, transparency and parts of a grid. None where there are too many boxes to look at.
+    """
+    sizes = []
+    count = 0
+    places = [(b"meta", 0, len(content))]
+    inside = {b"meta": (b"iprp", 4), b"iprp": (b"ipco", 0), b"ipco": (b"ispe", 0)}  # and bytes before the first box
+    while places:
+        wanted, start, end = places.pop()
+        for kind, box_start, box_end in boxes(content, start, end):
+            count += 1
+            if count > MOST_BOXES:
+                return None
+            if kind != wanted:
+                continue
+            if kind == b"ispe":  # version and flags, width, height
+                values = content[box_start + 4 : min(box_end, box_start + 12)]
+                sizes.append((int.from_bytes(values[:4], "big"), int.from_bytes(values[4:], "big")))
+            else:
+                below, skipped = inside[kind]
+                places.append((below, box_start + skipped, box_end))
+    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+
+
+def boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of the contents of each box."""
+    while start + 8 <= end:
+        size, kind, header = int.from_bytes(content[start : start + 4], "big"), content[start + 4 : start + 8], 8
+        if size == 1:
+            size, header = int.from_bytes(content[start + 8 : start + 16], "big"), 16
+        stop = end if size == 0 else min(end, start + size)  # of a torn file, what is there
+        if 0 < size < header:
+            return
+        yield kind, start + header, stop
+        start = stop

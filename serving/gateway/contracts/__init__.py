@@ -1,0 +1,1 @@
+"""Contracts that other clients speak, thin: pictures in, answers out. Everything between is that of /classify."""

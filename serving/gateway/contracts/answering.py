@@ -1,0 +1,66 @@
+"""What the contracts share: pictures of a request, answered by the classifier within the limits of /classify."""
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import Request
+
+from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
+from serving.gateway.classification import AnsweredImage, Question
+from serving.gateway.deadline import Deadline
+from serving.gateway.errors import MalformedRequest, Problem
+from serving.gateway.record import record_of
+from serving.gateway.state import gateway_state
+from serving.gateway.uploads import ReadyPixels, Upload
+from serving.gateway.waiting import gather, while_client_waits
+
+
+async def answers(
+    request: Request, images: Sequence[Upload | ReadyPixels], question: Question, deadline: Deadline
+) -> list[AnsweredImage]:
+    """What the model says of each image, in order.
+
+    Raises:
+        Problem: the first image that is refused refuses the request, for these contracts have no error for one image.
+    """
+    gateway, record = gateway_state(request), record_of(request.scope)
+    if not images:
+        raise MalformedRequest("the request holds no image")
+    gateway.tritons.raise_if_lost(question.model)
+    record.model = question.model
+    ticket: Ticket = request.state.ticket
+    expected = [image.pixels_to_expect(gateway.limits.max_image_pixels) for image in images]
+    ticket.begin(expected)
+    turns = asyncio.Semaphore(IMAGES_AT_ONCE)
+
+    async def answer(index: int) -> AnsweredImage:
+        async with turns:
+            with ticket.image(expected[index]):
+                return await gateway.classifier.output(images[index], question, deadline=deadline, record=record)
+
+    async def answer_all() -> list[AnsweredImage]:
+        if len(images) == 1:
+            return [await answer(0)]
+        try:
+            return await gather(*map(answer, range(len(images))))
+        except ExceptionGroup as group:
+            problems, others = group.split(Problem)
+            if problems is None or others is not None:
+                raise
+            raise problems.exceptions[0] from None
+
+    return await while_client_waits(request, answer_all())
+
+
+def check_count(count: int, max_images: int) -> None:
+    """Before pictures are made of it. Raises MalformedRequest."""
+    if count > max_images:
+        raise MalformedRequest(f"the request has {count} images; the limit is {max_images}")
+
+
+def headers_of(request: Request, answered: Sequence[AnsweredImage]) -> dict[str, str]:
+    """Those of /classify: model, version where one gave all answers, time by stage."""
+    record = record_of(request.scope)
+    headers = {"X-Model": record.model, "Server-Timing": record.server_timing()}
+    versions = {each.answer.version for each in answered}
+    return headers | ({"X-Model-Version": versions.pop()} if len(versions) == 1 else {})

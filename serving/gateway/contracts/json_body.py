@@ -1,0 +1,96 @@
+"""Bodies in JSON: checked against a contract, and the pictures out of their base64."""
+
+import binascii
+import re
+from typing import Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from serving.gateway.errors import InvalidParameter, MalformedRequest, UnsupportedType
+from serving.gateway.uploads import Upload
+
+Body = TypeVar("Body", bound=BaseModel)
+
+# Reading JSON holds up the event loop, and so every other request: by the number of values, hardly by their length.
+MOST_TEXTS = 10_000
+MOST_LISTS = 60_000
+MOST_VALUES = 200_000
+"""A picture in base64 is one text; an image of 224 x 224 as lists of pixels has 150,528 values in 50,402 lists."""
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}://")
+DATA_URL = re.compile(r"data:[^,]{0,200};base64,")
+
+
+def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
+    """The body as the contract has it.
+
+    Raises:
+        MalformedRequest: it is not JSON, or not an object, or has very many values.
+        RequestValidationError: a member has another type, or a value that it cannot have.
+    """
+    text = bytes(body)
+    limits = {b'"': 2 * MOST_TEXTS, b"{": MOST_TEXTS, b"[": MOST_LISTS, b",": MOST_VALUES}
+    if any(text.count(character) > most for character, most in limits.items()):
+        raise MalformedRequest(
+            f"the JSON has more than {MOST_TEXTS} texts or objects, {MOST_LISTS} lists or {MOST_VALUES} values; send "
+            "fewer pictures, and pixels as binary data"
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False)
+        if not found[0]["loc"]:  # of the whole body: it is not JSON, or not an object
+            raise MalformedRequest(f"the body cannot be read: {found[0]['msg']}") from error
+        raise RequestValidationError(found) from error
+
+
+def picture(text: str, name: str) -> Upload:
+    """The picture that a member `name` holds, in base64 or as a data URL.
+
+    Raises:
+        InvalidParameter: it holds neither, or an address: what stands elsewhere is never fetched.
+    """
+    if ADDRESS.match(text):
+        raise InvalidParameter(
+            f"{name} is an address, and addresses are not fetched; send the picture itself in base64"
+        )
+    if (url := DATA_URL.match(text)) is not None:
+        text = text[url.end() :]
+    elif text.startswith("data:"):
+        raise InvalidParameter(f"{name} is a data URL without ;base64,")
+    if "\n" in text:  # as `base64` writes its lines
+        text = "".join(text.split())
+    try:
+        return Upload(filename="", content=binascii.a2b_base64(text, strict_mode=True))
+    except ValueError as error:  # binascii.Error is one
+        raise InvalidParameter(f"{name} is not base64: {error}") from error
+
+
+def is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def refuse_compressed(encoding: str) -> None:
+    """Raises UnsupportedType."""
+    if encoding.lower() != "identity":
+        raise UnsupportedType("the body is compressed; send it as it is, without Content-Encoding")
+
+
+def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """For OpenAPI, whole: FastAPI lists among its components only what it reads itself."""
+    schema = kind.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return whole(parts[node["$ref"].rpartition("/")[2]])
+        return {name: whole(each) for name, each in node.items()}
+
+    described: dict[str, Any] = whole(schema)
+    return described

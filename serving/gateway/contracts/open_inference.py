@@ -1,0 +1,196 @@
+"""The Open Inference Protocol over REST, also known as KServe v2, for `tritonclient.http` and KServe's own client.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+Triton's extensions binary_tensor_data and classification are known too:
+https://github.com/triton-inference-server/server/tree/main/docs/protocol
+Paths and names are Triton's, and so are the outputs. The input may also hold pictures as they are: what Triton itself
+is given are pixels.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
+from serving.gateway.classification import AnsweredImage
+from serving.gateway.contracts.answering import answers, headers_of
+from serving.gateway.contracts.json_body import refuse_compressed, schema_of
+from serving.gateway.contracts.tensors import InferenceRequest, InferenceResponse, images_of, request_and_rest, written
+from serving.gateway.deadline import Deadline
+from serving.gateway.errors import (
+    IMAGE_PROBLEMS,
+    Draining,
+    InvalidParameter,
+    NotReady,
+    UnknownModel,
+    documented,
+)
+from serving.gateway.models import ServedModel
+from serving.gateway.parameters import Parameters
+from serving.gateway.paths import INFER, INFER_VERSION, LIVE, MODEL, MODEL_VERSION, READY, SERVER
+from serving.gateway.record import record_of
+from serving.gateway.state import gateway_state
+from serving.gateway.triton_client import Probabilities
+from serving.gateway.waiting import deadline_of, received
+
+router = APIRouter(tags=["Open Inference Protocol"])
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+HEADS = (CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
+
+INFERENCE: dict[str, Any] = {
+    "response_model": InferenceResponse,
+    "responses": {
+        200: {
+            "description": "The outputs; with the binary extension JSON, and after it the values",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **documented(*IMAGE_PROBLEMS),
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": HEADER_LENGTH,
+                "in": "header",
+                "description": "Bytes of JSON, after which the values of the input follow",
+                "schema": {"type": "string"},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": schema_of(InferenceRequest)},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+}
+
+
+@router.get(LIVE, summary="Is the process alive?")
+async def live() -> dict[str, bool]:
+    """As /healthz."""
+    return {"live": True}
+
+
+@router.get(READY, summary="Can it answer?", responses=documented(NotReady, Draining))
+async def ready(request: Request) -> dict[str, bool]:
+    """As /readyz."""
+    gateway_state(request).raise_if_not_ready()
+    return {"ready": True}
+
+
+@router.get(SERVER, summary="Describe the server")
+async def server_metadata(request: Request) -> dict[str, Any]:
+    """Its name, its version, and the extensions of the protocol that it knows."""
+    return {
+        "name": request.app.title,
+        "version": request.app.version,
+        "extensions": ["binary_tensor_data", "classification"],
+    }
+
+
+@router.get(MODEL, summary="Describe a model's tensors", responses=documented(UnknownModel, NotReady))
+async def model_metadata(name: str, request: Request) -> dict[str, Any]:
+    """The tensors of a model. `images` takes pictures as BYTES too, whatever their size."""
+    return described(gateway_state(request).model(name))
+
+
+@router.get(
+    MODEL_VERSION, summary="Describe the tensors of a model's version", responses=documented(UnknownModel, NotReady)
+)
+async def version_metadata(name: str, version: str, request: Request) -> dict[str, Any]:
+    """The tensors of a model in this version."""
+    gateway = gateway_state(request)
+    return described(gateway.model(gateway.question(Parameters(model=name, version=version)).model))
+
+
+@router.get(f"{MODEL}/ready", summary="Does a model answer?", responses=documented(UnknownModel, NotReady))
+async def model_ready(name: str, request: Request) -> dict[str, Any]:
+    """200 while a Triton serves this model and it has answered lately."""
+    return model_state(request, name, None)
+
+
+@router.get(
+    f"{MODEL_VERSION}/ready", summary="Does a model's version answer?", responses=documented(UnknownModel, NotReady)
+)
+async def version_ready(name: str, version: str, request: Request) -> dict[str, Any]:
+    """200 while a Triton serves this version of the model and the model has answered lately."""
+    return model_state(request, name, version)
+
+
+@router.post(INFER, summary="Infer", **INFERENCE)
+async def infer(name: str, request: Request) -> Response:
+    """Probabilities for each image: a picture as BYTES, in base64 where it stands in JSON, or pixels as UINT8."""
+    return await inference(request, name, None)
+
+
+@router.post(INFER_VERSION, summary="Infer by a version", **INFERENCE)
+async def infer_by_version(name: str, version: str, request: Request) -> Response:
+    """As without a version, by this one."""
+    return await inference(request, name, version)
+
+
+def described(model: ServedModel) -> dict[str, Any]:
+    outputs = (PROBABILITIES, *(HEADS if model.has_heads else ()))
+    return {
+        "name": model.name,
+        "versions": list(model.versions),
+        "platform": "deit-server",
+        "inputs": [{"name": IMAGES, "datatype": "UINT8", "shape": [-1, *model.input_shape]}],
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, len(model.labels)]} for name in outputs],
+    }
+
+
+def model_state(request: Request, name: str, version: str | None) -> dict[str, Any]:
+    gateway = gateway_state(request)
+    model = gateway.question(Parameters(model=name, version=version)).model
+    gateway.tritons.raise_if_lost(model)
+    return {"name": model, "ready": True}
+
+
+async def inference(request: Request, name: str, version: str | None) -> Response:
+    gateway, deadline = gateway_state(request), deadline_of(request)
+    gateway.model(name)  # before its body is read
+    refuse_compressed(request.headers.get("content-encoding", "identity"))
+    body = await received(request, request.body(), deadline)
+    asked, rest = request_and_rest(body, request.headers.get(HEADER_LENGTH))
+    images = images_of(asked.inputs[0], rest, max_images=gateway.limits.max_images)
+    model = gateway.model(name)
+    names = output_names(asked, model)
+    question = gateway.question(Parameters(model=name, version=version, heads=not set(HEADS).isdisjoint(names)))
+    started_s = record_of(request.scope).started_s
+    answered = await answers(request, images, question, sooner(deadline, asked.parameters.get("timeout"), started_s))
+    outputs = {output: [row_of(each, output) for each in answered] for output in names}
+    headers = headers_of(request, answered)
+    content, json_bytes = written(asked, question.model, headers.get("X-Model-Version"), outputs, model.labels)
+    if json_bytes is None:
+        return Response(content, media_type="application/json", headers=headers)
+    return Response(content, media_type="application/octet-stream", headers={**headers, HEADER_LENGTH: str(json_bytes)})
+
+
+def output_names(asked: InferenceRequest, model: ServedModel) -> list[str]:
+    """Those that are asked for; all of the model's, as Triton does, where none is."""
+    known = [PROBABILITIES, *(HEADS if model.has_heads else ())]
+    for output in asked.outputs:
+        if output.name not in known:
+            raise InvalidParameter(
+                f"the model {model.name} has no output {output.name[:100]!r}; it has {', '.join(known)}"
+            )
+    return [output.name for output in asked.outputs] or known
+
+
+def row_of(answered: AnsweredImage, output: str) -> Probabilities:
+    if output == PROBABILITIES:
+        return answered.answer.probabilities
+    assert answered.answer.heads is not None
+    return answered.answer.heads[HEADS.index(output)]
+
+
+def sooner(deadline: Deadline, timeout_us: Any, started_s: float) -> Deadline:
+    """What Triton's clients send as `timeout` may end a request earlier."""
+    if not isinstance(timeout_us, int) or timeout_us <= 0:
+        return deadline
+    allowed_s = min(deadline.allowed_s, timeout_us / 1e6)
+    return Deadline(allowed_s=allowed_s, at_s=min(deadline.at_s, started_s + allowed_s))

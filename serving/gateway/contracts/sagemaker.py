@@ -1,0 +1,28 @@
+"""What Amazon SageMaker asks of a container: /ping and /invocations, on port 8080, which is our default too.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+The body and the answer are those of Hugging Face's containers there.
+"""
+
+from fastapi import APIRouter, Request, Response
+
+from serving.gateway.contracts.hugging_face import DESCRIPTION, label_scores
+from serving.gateway.errors import Draining, NotReady, documented
+from serving.gateway.paths import INVOCATIONS, PING
+from serving.gateway.schemas import Health
+from serving.gateway.state import gateway_state
+
+router = APIRouter(tags=["SageMaker"])
+
+
+@router.get(PING, summary="Can it answer? As SageMaker asks", responses=documented(NotReady, Draining))
+async def ping(request: Request) -> Health:
+    """As /readyz."""
+    gateway_state(request).raise_if_not_ready()
+    return Health(status="ready")
+
+
+@router.post(INVOCATIONS, summary="Classify as SageMaker asks", **DESCRIPTION)
+async def invocations(request: Request) -> Response:
+    """The body and the answer of `POST /hf`."""
+    return await label_scores(request, None)
