@@ -170,7 +170,7 @@ def test_a_version_that_does_not_say_what_it_needs_is_refused(repository: Path, 
         (by_hand / version / "model.onnx").symlink_to(repository / NAME / version / "model.onnx")
     number = read_version(repository / NAME).number
     assert read_model(by_hand.parent, None, None) == read_model(repository, None, number)
-    with pytest.raises(RepositoryError, match="is not served and has no config.pbtxt of its own"):
+    with pytest.raises(RepositoryError, match="has no config.pbtxt of its own"):
         read_model(by_hand.parent, None, VERSIONS[number % 3])
 
 
