@@ -104,6 +104,7 @@ clean: ## Remove the environments and everything that tools cached.
 
 .venv/uv: requirements/uv.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 with venv was found. Install one (Debian: make system), or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "$(PYTHON) is not Python 3.11 or 3.12, which the embedded Triton needs"; exit 1; }
 	@echo "Making .venv with $(PYTHON), which takes a few seconds"
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements/uv.txt

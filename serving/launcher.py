@@ -13,13 +13,16 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import typer
 
 from deit.errors import ServingError
 from deit.options import named
+from deit.repository.models import model_names
 from serving.embedded.command_line import LOOPBACK
 from serving.embedded.control import claim_control_socket
+from serving.embedded.ports import with_free_ports
 from serving.embedded.reload import Reloader
 from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.admission import Admission
@@ -91,16 +94,19 @@ def serve(settings: ServeSettings) -> None:
             metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
             listeners.append(stack.enter_context(metrics_listener))
         triton = None
+        ports = settings.triton.ports
         if settings.triton_url is None:
+            ports = with_free_ports(ports, avoids_taken=True)
+            choose_default(settings.default_model, model_names(settings.triton.model_repository))  # before the wait
             triton = stack.enter_context(
                 embedded_triton(
-                    settings.triton,
+                    replace(settings.triton, ports=ports),
                     most_restarts=settings.triton_restarts,
                     allow_reload=settings.allow_reload,
                     traces_url=traces_url(os.environ),
                 )
             )
-        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}")
+        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{ports.grpc}")
         discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
         server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
         signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
@@ -121,14 +127,16 @@ def run_triton(settings: StandaloneSettings) -> None:
         ServingError, RepositoryError: Triton cannot be started, or it or a model of it died or hangs.
     """
     stop = StopSignal()
+    ports = with_free_ports(settings.triton.ports, avoids_taken=False)
+    triton_settings = replace(settings.triton, ports=ports)
     if settings.host != LOOPBACK:
-        typer.echo(BANNER.format(address=f"{settings.host}:{settings.triton.ports.grpc}"), err=True)
+        typer.echo(BANNER.format(address=f"{settings.host}:{ports.grpc}"), err=True)
     is_any = settings.host == "0.0.0.0"
-    url = f"{LOOPBACK if is_any else settings.host}:{settings.triton.ports.grpc}"
+    url = f"{LOOPBACK if is_any else settings.host}:{ports.grpc}"
     with (
         contextlib.suppress(KeyboardInterrupt),
         embedded_triton(
-            settings.triton, most_restarts=0, host=settings.host, traces_url=traces_url(os.environ)
+            triton_settings, most_restarts=0, host=settings.host, traces_url=traces_url(os.environ)
         ) as triton,
     ):
         discovered = loaded_models([url], triton, stop, timeout_s=settings.triton.start_timeout_s)
@@ -207,11 +215,18 @@ def gateway_server(
     )
     address = url_of(listener)
     ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
+
+    def say_ready() -> None:
+        if settings.log.format == "json":  # for programs, which read every line
+            logger.info("ready", extra={"address": address, "models": list(models)})
+        else:
+            typer.echo(ready)
+
     return GatewayServer(
         app,
         admission,
         request_timeout_s=settings.limits.request_timeout_s,
-        on_ready=lambda: typer.echo(ready),
+        on_ready=say_ready,
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,
     )

@@ -237,3 +237,4 @@ def test_a_default_model_that_is_not_there_is_one_line(deit_serve, model_reposit
     server = deit_serve("--model-repository", model_repository, "--default-model=big")
     assert server.wait() == 1
     assert "deit: --default-model (DEIT_DEFAULT_MODEL) is big, which is not served; choose from: tiny" in server.output
+    assert "starting Triton" not in server.output
