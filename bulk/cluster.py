@@ -33,13 +33,14 @@ def classify_on_cluster(
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, without its warning
+    # What goes wrong comes as an exception; warnings are of Ray's internals.
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     ray.init(
         address=address,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         ignore_reinit_error=True,
     )
     context = ray.data.DataContext.get_current()
@@ -52,13 +53,17 @@ def classify_on_cluster(
         dataset = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         if gpus:
             decoded = dataset.map_batches(
-                Decode, fn_constructor_args=given, batch_size=1, concurrency=min(cpus, len(parts)), num_cpus=1
+                Decode,
+                fn_constructor_args=given,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(cpus, len(parts))),
+                num_cpus=1,
             )
             answered = decoded.map_batches(
                 Classify,
                 fn_constructor_args=given,
                 batch_size=1,
-                concurrency=min(models, len(parts)),
+                compute=ray.data.ActorPoolStrategy(size=min(models, len(parts))),
                 num_cpus=1,
                 num_gpus=gpus,
             )
@@ -67,7 +72,7 @@ def classify_on_cluster(
                 DecodeAndClassify,
                 fn_constructor_args=given,
                 batch_size=1,
-                concurrency=min(cpus, len(parts)),
+                compute=ray.data.ActorPoolStrategy(size=min(cpus, len(parts))),
                 num_cpus=1,
             )
         for row in answered.iter_rows():
