@@ -343,7 +343,7 @@ def test_images_stay_below_the_sizes_that_the_docs_state(stack):
     assert size("localhost/deit-server/triton:test") - base <= 700e6
 
 
-def test_models_in_an_image_are_copied_whole_and_a_broken_version_becomes_none(stack, tmp_path):
+def test_models_become_an_image_only_if_they_are_sound(stack, tmp_path):
     """What each Triton on Kubernetes does before it starts."""
 
     def build(tag: str) -> subprocess.CompletedProcess[str]:
