@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -45,6 +46,12 @@ GARBAGE_THRESHOLD = 20_000
 """Objects that came and did not go, after which Python looks for cycles among the youngest."""
 
 LOOK_EVERY_S = 0.1
+
+OPEN_FILES = 65_536
+"""More than the connections that a gateway has memory for."""
+
+FEW_OPEN_FILES = 1_024
+"""Fewer than these are worth a warning."""
 
 BANNER = """
 ********************************************************************************
@@ -85,6 +92,7 @@ def serve(settings: ServeSettings) -> None:
         ServingError, RepositoryError: something stands in the way, or Triton failed too often.
     """
     stop = StopSignal()
+    allow_open_files()
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         admits_strangers = settings.insecure or access.keys is not None
@@ -230,6 +238,16 @@ def gateway_server(
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,
     )
+
+
+def allow_open_files() -> None:
+    """Each connection is an open file, and the usual soft limit, 1,024 or less, is for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard != resource.RLIM_INFINITY and hard < FEW_OPEN_FILES:
+        logger.warning("only %d files may be open, connections among them: raise `ulimit -Hn`", hard)
 
 
 def collect_less_garbage() -> None:
