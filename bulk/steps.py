@@ -10,8 +10,8 @@ from bulk.model import Session, StoredModel
 from bulk.results import write_part
 from bulk.sources import Part, read_images
 from deit.errors import PictureError
-from deit.pictures import PictureLimits, read_picture
-from deit.preprocessing import resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,7 @@ def decode(work: Work, part: Part) -> Decoded:
     problems: list[str | None] = []
     for place, content in enumerate(read_images(work.images, part)):
         try:
-            picture = read_picture(content or b"", limits)
-            pixels[place] = resize_and_crop(picture.image, work.model.preprocessing)
+            pixels[place] = model_input(content or b"", work.model.preprocessing, limits)
             problems.append(None)
         except PictureError as error:
             problems.append(f"{error.refusal}: {error}")

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import typer
 
+from deit import fast_resize
 from deit.errors import ServingError
 from deit.options import named
 from deit.repository.models import model_names
@@ -38,7 +39,7 @@ from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.server import GatewayServer, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
-from serving.settings import ServeSettings, StandaloneSettings
+from serving.settings import ServeSettings, StandaloneSettings, TritonSettings
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,6 @@ LOOK_EVERY_S = 0.1
 
 OPEN_FILES = 65_536
 """More than the connections that a gateway has memory for."""
-
-FEW_OPEN_FILES = 1_024
-"""Fewer than these are worth a warning."""
 
 BANNER = """
 ********************************************************************************
@@ -101,22 +99,24 @@ def serve(settings: ServeSettings) -> None:
         if (port := settings.metrics_port) is not None:  # open to anyone who reaches it, as its option says
             metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
             listeners.append(stack.enter_context(metrics_listener))
-        triton = None
-        ports = settings.triton.ports
+        triton, own = None, settings.triton
         if settings.triton_url is None:
-            ports = with_free_ports(ports, avoids_taken=True)
-            choose_default(settings.default_model, model_names(settings.triton.model_repository))  # before the wait
+            own = triton_to_start(settings)
             triton = stack.enter_context(
                 embedded_triton(
-                    replace(settings.triton, ports=ports),
+                    own,
                     most_restarts=settings.triton_restarts,
                     allow_reload=settings.allow_reload,
                     traces_url=traces_url(os.environ),
                 )
             )
-        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{ports.grpc}")
+        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{own.ports.grpc}")
         discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
-        server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
+        address = url_of(listener)
+        server = gateway_server(
+            *(settings, urls, discovered, access, stop, triton, listener),
+            on_ready=lambda: say_ready(settings, address, discovered),
+        )
         signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
         collect_less_garbage()
         server.run(listeners)
@@ -195,7 +195,11 @@ def gateway_server(
     stop: StopSignal,
     triton: EmbeddedTriton | None,
     listener: socket.socket,
+    *,
+    on_ready: Callable[[], object],
 ) -> GatewayServer:
+    if settings.decoding.mode == "fast" and not fast_resize.IS_AVAILABLE:
+        logger.warning("cykooz-resizer is not installed, and has no wheels for this processor: Pillow resizes images")
     admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
     default_model = choose_default(settings.default_model, discovered.names())
@@ -221,23 +225,33 @@ def gateway_server(
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
     )
-    address = url_of(listener)
-    ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
-
-    def say_ready() -> None:
-        if settings.log.format == "json":  # for programs, which read every line
-            logger.info("ready", extra={"address": address, "models": list(models)})
-        else:
-            typer.echo(ready)
-
     return GatewayServer(
         app,
         admission,
         request_timeout_s=settings.limits.request_timeout_s,
-        on_ready=say_ready,
+        on_ready=on_ready,
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,
     )
+
+
+def triton_to_start(settings: ServeSettings) -> TritonSettings:
+    """The settings of the embedded Triton, with ports that are free.
+
+    Raises:
+        ServingError, RepositoryError: what can be refused before the wait for its models.
+    """
+    choose_default(settings.default_model, model_names(settings.triton.model_repository))
+    return replace(settings.triton, ports=with_free_ports(settings.triton.ports, avoids_taken=True))
+
+
+def say_ready(settings: ServeSettings, address: str, discovered: Discovered, gateways: int = 1) -> None:
+    if settings.log.format == "json":  # for programs, which read every line
+        logger.info("ready", extra={"address": address, "models": list(discovered.models), "gateways": gateways})
+        return
+    several = f", {gateways} gateways" if gateways > 1 else ""
+    typer.echo(f"Ready: {address} (models: {', '.join(discovered.models)}){several}")
+    typer.echo(f"Try:   curl -F image=@photo.jpg {address}/classify")
 
 
 def allow_open_files() -> None:
@@ -246,8 +260,6 @@ def allow_open_files() -> None:
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if hard != resource.RLIM_INFINITY and hard < FEW_OPEN_FILES:
-        logger.warning("only %d files may be open, connections among them: raise `ulimit -Hn`", hard)
 
 
 def collect_less_garbage() -> None:
