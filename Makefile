@@ -83,10 +83,6 @@ audit: .venv/uv .audit/ready ## Write the bill of materials (CycloneDX) of all t
 	@.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement runs/audit/requirements.txt
 	@.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/uv.txt
 
-.PHONY: kubernetes-schemas
-kubernetes-schemas: ## Set up the schemas of KEDA and Prometheus' operator, to check deploy/kubernetes with (needs npm).
-	@cd deploy/kubernetes/schemas && npm ci --silent --no-audit --no-fund --ignore-scripts
-
 .PHONY: chromium
 chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, needs root).
 	apt-get update -qq
@@ -103,11 +99,12 @@ system: ## Install the Debian packages that a bare machine lacks (needs root).
 
 .PHONY: clean
 clean: ## Remove the environments and everything that tools cached.
-	rm -rf .venv .gpu .audit .perf-analyzer .peers deploy/kubernetes/schemas/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .gpu .audit .perf-analyzer .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/uv: requirements/uv.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 with venv was found. Install one (Debian: make system), or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "$(PYTHON) is not Python 3.11 or 3.12, which the embedded Triton needs"; exit 1; }
 	@echo "Making .venv with $(PYTHON), which takes a few seconds"
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements/uv.txt

@@ -12,7 +12,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @command_of(BulkConfig)
 def classify_dataset(config: BulkConfig) -> None:
-    """Classify whole data sets with Ray, without a server.
+    """Classify whole data sets without a server, on this machine or a Ray cluster.
 
     Writes a parquet file for each part of the images. Killed processes are
     replaced; the same command resumes a job.

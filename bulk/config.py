@@ -1,4 +1,4 @@
-"""The options of `deit classify-dataset`. Free of Ray, so that --help is instant."""
+"""The options of `deit classify-dataset`. Free of Ray and ONNX Runtime, so that --help is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +28,30 @@ class BulkConfig:
     ray_address: Annotated[
         str | None,
         Option(
-            envvar="RAY_ADDRESS", help="A running Ray cluster, or `auto`; without it one is started on this machine."
+            envvar="RAY_ADDRESS",
+            help="A running Ray cluster, or `auto`. Without it the job runs on the cores of this machine.",
         ),
     ] = None
-    decoders: Annotated[
-        int, Option(min=1, help="Processes that decode, one CPU each. Raise it with the cores of the cluster.")
-    ] = 1
-    models: Annotated[int, Option(min=1, help="Processes that run the model.")] = 1
-    model_threads: Annotated[int, Option(min=1, help="CPUs of each --models process.")] = 1
+    processes: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Processes that decode and, without GPUs, run the model, one CPU each. Default: one for each CPU. "
+            "Lower it where memory is short.",
+        ),
+    ] = None
     gpus: Annotated[
         float,
         Option(
             min=0,
-            help="GPUs of each --models process, such as 1 or 0.5; needs onnxruntime-gpu in place of onnxruntime.",
+            help="GPUs of each process that runs the model, such as 1 or 0.5; all GPUs are used. Needs "
+            "onnxruntime-gpu in place of onnxruntime, and starts Ray.",
         ),
     ] = 0.0
     batch_size: Annotated[int, Option(min=1, help="Images that the model computes at once. Raise it on a GPU.")] = 32
     part_images: Annotated[
         int, Option(min=1, help="Images per file of answers, which is also what is done again when a process dies.")
-    ] = 512
+    ] = 128
     max_image_pixels: Annotated[
         int, Option(min=1, help="Largest width x height of an image; larger ones are refused, as by the gateway.")
     ] = 25_000_000

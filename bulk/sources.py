@@ -60,7 +60,7 @@ def filesystem(location: str) -> tuple[pafs.FileSystem, str]:
 
 
 def find_parts(location: str, *, part_images: int) -> list[Part]:
-    """All parts of a folder of images, a folder of parquet files or one parquet file.
+    """All parts of a folder of images, a folder of parquet files or one parquet file, without hidden files and folders.
 
     Raises:
         DataError: there is nothing, or both kinds.
@@ -74,7 +74,7 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
         found = [info] if info.is_file else files_of.get_file_info(selector)
     except OSError as error:
         raise DataError(f"{location} cannot be listed: {error}") from error
-    paths = sorted(each.path for each in found if each.is_file)
+    paths = sorted(each.path for each in found if each.is_file and not _is_hidden(each.path, root))
     images = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
     tables = [path for path in paths if path.lower().endswith(PARQUET_SUFFIX)]
     if images and tables:
@@ -85,6 +85,11 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
         raise DataError(f"{location} holds no image ({', '.join(IMAGE_SUFFIXES)}) and no parquet file")
     starts = range(0, len(images), part_images)
     return [Part(number, tuple(images[start : start + part_images])) for number, start in enumerate(starts)]
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    """macOS, for one, keeps `._photo.jpg`, which is none, beside each photo.jpg on a foreign disk."""
+    return any(name.startswith(".") for name in path.removeprefix(root).split("/"))
 
 
 def _rows(files_of: pafs.FileSystem, tables: list[str], part_images: int) -> Iterator[Part]:

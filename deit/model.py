@@ -23,6 +23,11 @@ DISTILLATION_PROBABILITIES = "distillation_probabilities"
 PREPROCESSING_PARAMETER = "preprocessing"
 """Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
 
+VERSION_PARAMETER = "version"
+"""Key in config.pbtxt's parameters; the value is the number of the version that the configuration was published with.
+Triton gives one configuration for all versions that it serves, and it holds for this one.
+"""
+
 PROVENANCE_PARAMETER = "provenance"
 """Key in config.pbtxt's parameters; the value is `Provenance.to_json()`."""
 

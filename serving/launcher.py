@@ -10,18 +10,22 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import typer
 
 from deit import fast_resize
 from deit.errors import ServingError
 from deit.options import named
+from deit.repository.models import model_names
 from serving.embedded.command_line import LOOPBACK
 from serving.embedded.control import claim_control_socket
+from serving.embedded.ports import with_free_ports
 from serving.embedded.reload import Reloader
 from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.admission import Admission
@@ -36,7 +40,7 @@ from serving.gateway.readiness import Readiness, in_background
 from serving.gateway.server import GatewayServer, bracketed, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
-from serving.settings import ServeSettings, StandaloneSettings
+from serving.settings import ServeSettings, StandaloneSettings, TritonSettings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,9 @@ GARBAGE_THRESHOLD = 20_000
 """Objects that came and did not go, after which Python looks for cycles among the youngest."""
 
 LOOK_EVERY_S = 0.1
+
+OPEN_FILES = 65_536
+"""More than the connections that a gateway has memory for."""
 
 BANNER = """
 ********************************************************************************
@@ -84,6 +91,7 @@ def serve(settings: ServeSettings) -> None:
         ServingError, RepositoryError: something stands in the way, or Triton failed too often.
     """
     stop = StopSignal()
+    allow_open_files()
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         admits_strangers = settings.insecure or access.keys is not None
@@ -92,23 +100,23 @@ def serve(settings: ServeSettings) -> None:
         if (port := settings.metrics_port) is not None:  # open to anyone who reaches it, as its option says
             metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
             listeners.append(stack.enter_context(metrics_listener))
-        triton = None
+        triton, own = None, settings.triton
         if settings.triton_url is None:
+            own = triton_to_start(settings)
             triton = stack.enter_context(
                 embedded_triton(
-                    settings.triton,
+                    own,
                     most_restarts=settings.triton_restarts,
                     allow_reload=settings.allow_reload,
                     traces_url=traces_url(os.environ),
                 )
             )
-        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}")
+        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{own.ports.grpc}")
         discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
         address = url_of(listener)
-        ready = f"Ready: {address} (models: {', '.join(discovered.models)})"
         server = gateway_server(
             *(settings, urls, discovered, access, stop, triton, listener),
-            on_ready=lambda: typer.echo(f"{ready}\nTry:   curl -F image=@photo.jpg {address}/classify"),
+            on_ready=lambda: say_ready(settings, address, discovered),
         )
         signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
         collect_less_garbage()
@@ -128,14 +136,16 @@ def run_triton(settings: StandaloneSettings) -> None:
         ServingError, RepositoryError: Triton cannot be started, or it or a model of it died or hangs.
     """
     stop = StopSignal()
+    ports = with_free_ports(settings.triton.ports, avoids_taken=False)
+    triton_settings = replace(settings.triton, ports=ports)
     if not ipaddress.ip_address(settings.host).is_loopback:
-        typer.echo(BANNER.format(address=f"{bracketed(settings.host)}:{settings.triton.ports.grpc}"), err=True)
+        typer.echo(BANNER.format(address=f"{bracketed(settings.host)}:{ports.grpc}"), err=True)
     own_host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(settings.host, settings.host)
-    url = f"{bracketed(own_host)}:{settings.triton.ports.grpc}"
+    url = f"{bracketed(own_host)}:{ports.grpc}"
     with (
         contextlib.suppress(KeyboardInterrupt),
         embedded_triton(
-            settings.triton, most_restarts=0, host=settings.host, traces_url=traces_url(os.environ)
+            triton_settings, most_restarts=0, host=settings.host, traces_url=traces_url(os.environ)
         ) as triton,
     ):
         discovered = loaded_models([url], triton, stop, timeout_s=settings.triton.start_timeout_s)
@@ -228,6 +238,33 @@ def gateway_server(
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,
     )
+
+
+def triton_to_start(settings: ServeSettings) -> TritonSettings:
+    """The settings of the embedded Triton, with ports that are free.
+
+    Raises:
+        ServingError, RepositoryError: what can be refused before the wait for its models.
+    """
+    choose_default(settings.default_model, model_names(settings.triton.model_repository))
+    return replace(settings.triton, ports=with_free_ports(settings.triton.ports, avoids_taken=True))
+
+
+def say_ready(settings: ServeSettings, address: str, discovered: Discovered, gateways: int = 1) -> None:
+    if settings.log.format == "json":  # for programs, which read every line
+        logger.info("ready", extra={"address": address, "models": list(discovered.models), "gateways": gateways})
+        return
+    several = f", {gateways} gateways" if gateways > 1 else ""
+    typer.echo(f"Ready: {address} (models: {', '.join(discovered.models)}){several}")
+    typer.echo(f"Try:   curl -F image=@photo.jpg {address}/classify")
+
+
+def allow_open_files() -> None:
+    """Each connection is an open file, and the usual soft limit, 1,024 or less, is for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def collect_less_garbage() -> None:

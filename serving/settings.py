@@ -31,7 +31,8 @@ class TritonPorts:
         int,
         Option(
             "--triton-grpc-port",
-            help="gRPC port of the embedded Triton. Change it if 8001 is taken.",
+            help="gRPC port of the embedded Triton; 0 picks a free one, as `deit serve` does if 8001 is taken. Set it "
+            "to reach Triton by other programs.",
             rich_help_panel=TRITON,
         ),
     ] = 8001
@@ -39,7 +40,8 @@ class TritonPorts:
         int,
         Option(
             "--triton-metrics-port",
-            help="Metrics port of the embedded Triton. Change it if 8002 is taken.",
+            help="Metrics port of the embedded Triton; 0 picks a free one, as `deit serve` does if 8002 is taken. "
+            "Set it for Prometheus.",
             rich_help_panel=TRITON,
         ),
     ] = 8002
@@ -60,9 +62,10 @@ class TritonPorts:
     def __post_init__(self) -> None:
         ports = self.by_flag()
         for flag, port in ports.items():
-            if not 1 <= port <= 65535:
-                raise wrong(flag, port, "choose a port from 1 to 65535")
-        if len(set(ports.values())) < len(ports):
+            if not 0 <= port <= 65535:
+                raise wrong(flag, port, "choose a port from 1 to 65535, or 0 for a free one")
+        chosen = [port for port in ports.values() if port]
+        if len(set(chosen)) < len(chosen):
             listed = ", ".join(f"{named(flag)} is {port}" for flag, port in ports.items())
             raise ValueError(f"{listed}: two services of Triton cannot share a port; give each its own")
 

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import typer
 from prometheus_client.multiprocess import mark_process_dead
 
 from deit.errors import ServingError
@@ -35,7 +34,17 @@ from serving.gateway.models import ServedModel
 from serving.gateway.readiness import in_background
 from serving.gateway.server import reserve_port, url_of
 from serving.gateway.tracing import traces_url
-from serving.launcher import LOOK_EVERY_S, StopSignal, choose_default, loaded_models, read_access, watch
+from serving.launcher import (
+    LOOK_EVERY_S,
+    StopSignal,
+    allow_open_files,
+    choose_default,
+    loaded_models,
+    read_access,
+    say_ready,
+    triton_to_start,
+    watch,
+)
 from serving.settings import Decoding, ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -148,17 +157,17 @@ def supervise(settings: ServeSettings, count: int) -> None:
         ServingError, RepositoryError: something stands in the way, or Triton failed too often.
     """
     stop = StopSignal()
+    allow_open_files()
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         sockets = shared_sockets(stack, settings, count, admits_strangers=settings.insecure or access.keys is not None)
-        triton = None
+        triton, own = None, settings.triton
         if settings.triton_url is None:
+            own = triton_to_start(settings)
             triton = stack.enter_context(
-                embedded_triton(
-                    settings.triton, most_restarts=settings.triton_restarts, traces_url=traces_url(os.environ)
-                )
+                embedded_triton(own, most_restarts=settings.triton_restarts, traces_url=traces_url(os.environ))
             )
-        triton_url = settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}"
+        triton_url = settings.triton_url or f"{LOOPBACK}:{own.ports.grpc}"
         timeout_s = settings.triton.start_timeout_s
         discovered = loaded_models(addresses_of(triton_url), triton, stop, timeout_s=timeout_s)
         choose_default(settings.default_model, discovered.names())
@@ -172,9 +181,7 @@ def supervise(settings: ServeSettings, count: int) -> None:
             gateway.wait_until_ready(stop, START_TIMEOUT_S)
         if access.keys is not None and settings.api_keys_file is not None:
             signal.signal(signal.SIGHUP, lambda number, frame: send_to(gateways, number))
-        address = url_of(sockets[0][0])
-        typer.echo(f"Ready: {address} (models: {', '.join(discovered.models)}), {count} gateways")
-        typer.echo(f"Try:   curl -F image=@photo.jpg {address}/classify")
+        say_ready(settings, url_of(sockets[0][0]), discovered, count)
         asyncio.run(watch_all(gateways, triton, triton_url, discovered.models, stop))
     logger.info("stopped")
 

@@ -9,15 +9,18 @@ from pathlib import Path
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import DecodeError
+from tritonclient.grpc import model_config_pb2
 
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
-from deit.model import PROBABILITIES
+from deit.model import PROBABILITIES, VERSION_PARAMETER
+from deit.repository.config import parameter
 from deit.repository.layout import CONFIG_FILE, MODEL_NAME, models_command
 from deit.repository.lock import staging_folder
 from deit.repository.models import (
     BACKENDS,
     ModelVersion,
+    listed,
     model_folders,
     nothing_served,
     published_version,
@@ -69,11 +72,19 @@ def examine_model(model: Path, *, tensorrt: str | None = None) -> list[str]:
         )
     if not served:
         return [*findings, f"{nothing_served(model, config)}; {_way_back(model) or 'export the model again'}"]
-    version = read_version(model)
+    try:
+        version = read_version(model)
+    except RepositoryError as error:
+        return [*findings, str(error)]
     findings += examine_version(version, tensorrt=tensorrt)
     if findings and (way_back := _way_back(model)):
         findings[-1] += f". Until then, {way_back}"
-    return [*findings, *_edited_preprocessing(version), *_missing_package(version)]
+    return [
+        *findings,
+        *_edited_preprocessing(version),
+        *_not_described(model, config, served),
+        *_missing_package(version),
+    ]
 
 
 def examine_version(version: ModelVersion, *, tensorrt: str | None = None) -> list[str]:
@@ -155,6 +166,17 @@ def _edited_preprocessing(version: ModelVersion) -> Iterator[str]:
         yield (
             f"{version.config_file} prepares images for version {version.number} in another way than "
             f"{published.config_file}, with which it was published: {rollback_command(published)} puts that back"
+        )
+
+
+def _not_described(model: Path, config: model_config_pb2.ModelConfig, served: tuple[int, ...]) -> Iterator[str]:
+    """Triton gives the gateway one configuration for all versions, which holds for the one it was published with."""
+    published = parameter(config, VERSION_PARAMETER)
+    if others := [number for number in served if published not in ("", str(number))]:
+        way = models_command("rollback", model.name, "--version", served[-1], repository=model.parent)
+        yield (
+            f"{model / CONFIG_FILE} was published with version {published}, so the gateway does not serve version "
+            f"{listed(others)}: {way} serves version {served[-1]} as it was published"
         )
 
 

@@ -15,6 +15,7 @@ from deit.model import (
     PROBABILITIES,
     PROVENANCE_PARAMETER,
     VERIFICATION_PARAMETER,
+    VERSION_PARAMETER,
     Provenance,
 )
 from deit.preprocessing import Preprocessing
@@ -114,8 +115,9 @@ class ModelVersion:
 def read_version(model: Path, number: int | None = None) -> ModelVersion:
     """A version of the model in the folder `model`: the one that is served by default, the newest if several are.
 
-    A served version runs with the model's config.pbtxt, any other with the one in its own folder. One that has none and
-    is not served is refused, so that no graph gets the preprocessing of another version.
+    A served version runs with the model's config.pbtxt unless that was published with another version; any other runs
+    with the one in its own folder. One that needs it and has none is refused, so that no graph gets the preprocessing
+    of another version.
 
     Raises:
         RepositoryError: the model serves no version, has no such version, or does not say what that version runs with.
@@ -126,7 +128,7 @@ def read_version(model: Path, number: int | None = None) -> ModelVersion:
             doctor = models_command("doctor", repository=model.parent)
             raise RepositoryError(f"{nothing_served(model, config)}; {doctor} names the way out")
         number = served[-1]
-    if number not in served:
+    if number not in served or parameter(config, VERSION_PARAMETER) not in ("", str(number)):
         return published_version(model, number)
     return ModelVersion(model=model, number=number, config_file=model / CONFIG_FILE, config=config)
 
@@ -142,7 +144,7 @@ def published_version(model: Path, number: int) -> ModelVersion:
         raise RepositoryError(f"{model} has no version {number}; it has: {listed(version_numbers(model))}")
     if not file.is_file():
         raise RepositoryError(
-            f"version {number} of {model} is not served and has no {CONFIG_FILE} of its own, so how it runs and wants "
+            f"version {number} of {model} has no {CONFIG_FILE} of its own, so how it runs and wants "
             f"images prepared is not known: write the configuration that it was made with to {file}"
         )
     return ModelVersion(model=model, number=number, config_file=file, config=read_config(file))

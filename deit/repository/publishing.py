@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from deit.durable import new_folder, sync, write_file
 from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, read_labels, write_labels
+from deit.model import VERSION_PARAMETER
 from deit.repository.config import config_text, read_config
 from deit.repository.doctor import examine_version, newest_sound, rollback_command
 from deit.repository.layout import CONFIG_FILE, MODEL_NAME, models_command
@@ -28,6 +29,7 @@ from deit.repository.models import (
     read_version,
     version_numbers,
 )
+from deit.repository.numbers import newest_number, remember_newest_number
 
 
 def publish(
@@ -53,17 +55,18 @@ def publish(
     named.CopyFrom(config)
     named.name = name
     with writing(repository) as staging, _explain_unwritable(model):
+        version = 1 + newest_number(model)
+        named.parameters[VERSION_PARAMETER].string_value = str(version)
         if not model.exists():
             with new_folder(model, staging=staging) as folder:
                 write_labels(folder / LABELS_FILE, label_names)
-                (folder / "1").mkdir()
-                fill(folder / "1")
-                for file in (folder / CONFIG_FILE, folder / "1" / CONFIG_FILE):
-                    file.write_text(config_text(named, [1]))
-            return 1
+                (folder / str(version)).mkdir()
+                fill(folder / str(version))
+                for file in (folder / CONFIG_FILE, folder / str(version) / CONFIG_FILE):
+                    file.write_text(config_text(named, [version]))
+            return version
         _refuse_other_interface(model, named, label_names)
         _keep_configurations(model)
-        version = 1 + max(version_numbers(model), default=0)
         with new_folder(model / str(version), staging=staging) as folder:
             fill(folder)
             (folder / CONFIG_FILE).write_text(config_text(named, [version]))
@@ -113,12 +116,15 @@ def serve_version(repository: Path, name: str, number: int) -> None:
 def remove(repository: Path, name: str, number: int | None = None) -> None:
     """Remove a version, or the whole model: it disappears by one rename, then its files are deleted.
 
+    No later version gets its number: to a gateway the same name and number are the same version.
+
     Raises:
         RepositoryError: the model or version does not exist, or the version is served.
     """
     model = find_model(repository, name)
     with writing(repository) as staging, _explain_unwritable(model):
         target = model if number is None else _removable(model, number)
+        remember_newest_number(model)
         target.rename(staging / target.name)
         sync(target.parent)
         shutil.rmtree(staging / target.name)

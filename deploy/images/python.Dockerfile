@@ -1,7 +1,7 @@
 # Our own Python images, one target each: gateway, triton, export, benchmark. Everything that is installed is in uv.lock
 # or requirements/, by hash; our packages are copied as they are, so nothing is built. User 10001, read-only root.
 #
-#     docker build --file deploy/images/python.Dockerfile --target gateway --tag deit-server/gateway .
+#     docker build --file deploy/images/python.Dockerfile --target gateway --tag localhost/deit-server/gateway:0.1.0 .
 
 # Pin by digest where builds must be repeatable: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

@@ -5,7 +5,7 @@ import csv
 import glob
 import json
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,10 +85,15 @@ def find(given: str) -> Iterator[Path]:
         return
     # Path.glob takes no absolute pattern
     matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(given, recursive=True))  # noqa: PTH207
-    pictures = sorted(match for match in matches if match.is_file() and match.suffix.lower() in SUFFIXES)
+    files = [match for match in matches if match.is_file() and not match.name.startswith(".")]
+    pictures = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    others = Counter(file.suffix.lower() or file.name for file in files if file.suffix.lower() not in SUFFIXES)
     if not pictures:
         what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
         raise typer.BadParameter(f"{given}: {what}")
+    if others:
+        left_out = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
+        print(f"{given}: left out {others.total()} that are no {', '.join(SUFFIXES)}: {left_out}", file=sys.stderr)
     yield from pictures
 
 

@@ -23,15 +23,14 @@ import ipaddress
 import logging
 import math
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from deit.errors import ServingError
-from deit.options import named
 from deit.repository.models import model_names
 from serving.embedded.command_line import CONTROL_HEADER, LOOPBACK, triton_options
+from serving.embedded.ports import check_port_is_free
 from serving.embedded.process import TritonProcess
 from serving.embedded.run_folder import close_shared_memory, remove_shared_memory, run_folder, shared_memory_prefix
 from serving.embedded.snapshot import Offer, Snapshot
@@ -213,15 +212,3 @@ def embedded_triton(
             yield triton
         finally:
             triton.process.stop()
-
-
-def check_port_is_free(port: int, flag: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise ServingError(
-                f"port {port} on {LOOPBACK} cannot be used by Triton ({error.strerror}); "
-                f"choose another with {named(flag)}"
-            ) from error

@@ -193,7 +193,7 @@ class Overloaded(Problem):
 
 
 class InvalidParameter(Problem):
-    """A parameter has a value that it cannot have. `errors` lists each."""
+    """A parameter has a value that it cannot have, or does not exist. `errors` lists each value."""
 
     status, name, title = 422, "invalid-parameter", "A parameter is not valid"
 

@@ -20,6 +20,7 @@ from deit.model import (
     PREPROCESSING_PARAMETER,
     PROBABILITIES,
     PROVENANCE_PARAMETER,
+    VERSION_PARAMETER,
     Provenance,
 )
 from deit.preprocessing import Preprocessing
@@ -42,7 +43,8 @@ class ServedModel:
     """A model as requests see it.
 
     Attributes:
-        versions: those that are served, oldest first; an answer names the one that gave it.
+        versions: those that are served, oldest first; an answer names the one that gave it. A version whose
+            preprocessing is not known is not among them.
         labels: class names in index order.
         has_heads: it gives the probabilities of the class head and of the distillation head too.
         provenance: None for a model that was not made by `deit export`.
@@ -146,6 +148,7 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
     versions = versions or tuple(sorted(metadata.get("versions", []), key=int))
     if not versions:  # they are being unloaded
         raise ServingError(f"the model {name} has no version that is loaded")
+    versions = _described(name, versions, parameters.get(VERSION_PARAMETER))
     class_count = _class_count(name, metadata["outputs"])
     return ServedModel(
         name=name,
@@ -155,6 +158,24 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         preprocessing=preprocessing,
         provenance=provenance,
     )
+
+
+def _described(name: str, versions: tuple[str, ...], published: str | None) -> tuple[str, ...]:
+    """The versions that config.pbtxt describes: all, unless it was published with one.
+
+    Raises:
+        ServingError: that one is not loaded.
+    """
+    others = [version for version in versions if published not in (None, version)]
+    if not others:
+        return versions
+    why = f"config.pbtxt of the model {name} says how version {published} wants its images, and asks for " + ", ".join(
+        versions
+    )
+    if published not in versions:
+        raise ServingError(f"{why}: serve a version with `deit models rollback`, which brings its own config.pbtxt")
+    logger.warning("%s: version %s is not served", why, ", ".join(others))
+    return tuple(version for version in versions if version == published)
 
 
 def _check_input(name: str, inputs: list[dict[str, Any]], image_size: int) -> None:

@@ -11,10 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.gateway.deadline import HEADER
+from serving.gateway.errors import InvalidParameter
 
 
 class Parameters(BaseModel):
-    """The parameters of one request, for all its images. Unknown ones are ignored; of repeated ones the last counts."""
+    """The parameters of one request, for all its images. Of repeated ones the last counts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,7 +37,14 @@ class Parameters(BaseModel):
 
 
 def parameters_of(request: Request) -> Parameters:
-    """Raises RequestValidationError, as FastAPI does, which names the parameter."""
+    """Raises RequestValidationError, as FastAPI does, which names the parameter.
+
+    Raises:
+        InvalidParameter: there is no parameter of such a name; a caller who mistypes one would believe the answer.
+    """
+    if unknown := request.query_params.keys() - Parameters.model_fields.keys():
+        known = ", ".join(Parameters.model_fields)
+        raise InvalidParameter(f"there is no parameter {min(unknown)[:60]!r}; there are: {known}")
     try:
         return Parameters.model_validate(dict(request.query_params))
     except ValidationError as error:

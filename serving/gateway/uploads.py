@@ -16,6 +16,7 @@ from starlette.requests import Request
 from deit.picture_header import Header, read_header
 from deit.pictures import may_be_reduced
 from serving.gateway.errors import MalformedRequest, UnsupportedType
+from serving.gateway.parameters import Parameters
 
 FIELD = "image"
 
@@ -140,6 +141,9 @@ async def _read_form(request: Request, max_images: int) -> list[Upload]:
     try:
         if not parser.is_complete:
             raise MalformedRequest("the multipart form ends before its closing boundary; send it whole")
+        if misplaced := form.keys() & Parameters.model_fields.keys():
+            name = min(misplaced)
+            raise MalformedRequest(f"{name} is a field of the form; write it into the address: /classify?{name}=…")
         fields = form.multi_items()
         files = [file for name, file in fields if FIELDS.fullmatch(name) and isinstance(file, UploadFile)]
         if not files:

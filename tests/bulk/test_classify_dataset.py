@@ -1,4 +1,4 @@
-"""`deit classify-dataset` on a local Ray cluster with its real worker processes."""
+"""`deit classify-dataset` with its real processes, on this machine and on a Ray cluster of it."""
 
 import contextlib
 import json
@@ -68,6 +68,9 @@ def pictures(tmp_path) -> Path:
         path.write_bytes(encoded(photograph(60 + number, 50, seed=number)))
     (folder / "torn.jpg").write_bytes(encoded(photograph(60, 50))[:500])
     (folder / "notes.txt").write_text("no image")
+    (folder / "._0.jpg").write_text("what macOS writes next to a picture")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "0.jpg").write_bytes(encoded(photograph(8, 8)))
     return folder
 
 
@@ -79,27 +82,49 @@ def table(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.soak
-def test_a_folder_is_classified_on_ray(pictures, tmp_path):
-    process = command(
-        "--images", pictures, "--output", tmp_path / "answers", "--part-images=3", "--top-k=2", "--model=deit_cifar10"
-    )
+WHERE = pytest.mark.parametrize("where", [(), pytest.param(("--ray-address=local",), marks=pytest.mark.soak)])
+
+
+@WHERE
+def test_a_folder_is_classified_and_little_is_said(pictures, tmp_path, where):
+    arguments = ["--images", pictures, "--output", tmp_path / "answers", "--part-images=3", "--top-k=2"]
+    process = command(*arguments, "--model=deit_cifar10", *where)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "8 images are classified" in said
+    assert "1 of 8 images have a problem" in said
+    assert len(said.splitlines()) <= 4 + len(where), said  # Ray's core has a line that nothing turns off
     check_answers(pictures, tmp_path / "answers")
 
 
-def test_the_actors_answer_as_the_gateway_would(pictures, tmp_path):
-    """What Ray runs, without Ray, whose start takes longer than the rest of these tests."""
-    from bulk import classify
+def test_a_process_and_then_the_job_are_killed_and_nothing_is_missing_or_double(table, tmp_path):
+    """The same command goes on. No process of a killed job stays."""
+    rows = pq.read_table(table)["image"].to_pylist() * 60
+    images, output = tmp_path / "many.parquet", tmp_path / "answers"
+    pq.write_table(pa.table({"image": rows}), images, row_group_size=10)
+    arguments = ["--images", images, "--output", output, "--model=deit_cifar10", "--part-images=10", "--processes=2"]
 
-    model, output = read_model(REPOSITORY, "deit_cifar10", None), str(tmp_path / "answers")
-    decode_actor = classify.Decode(str(pictures), model.preprocessing, 10**6)
-    classify_actor = classify.ClassifyBatch(output, model, 2, 2, 1, False)
-    rows = [classify_actor(decode_actor({"part": [part]})) for part in find_parts(str(pictures), part_images=3)]
-    assert [(row["images"], row["problems"]) for row in rows] == [([3], [0]), ([3], [0]), ([2], [1])]
-    check_answers(pictures, tmp_path / "answers")
+    def parts() -> set[Path]:
+        return set(output.glob("part-*.parquet"))
+
+    process = command(*arguments)
+    eventually(lambda: len(parts()) >= 2, 120)
+    family = descendants(process.pid)
+    os.kill(max(family), signal.SIGKILL)  # the youngest, which is one that works
+    killed_at = len(parts())
+    eventually(lambda: len(parts()) >= killed_at + 5, 120)
+    family |= descendants(process.pid)
+    process.kill()
+    said, _ = process.communicate(timeout=60)  # which waits for the end of all that could write to it
+    assert "a process ended before it was done" in said
+    finished = {path: path.stat().st_mtime_ns for path in parts()}
+    assert len(finished) < 60, "it was over before it could be killed"
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 30)
+    second = command(*arguments)
+    said, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, said
+    assert answers(output)["image"].to_pylist() == [f"{images}#{row}" for row in range(600)]
+    assert all(path.stat().st_mtime_ns == modified for path, modified in finished.items()), "done again in vain"
 
 
 def test_a_job_for_gpus_ends_before_it_begins_where_there_is_none(pictures, tmp_path):
@@ -131,7 +156,7 @@ def check_answers(pictures: Path, folder: Path) -> None:
 
 @pytest.mark.soak
 def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tmp_path):
-    """An actor of each kind is killed, then the whole job; the same command goes on: nothing is missing or double."""
+    """An actor of Ray is killed, then the whole job; the same command goes on: nothing is missing or double."""
     images, output = shared_data / "cifar10" / "test.parquet", tmp_path / "answers"
     arguments = [
         "--images",
@@ -140,8 +165,8 @@ def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tm
         output,
         "--model=deit_cifar10",
         "--part-images=100",
-        "--decoders=2",
-        "--models=2",
+        "--processes=2",
+        "--ray-address=local",
     ]
 
     def parts() -> set[str]:
@@ -149,10 +174,8 @@ def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tm
 
     process = command(*arguments)
     try:
-        # decoding runs ahead and is soon over, so its actor is killed as soon as it is there
-        for name, least in (("Decode", 0), ("Classify", 5)):
-            eventually(lambda name=name, least=least: len(parts()) >= least and actors(process.pid, name), 600)
-            os.kill(actors(process.pid, name)[0], signal.SIGKILL)
+        eventually(lambda: len(parts()) >= 5, 600)
+        os.kill(actors(process.pid, "DecodeAndClassify")[0], signal.SIGKILL)
         killed_at = len(parts())
         eventually(lambda: len(parts()) >= killed_at + 10, 600)
         assert process.poll() is None, "it was over before the job could be killed"

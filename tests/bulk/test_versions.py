@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bulk.classify import ClassifyBatch, Decode
-from bulk.model import read_model
+from bulk.model import Session, read_model
 from bulk.sources import find_parts
+from bulk.steps import Work, classify, decode
 from deit.errors import RepositoryError
 from deit.model import IMAGES, PREPROCESSING_PARAMETER
 from deit.repository.config import config_text
@@ -116,12 +116,11 @@ def served(server: DeitServe, repository: Path, images: Path) -> dict[int, Answe
 
 
 def in_bulk(repository: Path, images: Path, output: Path, version: int | None) -> tuple[str, Answers]:
-    """The version that a job ran and its probabilities by class, by the actors of the job without Ray's start."""
+    """The version that a job ran and its probabilities by class, by what its processes do, in this one."""
     model = read_model(repository, None, version)
-    decode = Decode(str(images), model.preprocessing, 10**6)
-    classify = ClassifyBatch(str(output), model, 10, 16, 1, on_gpu=False)
+    work = Work(images=str(images), output=str(output), model=model, top_k=10, batch_size=16, max_image_pixels=10**6)
     for part in find_parts(str(images), part_images=COUNT):
-        classify(decode({"part": [part]}))
+        classify(work, Session(model.graph, threads=1), decode(work, part))
     return answers(output)
 
 
@@ -170,7 +169,7 @@ def test_a_version_that_does_not_say_what_it_needs_is_refused(repository: Path, 
         (by_hand / version / "model.onnx").symlink_to(repository / NAME / version / "model.onnx")
     number = read_version(repository / NAME).number
     assert read_model(by_hand.parent, None, None) == read_model(repository, None, number)
-    with pytest.raises(RepositoryError, match="is not served and has no config.pbtxt of its own"):
+    with pytest.raises(RepositoryError, match="has no config.pbtxt of its own"):
         read_model(by_hand.parent, None, VERSIONS[number % 3])
 
 

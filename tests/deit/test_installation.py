@@ -185,3 +185,14 @@ def test_what_make_serve_installs_is_enough_for_the_client(tmp_path: Path) -> No
         f'venv/bin/python -c \'from serving.client import Client; Client("http://127.0.0.1:1").classify("{photo}")\'',
     ):
         assert "127.0.0.1:1" in shell(command, tmp_path).stderr, "it runs, and nothing listens there"
+
+
+def test_a_python_that_does_not_fit_is_refused_before_anything_is_made(tmp_path):
+    for name in ("Makefile", "requirements"):
+        (tmp_path / name).symlink_to(REPOSITORY_ROOT / name)
+    (tmp_path / "python3.13").write_text("#!/bin/sh\nexit 1\n")  # as a Python does that says no to the version
+    (tmp_path / "python3.13").chmod(0o755)
+    done = shell(f"make .venv/uv PYTHON={tmp_path / 'python3.13'}", tmp_path)
+    assert done.returncode != 0
+    assert "python3.13 is not Python 3.11 or 3.12" in done.stdout
+    assert not (tmp_path / ".venv").exists()

@@ -1,5 +1,5 @@
-"""The deployment files as the tools read them: merged by Docker Compose and kustomize where these are, else by the
-rules of theirs that our files use.
+"""The deployment files as the tools read them: put together by kustomize, and by Docker Compose where it is installed,
+else by those of its rules that our files use.
 """
 
 import json
@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import yaml
 from tests.conftest import REPOSITORY_ROOT
 
 KUBERNETES = REPOSITORY_ROOT / "deploy" / "kubernetes"
-OVERLAYS = ("cpu", "gpu")
+OVERLAYS = ("cpu", "gpu", "cpu-autoscaled", "gpu-autoscaled")
 
 COMPOSE_FILES = {
     "cpu": ("docker-compose.yml",),
@@ -108,51 +110,23 @@ def merged(old: Any, new: Any) -> Any:
 # --- kustomize ---
 
 
-def kustomized(overlay: str) -> list[dict[str, Any]]:
-    """The objects of an overlay."""
-    if shutil.which("kubectl") is None:
-        return kustomized_plainly(KUBERNETES / "overlays" / overlay)
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)], capture_output=True, text=True
-    )
+@cache
+def kustomization(folder: Path) -> str:
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return done.stdout
 
 
-def kustomized_plainly(folder: Path) -> list[dict[str, Any]]:
-    """`resources`, `patches` by path and `images`, which is all that ours use."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    objects = []
-    for resource in kustomization["resources"]:
-        path = (folder / resource).resolve()
-        objects += kustomized_plainly(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
-    for patch in kustomization.get("patches", []):
-        for change in yaml.safe_load_all((folder / patch["path"]).read_text()):
-            (index,) = [i for i, each in enumerate(objects) if identity(each) == identity(change)]
-            objects[index] = patched(objects[index], change)
-    for image in kustomization.get("images", []):
-        for container in containers(objects):
-            if container["image"].partition(":")[0] == image["name"]:
-                container["image"] = f"{image.get('newName', image['name'])}:{image['newTag']}"
-    return objects
+def kustomized(overlay: str) -> list[dict[str, Any]]:
+    """The objects of an overlay, as kubectl would apply them."""
+    return list(yaml.safe_load_all(kustomization(KUBERNETES / "overlays" / overlay)))
 
 
 def identity(object_: dict[str, Any]) -> tuple[str, str]:
     return object_["kind"], object_["metadata"]["name"]
 
 
-def patched(old: Any, change: Any, key: str = "") -> Any:
-    """Strategic merge: mappings by key, lists of named things by their name (volume mounts by their path)."""
-    if isinstance(old, dict) and isinstance(change, dict):
-        return {**old, **{name: patched(old.get(name), value, name) for name, value in change.items()}}
-    if isinstance(old, list) and isinstance(change, list) and isinstance(change[0], dict):
-        by = "mountPath" if key == "volumeMounts" else "name"
-        changes = {each[by]: each for each in change}
-        kept = [patched(each, changes.pop(each[by])) if each[by] in changes else each for each in old]
-        return [*kept, *changes.values()]
-    return change
-
-
 def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    pods = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
+    pods = [each["spec"]["template"]["spec"] for each in objects if each["kind"] in ("Deployment", "Job")]
     return [container for pod in pods for container in [*pod.get("initContainers", []), *pod["containers"]]]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -338,8 +339,35 @@ def test_images_stay_below_the_sizes_that_the_docs_state(stack):
         return int(stack.run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
 
     base = size("python:3.11-slim-bookworm")
-    assert size("deit-server/gateway:test") - base <= 150e6
-    assert size("deit-server/triton:test") - base <= 700e6
+    assert size("localhost/deit-server/gateway:test") - base <= 150e6
+    assert size("localhost/deit-server/triton:test") - base <= 700e6
+
+
+def test_models_become_an_image_only_if_they_are_sound(stack, tmp_path):
+    """What each Triton on Kubernetes does before it starts."""
+
+    def build(tag: str) -> subprocess.CompletedProcess[str]:
+        name = f"{stack.project}/models:{tag}"
+        arguments = ["--build-arg", "TRITON=localhost/deit-server/triton:test", "--tag", name, str(tmp_path / "models")]
+        return stack.run("docker", "build", "--file", "deploy/images/models.Dockerfile", *arguments)
+
+    shutil.copytree(stack.clone / "model_repository", tmp_path / "models")
+    done = build("1")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to").chmod(0o777)
+    mount = f"type=bind,source={tmp_path / 'to'},target=/to"
+    copied = stack.run("docker", "run", "--rm", "--read-only", "--mount", mount, f"{stack.project}/models:1")
+    assert copied.returncode == 0, copied.stderr
+    assert contents(tmp_path / "to") == contents(tmp_path / "models")
+    graph = next((tmp_path / "models").glob("*/1/model.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-1000])
+    assert build("2").returncode != 0
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (each for each in folder.rglob("*") if each.is_file())
+    return {str(each.relative_to(folder)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
 
 
 def test_down_leaves_nothing(stack):

@@ -9,17 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import kubernetes_validate
 import pytest
 import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
-from tests.conftest import encoded, photograph
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, containers, identity, kustomized, kustomized_plainly
+from tests.conftest import REPOSITORY_ROOT, encoded, photograph
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, composed, containers, identity, kustomization, kustomized
 from tests.serving.conftest import free_ports, running
 
-OPERATORS = {"ScaledObject", "ServiceMonitor"}
+# Kinds of operators; the others are of Kubernetes.
+OPERATORS = {"ScaledObject": ScaledObject, "ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}
 KUBERNETES_VERSIONS = ("1.30", "1.37")
 
 
@@ -37,49 +41,160 @@ def pod(objects, name: str) -> dict:
     return named(objects, "Deployment", name)["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_objects_fit_the_schemas_of_kubernetes(objects, version):
-    kinds = [each for each in objects if each["kind"] not in OPERATORS]
-    assert len(kinds) >= 10
-    for each in kinds:
-        kubernetes_validate.validate(each, version, strict=True)
+def assert_valid(objects) -> None:
+    """Each object fits the schema of its kind, which knows every field that it has."""
+    for each in objects:
+        if each["kind"] not in OPERATORS:
+            for version in KUBERNETES_VERSIONS:
+                kubernetes_validate.validate(each, version, strict=True)
+            continue
+        read = OPERATORS[each["kind"]].model_validate(each)  # which drops what it does not know
+        assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == each
 
 
-def test_a_planted_mistake_does_not_fit(objects):
-    gateway = named(objects, "Deployment", "deit-gateway")
-    gateway["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
-        kubernetes_validate.validate(gateway, KUBERNETES_VERSIONS[-1], strict=True)
+def test_objects_fit_the_schemas(objects):
+    assert len(objects) >= 8
+    assert_valid(objects)
 
 
-def test_objects_of_operators_fit_their_schemas(objects):
-    if shutil.which("node") is None or not (KUBERNETES / "schemas" / "node_modules").is_dir():
-        pytest.skip("needs node and the schemas that `make kubernetes-schemas` installs with npm")
-    kinds = [each for each in objects if each["kind"] in OPERATORS]
-    command = ["node", KUBERNETES / "schemas" / "check.mjs"]
-    done = subprocess.run(command, input=json.dumps(kinds), capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("kind", "field"), [("Deployment", "progressDeadline"), *((each, "spek") for each in OPERATORS)]
+)
+def test_a_planted_mistake_does_not_fit(kind, field):
+    (first, *_) = [each for each in kustomized("cpu-autoscaled") if each["kind"] == kind]
+    first["spec"][field] = 1
+    with pytest.raises((AssertionError, kubernetes_validate.ValidationError)):
+        assert_valid([first])
+
+
+def test_plain_overlays_need_no_operator_and_no_shared_volume():
+    for overlay in ("cpu", "gpu"):
+        objects = kustomized(overlay)
+        kinds = {each["kind"] for each in objects}
+        assert kinds == {"Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"}
+        assert [each["spec"]["replicas"] for each in objects if each["kind"] == "Deployment"] == [2, 2]
+    assert {each["kind"] for each in kustomized("cpu-autoscaled")} == {*kinds, *OPERATORS, "HorizontalPodAutoscaler"}
+    for each in kustomized("cpu-autoscaled"):
+        assert "replicas" not in each["spec"], "an apply would undo what the autoscaler did"
+
+
+def test_no_image_is_of_a_registry_where_strangers_could_own_the_name(objects):
+    for container in containers(objects):
+        assert re.fullmatch(r"localhost/deit-server/[a-z-]+:[\d.]+", container["image"])
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The objects of a folder made from mine.example, with another overlay and components."""
+
+    def made(overlay: str, *components: str):
+        kubernetes = shutil.copytree(KUBERNETES, tmp_path / "kubernetes", dirs_exist_ok=True)
+        folder = shutil.copytree(kubernetes / "mine.example", kubernetes / "-".join(["mine", overlay, *components]))
+        changed = yaml.safe_load((folder / "kustomization.yaml").read_text())
+        changed["resources"] = [f"../overlays/{overlay}"]
+        changed["components"] = [f"../components/{each}" for each in components]
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(changed))
+        objects = list(yaml.safe_load_all(kustomization(folder)))
+        assert_valid(objects)
+        return objects
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("component", "mode"), [("models-claim", "ReadWriteMany"), ("models-claim-one-node", "ReadWriteOnce")]
+)
+def test_models_on_a_volume_are_loaded_by_a_job(mine, component, mode):
+    objects = mine("cpu", component)
+    claim = named(objects, "PersistentVolumeClaim", "deit-models")
+    assert claim["spec"]["accessModes"] == [mode]
+    job = named(objects, "Job", "deit-load-models")["spec"]["template"]["spec"]
+    triton = pod(objects, "deit-triton")
+    assert not triton.get("initContainers")
+    (written,) = [each["persistentVolumeClaim"] for each in job["volumes"]]
+    (read,) = [each for each in triton["volumes"] if each["name"] == "models"]
+    assert read == {"name": "models", "persistentVolumeClaim": {**written, "readOnly": True}}
+    # a volume that one node mounts asks for Tritons on one node
+    assert ("affinity" in triton) is (mode == "ReadWriteOnce")
+
+
+def test_a_rollout_on_gpus_needs_a_spare_one_only_where_asked(mine):
+    def strategy(objects):
+        return named(objects, "Deployment", "deit-triton")["spec"]["strategy"]["rollingUpdate"]
+
+    assert strategy(mine("gpu")) == {"maxUnavailable": 1, "maxSurge": 0}
+    assert strategy(mine("gpu", "spare-gpu")) == {"maxUnavailable": 0, "maxSurge": 1}
+    tolerations = pod(mine("gpu-autoscaled", "timing-cache"), "deit-triton")["tolerations"]
+    assert tolerations == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_names_are_looked_up_where_clusters_answer():
+    policy = named(kustomized("cpu"), "NetworkPolicy", "deit-gateway")["spec"]
+    (dns,) = [rule for rule in policy["egress"] if {"port": 53, "protocol": "UDP"} in rule["ports"]]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"]  # NodeLocal DNSCache
+
+
+def test_alerts_are_those_of_compose_by_the_names_of_jobs_here():
+    (rule,) = [each for each in kustomized("cpu-autoscaled") if each["kind"] == "PrometheusRule"]
+    jobs = {each["metadata"]["name"] for each in kustomized("cpu-autoscaled") if each["kind"] == "ServiceMonitor"}
+
+    def alerts(groups):
+        return [(each["alert"], each["expr"], each["for"], each["labels"]) for each in groups[0]["rules"]]
+
+    here = json.dumps(alerts(rule["spec"]["groups"]))
+    assert set(re.findall(r"deit-\w+", here)) == jobs
+    with (KUBERNETES.parent / "prometheus" / "alerts.yml").open() as file:
+        assert here.replace("deit-", "") == json.dumps(alerts(yaml.safe_load(file)["groups"]))
+
+
+def test_ways_in_lead_to_the_gateway():
+    with (KUBERNETES / "examples" / "ingress.yaml").open() as file:
+        ingress = yaml.safe_load(file)
+    with (KUBERNETES / "examples" / "http-route.yaml").open() as file:
+        route = yaml.safe_load(file)
+    assert_valid([ingress])
+    ports = {
+        each["name"]: each["port"] for each in named(kustomized("cpu"), "Service", "deit-gateway")["spec"]["ports"]
+    }
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"] == {"name": "deit-gateway", "port": {"name": "http"}}
+    assert route["spec"]["rules"][0]["backendRefs"] == [{"name": "deit-gateway", "port": ports["http"]}]
+
+
+def test_the_page_is_followed(tmp_path):
+    """Its commands, in their order, on a copy. There is no cluster and no registry: `create` is a dry run, `apply`
+    shows what it would send, and `docker` notes what it is asked.
+    """
+    page = (REPOSITORY_ROOT / "docs" / "deploy.md").read_text().partition("## Kubernetes")[2]
+    block = re.search(r"```console\n(.*?)```", page, re.DOTALL)[1]
+    commands = "\n".join(re.findall(r"^\$ ((?:.*\\\n)*.*)", block, re.MULTILINE))
+    shutil.copytree(KUBERNETES, tmp_path / "deploy" / "kubernetes")
+    (tmp_path / "keys").write_text(64 * "0" + " caller\n")
+    (tmp_path / "commands").write_text(
+        f"""set -euo pipefail
+        docker() {{ echo "$@" >> docker; }}
+        kubectl() {{
+            case " $* " in
+                *" create "*) {Path(sys.executable).parent}/kubectl "$@" --dry-run=client --output yaml; echo --- ;;
+                *" apply "*) {Path(sys.executable).parent}/kubectl kustomize "${{@: -1}}" ;;
+            esac
+        }}
+        {commands}"""
+    )
+    done = subprocess.run(["bash", "commands"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("fits its schema") == 3
-    kinds[0]["spec"]["minReplicaCount"] = "two"
-    kinds[0]["spec"]["endpoints"] = "none"
-    assert subprocess.run(command, input=json.dumps(kinds), capture_output=True, text=True).returncode == 1
-
-
-def test_the_plain_reading_of_overlays_is_kustomizes(objects, request):
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl, whose kustomize is compared with")
-    overlay = request.node.callspec.params["objects"]
-    plainly = kustomized_plainly(KUBERNETES / "overlays" / overlay)
-    assert sorted(map(text_of, plainly)) == sorted(map(text_of, objects))
-
-
-def text_of(value: object) -> str:
-    """The same for mappings and lists in any order; kustomize puts what a patch adds first, and fills in nothing."""
-    if isinstance(value, dict):
-        return str(sorted((key, text_of(each)) for key, each in value.items()))
-    if isinstance(value, list):
-        return str(sorted(map(text_of, value)))
-    return repr(value)
+    namespace, secret, *applied = list(yaml.safe_load_all(done.stdout))
+    assert_valid(applied)
+    assert {each["metadata"]["namespace"] for each in [secret, *applied]} == {namespace["metadata"]["name"]}
+    mounts = [each.get("secret", {}).get("secretName") for each in pod(applied, "deit-gateway")["volumes"]]
+    assert secret["metadata"]["name"] in mounts
+    assert list(secret["data"]) == ["keys"]
+    docker = (tmp_path / "docker").read_text()
+    registry = re.search(r"DEIT_REGISTRY=(\S+)", commands)[1]
+    services = composed("cpu", DEIT_REGISTRY=registry)["services"]
+    pushed = {services[name]["image"] for name in re.search(r"compose push (.*)", docker)[1].split()}
+    pushed |= set(re.findall(r"^push (\S+)", docker, re.MULTILINE))
+    assert {container["image"] for container in containers(applied)} == pushed
 
 
 def test_every_container_is_confined(objects):
@@ -98,7 +213,7 @@ def test_every_container_is_confined(objects):
         assert container["resources"]["limits"]["memory"]
         assert not container["image"].endswith(":latest")
         for mount in container["volumeMounts"]:
-            if mount["name"] == "models":
+            if mount["mountPath"] == "/models":
                 assert mount["readOnly"] is True
 
 
@@ -136,7 +251,7 @@ def test_grace_is_longer_than_what_stopping_takes(objects):
 
 def test_metrics_that_autoscaling_alerts_and_dashboard_ask_for_exist(server):
     """Prometheus gives no error for a name that nobody writes."""
-    objects = kustomized("cpu")
+    objects = kustomized("cpu-autoscaled")
     for content in (encoded(photograph(64, 64)), b"torn"):
         httpx.post(f"{server.url}/classify?heads=true", content=content, timeout=60)
     with (KUBERNETES.parent / "prometheus" / "alerts.yml").open() as file:

@@ -107,13 +107,13 @@ def test_images_are_ours_or_pinned(project):
         if name in OF_OTHERS:
             assert re.search(r":\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", image), image
         else:
-            assert image.startswith("deit-server/"), image
+            assert image.startswith("localhost/deit-server/"), image
             assert service["build"]["dockerfile"].startswith("deploy/images/"), name
 
 
 def test_the_gpu_overlay_takes_the_place_of_the_old_triton():
     triton = composed("gpu")["services"]["triton"]
-    assert triton["image"].startswith("deit-server/triton-gpu:")
+    assert triton["image"].startswith("localhost/deit-server/triton-gpu:")
     assert triton["build"]["dockerfile"] == "deploy/images/triton-gpu.Dockerfile"
     assert not triton.get("environment"), "settings of `deit triton` mean nothing to NVIDIA's"
     (device,) = triton["deploy"]["resources"]["reservations"]["devices"]

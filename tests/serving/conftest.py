@@ -196,8 +196,8 @@ class DeitServe:
         with self.process.stdout as output:
             for line in output:
                 self.lines.append(line)
-                if match := re.match(r"Ready: (\S+)", line):
-                    self.url = match[1]
+                if match := re.match(r"Ready: (\S+)|.*\"address\": \"(http[^\"]+)\"", line):
+                    self.url = match[1] or match[2]
                     self._is_ready.set()
         self._is_ready.set()
 

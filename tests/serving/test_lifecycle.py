@@ -237,3 +237,13 @@ def test_a_default_model_that_is_not_there_is_one_line(deit_serve, model_reposit
     server = deit_serve("--model-repository", model_repository, "--default-model=big")
     assert server.wait() == 1
     assert "deit: --default-model (DEIT_DEFAULT_MODEL) is big, which is not served; choose from: tiny" in server.output
+    assert "starting Triton" not in server.output
+
+
+def test_the_soft_limit_of_open_files_does_not_limit_connections():
+    code = (
+        "import resource as r; hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (64, hard));"
+        "from serving.launcher import allow_open_files; allow_open_files();"
+        "assert r.getrlimit(r.RLIMIT_NOFILE)[0] == min(hard, 65_536), r.getrlimit(r.RLIMIT_NOFILE)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY_ROOT)

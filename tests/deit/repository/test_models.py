@@ -7,6 +7,7 @@ import pytest
 
 from deit.errors import RepositoryError
 from deit.repository.config import config_text
+from deit.repository.doctor import examine_model
 from deit.repository.models import ModelVersion, find_model, model_names, read_served, read_version
 from deit.repository.publishing import serve_version
 from tests.deit.repository.conftest import change
@@ -59,8 +60,16 @@ def test_a_version_without_a_configuration_is_read_only_while_it_is_served(model
     for number in (1, 3):
         (model / str(number) / "config.pbtxt").unlink()
     assert is_whole(read_version(model), 3)
-    with pytest.raises(RepositoryError, match=r"version 1 of .*tiny is not served and has no config.pbtxt of its own"):
+    with pytest.raises(RepositoryError, match=r"version 1 of .*tiny has no config.pbtxt of its own"):
         read_version(model, 1)
+
+
+def test_each_of_several_served_versions_is_read_with_its_own_configuration(model: Path) -> None:
+    change(model / "config.pbtxt", "specific {\n    versions: 3\n  }", "all {\n  }")
+    for number in (1, 2, 3):
+        assert is_whole(read_version(model, number), number)
+    (finding,) = examine_model(model)
+    assert "was published with version 3, so the gateway does not serve version 1, 2: `deit models rollback" in finding
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from deit.repository import lock
 from deit.repository.config import read_config
 from deit.repository.lock import staging_folder, writing
 from deit.repository.models import read_served, read_version, version_numbers
+from deit.repository.numbers import NUMBERS_FILE
 from deit.repository.publishing import promote, publish, remove, serve_version
 from tests.conftest import REPOSITORY_ROOT
 from tests.deit.repository.conftest import change
@@ -114,9 +115,26 @@ def test_the_served_version_is_not_removed_but_others_and_whole_models_are(tmp_p
     remove(tmp_path, "tiny", 1)
     assert version_numbers(tmp_path / "tiny") == [2]
     remove(tmp_path, "tiny")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "tiny").exists()
     with pytest.raises(RepositoryError, match="has no model 'tiny'; it has: none"):
         remove(tmp_path, "tiny")
+
+
+def test_no_number_is_given_twice_whatever_was_removed(tmp_path: Path) -> None:
+    """A gateway takes what has the same name and number for the same version, and keeps its pixels for it."""
+    for _ in range(3):
+        publish_tiny(tmp_path)
+    serve_version(tmp_path, "tiny", 1)
+    remove(tmp_path, "tiny", 3)
+    remove(tmp_path, "tiny", 2)
+    assert publish_tiny(tmp_path) == 4
+    remove(tmp_path, "tiny")
+    assert publish_tiny(tmp_path) == 5
+    assert served(tmp_path) == (5,)
+    assert (tmp_path / "tiny" / "5" / "config.pbtxt").read_text() == (tmp_path / "tiny" / "config.pbtxt").read_text()
+    (tmp_path / NUMBERS_FILE).write_text('["tiny"]')
+    with pytest.raises(RepositoryError, match="does not hold the highest version number"):
+        publish_tiny(tmp_path)
 
 
 def test_a_configuration_that_cannot_be_read_is_put_right_by_going_back(tmp_path: Path) -> None:

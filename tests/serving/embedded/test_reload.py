@@ -251,6 +251,19 @@ def test_several_versions_can_be_served_at_once(server, repository, client):
     assert client.classify(PICTURES[0], model="both", version="1").version == "1"
 
 
+@pytest.mark.parametrize("published", ["1", "2"])
+def test_a_version_whose_preprocessing_is_not_known_is_not_served(server, repository, client, published):
+    """`version_policy { all }` written into what was published: Triton has one configuration for all versions."""
+    name = f"published{published}"
+    write_model(repository / name, versions=2)
+    with (repository / name / "config.pbtxt").open("a") as config:
+        config.write(f'parameters {{ key: "version" value {{ string_value: "{published}" }} }}')
+    assert f"{name}: loaded, serving version {published}\n" in reloaded(server)
+    assert client.classify(PICTURES[0], model=name).version == published
+    other = {"model": name, "version": "2" if published == "1" else "1"}
+    assert httpx.post(f"{server.url}/classify", params=other, content=PICTURES[0]).status_code == 404
+
+
 def test_the_default_model_cannot_be_removed(server, repository, client):
     write_model(repository / "another")
     (repository / "first").rename(repository / ".first")

@@ -226,6 +226,17 @@ def test_a_body_that_is_no_image_is_415(client, content):
     assert_problem(client.post("/classify", content=content), 415, "unsupported-type")
 
 
+def test_a_parameter_that_does_not_exist_or_is_in_the_form_is_refused(client, jpeg):
+    """The caller would believe that it was followed."""
+    answer = client.post("/classify?topk=3", content=jpeg)
+    assert (
+        "there is no parameter 'topk'; there are: model, version, top_k"
+        in assert_problem(answer, 422, "invalid-parameter")["detail"]
+    )
+    answer = client.post("/classify", files={"image": jpeg}, data={"model": "tiny"})
+    assert "/classify?model=" in assert_problem(answer, 400, "malformed-request")["detail"]
+
+
 def test_another_image_format_is_415_whatever_it_is_called(client):
     gif = encoded(photograph(96, 64), "GIF")
     answer = client.post("/classify", files={"image": ("photo.jpg", gif, "image/jpeg")})

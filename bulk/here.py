@@ -1,0 +1,79 @@
+"""The parts on the cores of this machine: each process decodes a part, runs the model on it and writes its answers.
+
+Nothing but names and counts travels between processes. One that dies is replaced, and what was not done is done again.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from bulk.model import Session
+from bulk.sources import Part
+from bulk.steps import Done, Work, classify, decode
+from deit.errors import DataError
+from deit.pictures import configure_pillow
+
+logger = logging.getLogger(__name__)
+
+ROUNDS_WITHOUT_A_PART = 3
+"""How often in a row processes may die before any part is done: then an image kills them, and would for ever."""
+
+
+def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Done]:
+    """Yields what was done for each part, in any order.
+
+    Raises:
+        DataError: processes die again and again.
+    """
+    # Children of a fresh process: a fork of this one, which has threads, might find their locks taken for ever.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "pandas"])  # which pyarrow imports for its first table: a second, once
+    left = {part.number: part for part in parts}
+    rounds = 0
+    while left:
+        pool = ProcessPoolExecutor(min(processes, len(left)), context, initializer=_begin, initargs=(work,))
+        futures = {pool.submit(_classify_part, part): part for part in left.values()}
+        try:
+            for future in as_completed(futures):
+                done = future.result()
+                rounds = 0
+                del left[futures[future].number]
+                yield done
+        except BrokenProcessPool:
+            rounds += 1
+            if rounds == ROUNDS_WITHOUT_A_PART:
+                raise DataError(
+                    f"the processes end again and again with {len(left)} parts left, the first of which begins with "
+                    f"{next(iter(left.values())).names()[0]}: give them more memory, or fewer --processes"
+                ) from None
+            logger.warning("a process ended before it was done; the others go on with %d parts", len(left))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_work: Work
+_session: Session
+
+
+def _begin(work: Work) -> None:
+    global _work, _session
+    threading.Thread(target=_end_with_the_job, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the command
+    configure_pillow()
+    _work, _session = work, Session(work.model.graph, threads=1)
+
+
+def _end_with_the_job() -> None:
+    """A job that is killed leaves no process, which would wait for the next part for ever."""
+    if (job := multiprocessing.parent_process()) is not None:
+        job.join()
+        os._exit(1)
+
+
+def _classify_part(part: Part) -> Done:
+    return classify(_work, _session, decode(_work, part))
