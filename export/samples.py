@@ -1,18 +1,27 @@
 """The real images on which a graph is judged and calibrated."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing, resize_and_crop
 from training.images import LabelledImages, decode, decode_file, open_images
 
+logger = logging.getLogger(__name__)
+
 MOST_IMAGES = 512
 MOST_CALIBRATION_IMAGES = 64
+
+LARGEST_CORRUPT_SHARE = 0.01
+"""Share of the images that may be undecodable, as of `deit train --max-corrupt-share`; one may always be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +86,34 @@ def _train_split(path: Path) -> LabelledImages | None:
 
 
 def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int) -> Sample:
-    pixels = np.stack([resize_and_crop(decode(images, index), preprocessing) for index in indices])
-    labels = np.array([images.label(index) for index in indices])
+    pixels, readable = _prepared([partial(decode, images, index) for index in indices], preprocessing)
+    labels = np.array([images.label(indices[place]) for place in readable])
     return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)
 
 
 def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
-    return Sample(images=np.stack([resize_and_crop(decode_file(file), preprocessing) for file in files]), labels=None)
+    return Sample(images=_prepared([partial(decode_file, file) for file in files], preprocessing)[0], labels=None)
+
+
+def _prepared(
+    images: list[Callable[[], Image.Image]], preprocessing: Preprocessing
+) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """The images that can be decoded, (N, H, W, 3), and their places. Raises DataError when too many cannot."""
+    pixels, readable = [], []
+    for place, read in enumerate(images):
+        try:
+            pixels.append(resize_and_crop(read(), preprocessing))
+            readable.append(place)
+        except DataError as error:
+            logger.warning("%s; it is left out", error)
+            damaged = place + 1 - len(readable)
+            if damaged > max(LARGEST_CORRUPT_SHARE * len(images), 1):
+                raise DataError(
+                    f"{damaged} of {len(images)} images are damaged, such as {error}: mend or remove them"
+                ) from error
+    if not pixels:
+        raise DataError("none of the images to compare on can be decoded")
+    return np.stack(pixels), readable
 
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:

@@ -1,5 +1,6 @@
 """The batches a run reads: augmented ones to train on, the gateway's exact view to evaluate on."""
 
+import itertools
 import logging
 import signal
 from collections.abc import Iterable, Iterator
@@ -8,7 +9,7 @@ from typing import Protocol
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
-from timm.data.auto_augment import RandAugment
+from timm.data.auto_augment import AugmentOp, AutoAugment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
@@ -142,12 +143,12 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
 
 
 def mend_posterize(steps: list[Transform]) -> None:
-    """Give the RandAugment among timm's steps our `posterize`."""
+    """Give RandAugment, AutoAugment or AugMix among timm's steps our `posterize`."""
     for step in steps:
-        if isinstance(step, RandAugment):
-            for operation in step.ops:
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = posterize
+        nested = step.policy if isinstance(step, AutoAugment) else [getattr(step, "ops", ())]
+        for operation in itertools.chain.from_iterable(nested):
+            if isinstance(operation, AugmentOp) and operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:

@@ -18,6 +18,9 @@ from training.processes import Processes
 
 LABEL, TEACHER = "label", "teacher"
 
+SMALLEST = 1e-12
+"""A label's probability counts for at least this much, so that one image cannot make the mean loss infinite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -27,14 +30,20 @@ class Evaluation:
         images: counted, without those that cannot be decoded.
         accuracy: in 0..1 by read-out, such as {"joint_top1": 0.81, "class_top5": …}; with ReaL labels also
             {"joint_real_top1": …}, over the images that have such labels.
+        loss: mean negative log-likelihood of the label by read-out, in nats.
         deciders: what decides on an image: the label, the teacher if there is one, and each read-out.
         disagreement: share of the images on which two deciders differ, (deciders, deciders).
     """
 
     images: int
     accuracy: dict[str, float]
+    loss: dict[str, float]
     deciders: tuple[str, ...]
     disagreement: tuple[tuple[float, ...], ...]
+
+    def numbers(self) -> dict[str, float]:
+        """Accuracy and loss as the line of an epoch has them: {"joint_top1": …, "joint_loss": …}."""
+        return {**self.accuracy, **{f"{name}_loss": loss for name, loss in self.loss.items()}}
 
 
 class Tally:
@@ -44,6 +53,7 @@ class Tally:
         self._readouts: list[str] = []
         self._deciders: list[str] = []
         self._correct = self._real_correct = self._differ = torch.zeros(0)
+        self._loss = torch.zeros(0)
         self._totals = torch.zeros(0)  # images, images with ReaL labels
 
     def add(self, scores: dict[str, Tensor], decisions: dict[str, Tensor], labels: Tensor, real: Tensor | None) -> None:
@@ -60,11 +70,14 @@ class Tally:
             self._correct = labels.new_zeros(len(scores), 2)
             self._real_correct = torch.zeros_like(self._correct)
             self._differ = labels.new_zeros(len(decisions), len(decisions))
+            self._loss = torch.zeros(len(scores), dtype=torch.float64, device=labels.device)
             self._totals = labels.new_zeros(2)
         stacked = torch.stack(list(decisions.values()))
         self._differ += (stacked[:, None] != stacked[None]).sum(dim=-1)
         truth = nn.functional.one_hot(labels, next(iter(scores.values())).shape[1]).bool()
         self._correct += _hits(scores, truth)
+        likelihoods = [probabilities(name, each).gather(1, labels[:, None]) for name, each in scores.items()]
+        self._loss -= torch.stack(likelihoods).double().clamp_min(SMALLEST).log().sum(dim=(1, 2))
         self._totals[0] += len(labels)
         if real is not None:
             self._real_correct += _hits(scores, real)
@@ -72,7 +85,7 @@ class Tally:
 
     def result(self, processes: Processes, *, with_real: bool) -> Evaluation:
         """The shares of all processes' images."""
-        for counts in (self._correct, self._real_correct, self._differ, self._totals):
+        for counts in (self._correct, self._real_correct, self._differ, self._loss, self._totals):
             processes.sum(counts)
         count, real_count = self._totals.tolist()
         accuracy = {}
@@ -82,7 +95,13 @@ class Tally:
                 if with_real:
                     accuracy[f"{name}_real_top{k}"] = self._real_correct[place, column].item() / max(real_count, 1)
         matrix = tuple(tuple(number / count for number in row) for row in self._differ.tolist())
-        return Evaluation(images=count, accuracy=accuracy, deciders=tuple(self._deciders), disagreement=matrix)
+        return Evaluation(
+            images=count,
+            accuracy=accuracy,
+            loss={name: loss / count for name, loss in zip(self._readouts, self._loss.tolist(), strict=True)},
+            deciders=tuple(self._deciders),
+            disagreement=matrix,
+        )
 
 
 def evaluate(
@@ -140,6 +159,11 @@ def readouts(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         "joint": joint_probabilities(class_logits, distillation_logits),
         "joint_logit": (class_logits + distillation_logits) / 2,
     }
+
+
+def probabilities(readout: str, scores: Tensor) -> Tensor:
+    """Probabilities (N, classes) of a read-out from its scores."""
+    return scores if readout == "joint" else scores.softmax(dim=-1)
 
 
 def joint_probabilities(class_logits: Tensor, distillation_logits: Tensor) -> Tensor:

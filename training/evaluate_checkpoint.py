@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
+from training.columns import Columns
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
 from training.evaluate_config import EvaluateConfig
@@ -31,7 +32,7 @@ class CheckpointEvaluation:
 def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
     """The report, or None in all of torchrun's processes but the first."""
     device = choose_device(config.device)
-    images = open_images(config.data, "test")
+    images = open_images(config.data, config.split, Columns(config.image_column, config.label_column))
     trained = open_model(config.checkpoint, "--checkpoint", architecture=config.architecture)
     model, preprocessing, label_names = trained.model, trained.preprocessing, trained.label_names
     if config.crop_pct is not None:

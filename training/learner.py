@@ -49,8 +49,8 @@ class Learner:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def evaluated(self) -> dict[str, nn.Module]:
-        """The models whose accuracy counts, by the prefix of their metrics."""
-        return {"test": self.model} if self.ema is None else {"test": self.model, "test_ema": self.ema.module}
+        """The models whose accuracy counts, by what their metrics have after the split's name."""
+        return {"": self.model} if self.ema is None else {"": self.model, "_ema": self.ema.module}
 
     def weights(self) -> dict[str, dict[str, object]]:
         """All that training has changed, for the resume file."""
@@ -85,9 +85,14 @@ class Learner:
 
 
 def create_learner(
-    config: TrainConfig, *, label_names: tuple[str, ...], preprocessing: Preprocessing, device: torch.device
+    config: TrainConfig,
+    *,
+    label_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    device: torch.device,
+    asks_teacher: bool = True,
 ) -> Learner:
-    """A student as the run starts it, with its teacher.
+    """A student as the run starts it, with its teacher if it is going to be asked.
 
     Raises:
         TrainingError, CheckpointError: the student, the teacher or the initial checkpoint does not fit.
@@ -110,7 +115,7 @@ def create_learner(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     teacher = None
-    if config.teacher is not None:
+    if config.teacher is not None and asks_teacher:
         teacher = load_teacher(
             config.teacher,
             label_names=label_names,
