@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +17,7 @@ from training.initial import load_initial
 from training.model import Teacher, choose_attention, create_model, load_teacher
 from training.optimizer import create_optimizer, restore_optimizer
 from training.processes import Processes, choose_precision
+from training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Learner:
     step_of: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
+    ema: WeightAverage | None
     precision: torch.dtype
     memory_format: torch.memory_format
 
@@ -125,7 +125,7 @@ def create_learner(
         teacher = teacher.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     objective = Objective(model, loss_of(config), features_of(config, model, teacher)).to(device)
     # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
-    ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+    ema = None if config.ema_decay is None else WeightAverage(model, decay=config.ema_decay)
     precision = choose_precision(config.precision, device)
     choose_attention(model, device, precision)
     return Learner(

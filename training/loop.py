@@ -289,6 +289,12 @@ def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Sha
         config.learning_rate * 512 / config.batch_size,
         config.batch_size,
     )
+    if learner.ema is not None:
+        steps = len(splits.train) // config.batch_size * config.epochs
+        logger.info(
+            "the weight average's decay reaches %g at step %d; this run of %d steps ends with %.6g",
+            *(learner.ema.decay, learner.ema.warmed_at(), steps, learner.ema.get_decay(steps)),
+        )
     if config.preset is not None:
         recipe = read_preset(config.preset)
         for_batch = recipe.get("batch_size", config.batch_size)
