@@ -16,6 +16,12 @@ Distillation = Literal["none", "soft", "hard", "two-class-tokens", "nkd"]
 Token = Literal["distillation", "class"]
 KlReduction = Literal["batchmean", "numel"]
 
+NOT_SETTINGS = (
+    *("runs", "resume", "device", "workers", "profile", "report", "evaluate_every", "teacher_cache", "keep_best"),
+    "patience",
+)
+"""Options that do not decide the weights: the run's folder, its hardware, its reporting and its length."""
+
 
 def _apply_preset(context: typer.Context, name: str | None) -> str | None:
     """Make the preset's values the defaults, below flags and environment; `list` prints the presets and exits."""
@@ -227,6 +233,13 @@ class TrainConfig:
             "images.",
         ),
     ] = 1
+    balanced_sampling: Annotated[
+        bool,
+        Option(
+            "--balanced-sampling",
+            help="Draw images of each class equally often, with replacement. For classes of very different sizes.",
+        ),
+    ] = False
     optimizer: Annotated[str, Option(help="Optimiser by its timm name.")] = "adamw"
     learning_rate: Annotated[float, Option(help="Peak learning rate, for the whole batch.")] = 1e-3
     min_learning_rate: Annotated[float, Option(help="Learning rate at the end of the cosine.")] = 1e-5
@@ -290,6 +303,18 @@ class TrainConfig:
             help="Evaluate and save after every so many epochs, and after the last. Raise it if epochs take seconds.",
         ),
     ] = 1
+
+    keep_best: Annotated[
+        bool,
+        Option(
+            "--keep-best",
+            help="Also keep the best epoch's weights in checkpoint-best, by top-1 on val (or test, without val).",
+        ),
+    ] = False
+    patience: Annotated[
+        int | None,
+        Option(min=1, help="Stop when so many epochs brought no better top-1 on val (or test). Default: never."),
+    ] = None
 
     max_corrupt_share: Annotated[
         float, Option(min=0, max=1, help="Share of images that may be undecodable; they are counted and skipped.")
@@ -416,7 +441,7 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the weights, as plain data: all but the run's folder, its hardware and its reporting."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for other in ("runs", "resume", "device", "workers", "profile", "report", "evaluate_every", "teacher_cache"):
+        for other in NOT_SETTINGS:
             del values[other]
         if self.teacher_cache is None or self.distillation == "hard":
             values["teacher_cache_logits"] = None  # decisions are kept whole

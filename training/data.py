@@ -160,6 +160,11 @@ def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
+def labels_of(images: LabelledImages) -> Tensor:
+    """The class index of each image, (N,)."""
+    return torch.tensor([images.label(index) for index in range(len(images))])
+
+
 class CurrentEpoch(Sampler[list[Draw]]):
     """The draws of whichever epoch is being read: workers that outlive an epoch keep their sampler."""
 
@@ -180,6 +185,7 @@ class TrainingBatches:
         self, images: LabelledImages, config: TrainConfig, shares: Shares, *, mean: tuple[float, float, float]
     ) -> None:
         self._images, self._config, self._shares = len(images), config, shares
+        self._labels = labels_of(images) if config.balanced_sampling else None
         self._current = CurrentEpoch()
         self._loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
             AugmentedImages(images, training_transform(config, mean), seed=config.seed),
@@ -199,6 +205,7 @@ class TrainingBatches:
             epoch=epoch,
             repeats=self._config.repeated_augmentation,
             first_step=first_step,
+            labels=self._labels,
         )
         return iter(self._loader)
 

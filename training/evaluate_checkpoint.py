@@ -60,7 +60,15 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
         )
         corrupt = CorruptImages(images, config.max_corrupt_share)
         evaluation = evaluate(
-            model, batches, normalize, device, corrupt=corrupt, processes=processes, teacher=teacher, real=real
+            model,
+            batches,
+            normalize,
+            device,
+            corrupt=corrupt,
+            processes=processes,
+            teacher=teacher,
+            real=real,
+            label_names=images.label_names,
         )
         corrupt.add(processes.union(corrupt.indices))
         if not processes.is_first:

@@ -14,26 +14,27 @@ from torch.utils.data import DataLoader
 
 from deit.durable import write_file
 from deit.errors import TrainingError
-from training.checkpoint import save_checkpoint
+from training.choosing import is_best, is_stalled
 from training.config import TrainConfig
 from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.evaluate import Evaluation, evaluate_together
 from training.events import event_file
 from training.features import Features
 from training.images import LabelledImages
-from training.learner import Learner, create_learner, teach
+from training.learner import create_learner, teach
 from training.model import Normalize
 from training.optimizer import clip_gradients, update
 from training.pixel_bank import BankedBatches, PixelBank, banked
-from training.preset import read_preset
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.profile import StepProfile
 from training.provenance import provenance
 from training.resume import ResumeState, prepare_run_folder, stop_request
-from training.sampler import Shares, share_out
+from training.sampler import share_out
+from training.saving import flat_numbers, save_as, save_checkpoints
 from training.schedule import learning_rate_schedule
 from training.seeds import Purpose, derived_seed, seed_everything
-from training.splits import Splits, open_splits
+from training.splits import open_splits
+from training.start_log import log_start
 from training.step_log import StepLog
 from training.summary import write_summary
 from training.teacher_cache import open_cache
@@ -149,6 +150,9 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     with stop_request() as stop_asked, events_of_run as events:
         log = StepLog(config, events, steps_per_epoch=steps_per_epoch, device=device, is_shown=processes.is_first)
         for epoch in range(state.epochs_done, config.epochs):
+            if is_stalled(state.metrics, splits.judged_by, config.patience):
+                logger.info("no epoch of the last %d was better, so the run ends: --patience", config.patience)
+                break
             model.train()
             started, first_step = time.monotonic(), state.steps_done
             corrupt = CorruptImages(splits.train, config.max_corrupt_share)
@@ -208,7 +212,11 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     corrupt=CorruptImages(splits.judged, config.max_corrupt_share),
                     processes=processes,
                 )
-            if splits.reported is not None and epoch + 1 == config.epochs:
+            judged = {"epoch": epoch + 1, **flat_numbers(evaluations)}
+            is_over = epoch + 1 == config.epochs or is_stalled(
+                [*state.metrics, judged], splits.judged_by, config.patience
+            )
+            if splits.reported is not None and is_over:
                 evaluations["test"] = evaluate_together(
                     learner.evaluated(),
                     batches_to_judge(splits.reported),
@@ -225,12 +233,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 "corrupt_images": len(corrupt.indices),
                 "train_images_per_s": round((steps_per_epoch - first_step) * config.batch_size / train_s, 1),
                 "train_s": round(train_s, 1),
-                **{
-                    f"{split}{model}_{key}": round(value, 5)
-                    for split, by_model in evaluations.items()
-                    for model, evaluation in by_model.items()
-                    for key, value in evaluation.numbers().items()
-                },
+                **flat_numbers(evaluations),
             }
             logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
             state = ResumeState(epochs_done=epoch + 1, metrics=[*state.metrics, record])
@@ -239,6 +242,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             if processes.is_first:
                 # checkpoints first: if the run dies in between, --resume repeats the epoch and writes the same again
                 save_checkpoints(config, learner, splits, evaluations, epoch + 1)
+                if config.keep_best and is_best(state.metrics, splits.judged_by):
+                    save_as(config, learner, splits, "checkpoint-best", "", splits.judged_by, evaluations, epoch + 1)
                 if is_saved:
                     state.save(config)
                 write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
@@ -260,75 +265,3 @@ def mixing(config: TrainConfig, *, num_classes: int) -> Mixup | None:
         label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
-
-
-def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Shares, device: torch.device) -> None:
-    """Log what the run is made of, and the learning rate, which recipes scale in different ways."""
-    logger.info(
-        "%s: %.2f M parameters on %s in %s; %d training images, %d classes; teacher %s",
-        config.model,
-        sum(parameter.numel() for parameter in learner.model.parameters()) / 1e6,
-        device,
-        learner.precision,
-        len(splits.train),
-        len(splits.label_names),
-        config.teacher,
-    )
-    logger.info(
-        "a step: %d images = %d on a device x %d processes x %d in turn; %d steps an epoch, %d epochs",
-        config.batch_size,
-        config.batch_size // shares.parts,
-        shares.processes,
-        shares.accumulation,
-        len(splits.train) // config.batch_size,
-        config.epochs,
-    )
-    logger.info(
-        "peak learning rate %g for the whole batch, used as it is; DeiT's code takes --lr %g and scales it by %d/512",
-        config.learning_rate,
-        config.learning_rate * 512 / config.batch_size,
-        config.batch_size,
-    )
-    if learner.ema is not None:
-        steps = len(splits.train) // config.batch_size * config.epochs
-        logger.info(
-            "the weight average's decay reaches %g at step %d; this run of %d steps ends with %.6g",
-            *(learner.ema.decay, learner.ema.warmed_at(), steps, learner.ema.get_decay(steps)),
-        )
-    if config.preset is not None:
-        recipe = read_preset(config.preset)
-        for_batch = recipe.get("batch_size", config.batch_size)
-        if config.batch_size != for_batch and config.learning_rate == recipe.get("learning_rate"):
-            logger.warning(
-                "learning rate %g is for the preset's batch of %d; DeiT's rule gives %g for %d",
-                *(config.learning_rate, for_batch),
-                *(config.learning_rate * config.batch_size / for_batch, config.batch_size),
-            )
-
-
-def save_checkpoints(
-    config: TrainConfig,
-    learner: Learner,
-    splits: Splits,
-    evaluations: dict[str, dict[str, Evaluation]],
-    epochs: int,
-) -> None:
-    """Save a folder for each evaluated model: the student and the average of its weights. Their metrics are of the test
-    images where those were evaluated.
-    """
-    for split in list(evaluations)[-1:]:
-        for name, evaluation in evaluations[split].items():
-            save_checkpoint(
-                config.folder / f"checkpoint{name.replace('_', '-')}",
-                learner.evaluated()[name],
-                label_names=splits.label_names,
-                preprocessing=splits.preprocessing,
-                deit={
-                    "recipe": config.settings,
-                    "teacher": config.teacher,
-                    "distillation": config.distillation,
-                    "epoch": epochs,
-                    "metrics_of": split,
-                    "metrics": evaluation.accuracy,
-                },
-            )

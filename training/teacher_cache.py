@@ -35,7 +35,7 @@ KEY_FILE = "key.json"
 
 AUGMENTATION = (
     *("image_size", "min_crop_area", "auto_augment", "random_erasing", "mixup_alpha", "cutmix_alpha"),
-    *("mixing_probability", "repeated_augmentation", "pixel_bank"),
+    *("mixing_probability", "repeated_augmentation", "balanced_sampling", "pixel_bank"),
 )
 """The settings that decide what the teacher sees of an image."""
 
