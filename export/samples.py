@@ -13,6 +13,7 @@ from PIL import Image
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing, resize_and_crop
+from training.columns import Columns
 from training.images import LabelledImages, decode, decode_file, open_images
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,13 @@ class Sample:
 
 
 def load_samples(
-    path: Path, preprocessing: Preprocessing, count: int | None, *, num_classes: int, calibrates: bool
+    path: Path,
+    preprocessing: Preprocessing,
+    count: int | None,
+    *,
+    num_classes: int,
+    calibrates: bool,
+    columns: Columns = Columns(),  # noqa: B008  frozen
 ) -> tuple[Sample, Sample | None]:
     """Images to judge on and, if something `calibrates`, others to calibrate on.
 
@@ -42,6 +49,7 @@ def load_samples(
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
+        columns: of a data set that leaves a choice.
         count: images to judge on; up to 512 when None.
 
     Raises:
@@ -54,9 +62,9 @@ def load_samples(
             _unlabelled([files[index] for index in judging[: count or MOST_IMAGES]], preprocessing),
             _unlabelled([files[index] for index in calibration], preprocessing) if calibrates else None,
         )
-    test, train = open_images(path, "test"), None
+    test, train = open_images(path, "test", columns), None
     if calibrates and path.is_dir():
-        train = _train_split(path)
+        train = _train_split(path, columns)
     judging, calibration = _split(len(test), calibrates and train is None)
     _refuse_too_few(path, len(judging), count)
     sample = _labelled(test, judging[: count or MOST_IMAGES], preprocessing, num_classes)
@@ -78,9 +86,9 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted({index * count // wanted for index in range(wanted)}) if wanted else []
 
 
-def _train_split(path: Path) -> LabelledImages | None:
+def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
     try:
-        return open_images(path, "train")
+        return open_images(path, "train", columns)
     except DataError:  # a data set to test on alone, such as ImageNet V2
         return None
 

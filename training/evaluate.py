@@ -182,7 +182,7 @@ def readouts(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def probabilities(readout: str, scores: Tensor) -> Tensor:
     """Probabilities (N, classes) of a read-out from its scores."""
-    return scores if readout == "joint" else scores.softmax(dim=-1)
+    return scores if readout == "joint" else scores.float().softmax(dim=-1)
 
 
 def joint_probabilities(class_logits: Tensor, distillation_logits: Tensor) -> Tensor:
