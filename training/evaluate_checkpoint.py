@@ -3,13 +3,15 @@
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
 from training.columns import Columns
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
 from training.evaluate_config import EvaluateConfig
-from training.images import open_images
+from training.images import SomeImages, open_images
 from training.model import Normalize, load_teacher
 from training.opening import open_model
 from training.processes import choose_device, joined_processes
@@ -37,6 +39,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
     model, preprocessing, label_names = trained.model, trained.preprocessing, trained.label_names
     if config.crop_pct is not None:
         preprocessing = replace(preprocessing, crop_pct=config.crop_pct)
+    if label_names and set(images.label_names) <= set(label_names):  # some of them, or in another order
+        images = SomeImages(images, np.arange(len(images), dtype=np.int32), label_names)
     if model.num_classes != len(images.label_names):
         raise TrainingError(
             f"{config.checkpoint} decides among {model.num_classes} classes, {config.data} has "

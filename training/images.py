@@ -10,6 +10,7 @@ The files may also lie in a folder `train`, or all splits in one sub-folder such
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ from deit.errors import DataError, PictureError
 from deit.pictures import ALL_FORMATS, PictureLimits, read_picture
 from training.class_names import Indices, UnlabelledError
 from training.columns import Columns
-from training.file_images import LEFTOVERS, class_folders, read_class_folders, read_csv, read_devkit
+from training.file_images import LEFTOVERS, class_folders, image_files, read_class_folders, read_csv, read_devkit
 from training.parquet_images import ParquetImages
 from training.tar_images import TarImages
 
@@ -103,14 +104,15 @@ def open_images(data: Path, split: str, columns: Columns = Columns()) -> Labelle
     """The images of one split: "train", "val" or "test".
 
     "test" are the images that results are reported on: the test split, or the validation split where there is no test
-    split, or only one without labels, as ImageNet and competitions ship it. For it, `data` may also be a parquet, tar
-    or CSV file, or a folder whose folders are numbered by class, as ImageNet V2's are.
+    split, or only one without labels, as ImageNet and competitions ship it. For it, `data` may also be a folder whose
+    folders are numbered by class, as ImageNet V2's are. A parquet, tar or CSV file is whichever of train and test is
+    asked for; a folder of class folders without splits is "train".
 
     Raises:
         DataError: the folder or the split is missing, of an unknown layout, or empty.
         UnlabelledError: the split is there, without labels.
     """
-    if data.is_file() and split == "test" and data.suffix in TABLES:
+    if data.is_file() and split in ("train", "test") and data.suffix in TABLES:
         return _filled(_read_files([data], columns), data, split)
     if not data.is_dir():
         raise DataError(f"{data} is not a folder. --data takes a folder with the splits train and test.")
@@ -146,7 +148,7 @@ def find_split(data: Path, split: str, columns: Columns) -> LabelledImages | Non
             f"{places[1]}"
         )
     if not places:
-        return None
+        return _unsplit(data) if split == "train" else None
     if files := _files(places[0], split):
         return _filled(_read_files(files, columns), places[0], split)
     folder = next(folder for name in SPLITS[split] if (folder := places[0] / name).is_dir())
@@ -155,6 +157,14 @@ def find_split(data: Path, split: str, columns: Columns) -> LabelledImages | Non
     if class_folders(folder) or split == "train" or not any(folder.iterdir()):
         return _filled(read_class_folders(folder), places[0], split)
     return _filled(read_devkit(folder, data, _train_names(data, columns)), places[0], split)
+
+
+def _unsplit(data: Path) -> LabelledImages | None:
+    """All images of a folder that has class folders and no splits, None if it has no two of those."""
+    if any(_is_there(data, split) for split in SPLITS):
+        return None
+    with_images = [folder for folder in class_folders(data) if next(image_files(folder, Counter()), None)]
+    return read_class_folders(data) if len(with_images) > 1 else None
 
 
 def _train_names(data: Path, columns: Columns) -> tuple[str, ...]:

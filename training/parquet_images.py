@@ -46,13 +46,13 @@ class ParquetImages:
         self._labels, self.label_names = class_indices(
             values, tuple(map(str, names)) if names else named_in(files[0].parent), f"column {label} of {files[0]}"
         )
-        groups = [(opened, group) for opened in self._opened for group in range(opened.num_row_groups)]
-        self._groups = groups
-        counts = [opened.metadata.row_group(group).num_rows for opened, group in groups]
-        self._starts = np.cumsum([0, *counts])
+        # number of the file and of the row group in it
+        self._groups = [(file, group) for file, each in enumerate(self._opened) for group in range(each.num_row_groups)]
+        metadata = [self._opened[file].metadata.row_group(group) for file, group in self._groups]
+        self._starts = np.cumsum([0, *(group.num_rows for group in metadata)])
         self._paths = self._read_paths()
         self._kept: dict[int, pa.ChunkedArray] = {}
-        if sum(opened.metadata.row_group(group).total_byte_size for opened, group in groups) <= KEPT_BYTES:
+        if sum(group.total_byte_size for group in metadata) <= KEPT_BYTES:
             self._keep_all()
 
     def __len__(self) -> int:
@@ -78,11 +78,12 @@ class ParquetImages:
 
     def source(self, index: int) -> str:
         file = self._file_of(int(np.searchsorted(self._starts, index, side="right")) - 1)
-        first = next(self._starts[group] for group in range(len(self._groups)) if self._file_of(group) == file)
+        groups = zip(self._starts[:-1], self._groups, strict=True)
+        first = next(start for start, (number, _) in groups if self._files[number] == file)
         return f"row {index - first} of {file.parent}/{file.name}"
 
     def _file_of(self, group: int) -> Path:
-        return self._files[self._opened.index(self._groups[group][0])]
+        return self._files[self._groups[group][0]]
 
     def _keep_all(self) -> None:
         kept, size = {}, 0
@@ -94,11 +95,14 @@ class ParquetImages:
         self._kept = kept
 
     def _decoded(self, group: int) -> pa.ChunkedArray:
-        opened, number = self._groups[group]
+        file, number = self._groups[group]
         column = f"{self._image}.bytes" if self._is_struct else self._image
         # without threads, because workers are forked
-        batches = opened.iter_batches(BATCH_ROWS, row_groups=[number], columns=[column], use_threads=False)
-        arrays = [pc.struct_field(batch[0], "bytes") if self._is_struct else batch[0] for batch in batches]
+        batches = self._opened[file].iter_batches(BATCH_ROWS, row_groups=[number], columns=[column], use_threads=False)
+        try:
+            arrays = [pc.struct_field(batch[0], "bytes") if self._is_struct else batch[0] for batch in batches]
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"row group {number} of {self._files[file]} is damaged: {error}") from error
         return pa.chunked_array(arrays, type=None if arrays else pa.binary())
 
     def _read_paths(self) -> pa.ChunkedArray:

@@ -57,7 +57,9 @@ def open_splits(config: TrainConfig) -> Splits:
             raise DataError(f"--train-images {config.train_images}: the data set has {len(train)}")
         train = SomeImages(train, spread_indices(train, config.train_images))
     if val is None and tested is None:
-        open_images(config.data, "test", config.columns)  # says what is missing
+        raise TrainingError(
+            f"{config.data} has neither a split val nor a split test with labels: hold images out with --val-share 0.15"
+        )
     if len(train) < config.batch_size:
         raise TrainingError(
             f"{config.data} has {len(train)} training images, fewer than one batch of {config.batch_size}: "
@@ -81,6 +83,8 @@ def open_splits(config: TrainConfig) -> Splits:
 
 
 def _labelled(config: TrainConfig, split: str) -> LabelledImages | None:
+    if not config.data.is_dir():  # one file is the training images
+        return None
     try:
         return find_split(config.data, split, config.columns)
     except UnlabelledError as error:

@@ -15,11 +15,15 @@ import pytest
 
 from deit.errors import DataError, TrainingError
 from tests.conftest import COLOURS, encoded, photograph
+from tests.training.conftest import TINY, tiny_student
 from tests.training.test_images import image_folder, pack
 from tests.training.test_loop import config, metrics_of
 from training import parquet_images
+from training.checkpoint import save_checkpoint
 from training.class_names import UnlabelledError
 from training.columns import Columns
+from training.evaluate_checkpoint import evaluate_checkpoint
+from training.evaluate_config import EvaluateConfig
 from training.images import LabelledImages, open_images
 from training.loop import train
 from training.splits import open_splits
@@ -279,6 +283,46 @@ def mat_file(names: list[str]) -> bytes:
     return bytes(124) + b"\0\x01IM" + (15).to_bytes(4, "little") + len(element).to_bytes(4, "little") + element
 
 
+# ------------------------------------------------------------------------------------------ one data set in all layouts
+def test_a_model_is_judged_the_same_on_every_layout(colours_data: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    save_checkpoint(checkpoint, tiny_student(), label_names=tuple(COLOURS), preprocessing=TINY, deit={})
+    images = open_images(colours_data, "test")
+    contents = [images.encoded(index) for index in range(48)]
+    indices = [images.label(index) for index in range(48)]
+    names = labels_of(images)
+
+    (tmp_path / "hub").mkdir()
+    write_parquet(
+        tmp_path / "hub" / "data" / "test-00000-of-00001.parquet",
+        {"img": [{"bytes": content, "path": None} for content in contents], "colour": indices},
+        {"img": IMAGE, "colour": named(*COLOURS)},
+        row_group_size=10,
+    )
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "labels.txt").write_text("".join(f"{name}\n" for name in COLOURS))
+    pairs = {}
+    for number, (content, index) in enumerate(zip(contents, indices, strict=True)):
+        pairs |= {f"./{number:03}.png": content, f"./{number:03}.cls": str(index).encode()}
+    pack(tmp_path / "pairs" / "colours-test-0.tar", pairs)
+    for number, (content, name) in enumerate(zip(contents, names, strict=True)):
+        folder = tmp_path / "folders" / "test" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.PNG").write_bytes(content)
+    rows = [f"../folders/test/{name}/{number}.PNG,{name}" for number, name in enumerate(names)]
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "labels.txt").write_text("".join(f"{name}\n" for name in COLOURS))
+    (tmp_path / "list" / "test.csv").write_text("file_name,label\n" + "\n".join(rows) + "\n")
+
+    losses = {}
+    for data in (colours_data, *(tmp_path / layout for layout in ("hub", "pairs", "list", "folders"))):
+        report = evaluate_checkpoint(EvaluateConfig(data=data, checkpoint=str(checkpoint), workers=0, device="cpu"))
+        assert report is not None
+        losses[data.name] = report.evaluation.loss["joint"]
+    # the folders' classes are in another order: blue, green, red
+    assert list(losses.values()) == pytest.approx([losses[colours_data.name]] * 5, abs=1e-6)
+
+
 # --------------------------------------------------------------------------------------------------------------- splits
 def test_val_judges_the_epochs_and_test_the_result(colours_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
@@ -305,6 +349,20 @@ def test_a_share_of_each_class_is_held_out(colours_data: Path, tmp_path: Path) -
     assert names[0].isdisjoint(names[1])
     assert splits.reported is not None
     assert len(splits.reported) == 48
+
+
+def test_class_folders_and_lists_without_splits_are_split_here(tmp_path: Path) -> None:
+    folders = image_folder(tmp_path / "data") / "train"
+    settings = {"batch_size": 2}
+    with pytest.raises(TrainingError, match=r"has neither a split val .*: hold images out with --val-share 0\.15"):
+        open_splits(config(folders, tmp_path, name="run", **settings))
+    table = tmp_path / "list.csv"
+    paths = sorted(folders.glob("*/*.jpeg"))
+    table.write_text("path,label\n" + "".join(f"{path.relative_to(tmp_path)},{path.parent.name}\n" for path in paths))
+    for data in (folders, table):
+        splits = open_splits(config(data, tmp_path, name="run", val_share=0.4, **settings))
+        assert splits.label_names == ("cat", "dog")
+        assert (len(splits.train), sorted(labels_of(splits.judged))) == (4, ["cat", "dog"])
 
 
 def test_a_split_without_some_classes_is_matched_by_name_and_one_with_others_is_refused(tmp_path: Path) -> None:
