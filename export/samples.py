@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
-from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.preprocessing import Preprocessing
 from training.columns import Columns
-from training.images import LabelledImages, decode, decode_file, open_images
+from training.images import LabelledImages, open_images, prepare, prepare_file
 
 logger = logging.getLogger(__name__)
 
@@ -94,23 +93,21 @@ def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
 
 
 def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int) -> Sample:
-    pixels, readable = _prepared([partial(decode, images, index) for index in indices], preprocessing)
+    pixels, readable = _prepared([partial(prepare, images, index, preprocessing) for index in indices])
     labels = np.array([images.label(indices[place]) for place in readable])
     return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)
 
 
 def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
-    return Sample(images=_prepared([partial(decode_file, file) for file in files], preprocessing)[0], labels=None)
+    return Sample(images=_prepared([partial(prepare_file, file, preprocessing) for file in files])[0], labels=None)
 
 
-def _prepared(
-    images: list[Callable[[], Image.Image]], preprocessing: Preprocessing
-) -> tuple[npt.NDArray[np.uint8], list[int]]:
+def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.NDArray[np.uint8], list[int]]:
     """The images that can be decoded, (N, H, W, 3), and their places. Raises DataError when too many cannot."""
     pixels, readable = [], []
     for place, read in enumerate(images):
         try:
-            pixels.append(resize_and_crop(read(), preprocessing))
+            pixels.append(read())
             readable.append(place)
         except DataError as error:
             logger.warning("%s; it is left out", error)

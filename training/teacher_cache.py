@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+import PIL.Image
 import timm
 import torch
 import torchvision
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from deit.durable import write_file
 from deit.errors import DataError, TrainingError
+from deit.fast_resize import can_resize
 from training.config import TrainConfig
 from training.images import LabelledImages
 from training.opening import weights_identity
@@ -246,6 +248,7 @@ def open_cache(
         "device batches of a step": shares.parts,
         "teacher": weights_identity(config.teacher),
         "teacher_image_size": config.teacher_image_size,
+        "resize with vector instructions": can_resize(PIL.Image.Resampling.BICUBIC),
         "precision": str(precision).removeprefix("torch."),
         "device": device.type,
         "teacher_cache_logits": best,
