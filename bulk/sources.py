@@ -124,7 +124,8 @@ def read_images(location: str, part: Part) -> list[bytes]:
             start, end = max(part.first - skipped, 0), min(part.first + part.count - skipped, rows)
             if start < end:
                 column = parquet.read_row_group(group, columns=[COLUMN])[COLUMN].slice(start, end - start)
-                contents += [each["bytes"] if isinstance(each, dict) else each for each in column.to_pylist()]
+                rows_read = (each["bytes"] if isinstance(each, dict) else each for each in column.to_pylist())
+                contents += [content or b"" for content in rows_read]  # an image that is not there is undecodable
             skipped += rows
         return contents
 

@@ -8,6 +8,7 @@ from typer import Option
 
 from deit.options import MODEL_SOURCES
 from deit.repository.layout import MODEL_NAME
+from training.columns import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")
@@ -67,6 +68,8 @@ class ExportConfig:
             "distillation."
         ),
     ] = None
+    image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
+    label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
     parity_images: Annotated[int | None, Option(min=1, help="Number of images to compare on. Default: up to 512.")] = (
         None
     )

@@ -39,6 +39,7 @@ from export.samples import Sample, load_samples
 from export.served import served_form
 from export.source import load_source
 from export.speed import images_per_s
+from training.columns import Columns
 from training.opening import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def export_models(config: ExportConfig) -> list[Path]:
         config.parity_images,
         num_classes=len(source.label_names),
         calibrates="int8" in config.precisions,
+        columns=Columns(config.image_column, config.label_column),
     )
     if sample.labels is None:
         logger.warning("%s has no labels of the model's classes: top-1 is not part of the gate", config.images)

@@ -1,6 +1,9 @@
 """The real images on which a graph is judged and calibrated."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,16 @@ import numpy.typing as npt
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
+from training.columns import Columns
 from training.images import LabelledImages, open_images, prepare, prepare_file
+
+logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 512
 MOST_CALIBRATION_IMAGES = 64
+
+LARGEST_CORRUPT_SHARE = 0.01
+"""Share of the images that may be undecodable, as of `deit train --max-corrupt-share`; one may always be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,13 @@ class Sample:
 
 
 def load_samples(
-    path: Path, preprocessing: Preprocessing, count: int | None, *, num_classes: int, calibrates: bool
+    path: Path,
+    preprocessing: Preprocessing,
+    count: int | None,
+    *,
+    num_classes: int,
+    calibrates: bool,
+    columns: Columns = Columns(),  # noqa: B008  frozen
 ) -> tuple[Sample, Sample | None]:
     """Images to judge on and, if something `calibrates`, others to calibrate on.
 
@@ -33,6 +48,7 @@ def load_samples(
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
+        columns: of a data set that leaves a choice.
         count: images to judge on; up to 512 when None.
 
     Raises:
@@ -45,9 +61,9 @@ def load_samples(
             _unlabelled([files[index] for index in judging[: count or MOST_IMAGES]], preprocessing),
             _unlabelled([files[index] for index in calibration], preprocessing) if calibrates else None,
         )
-    test, train = open_images(path, "test"), None
+    test, train = open_images(path, "test", columns), None
     if calibrates and path.is_dir():
-        train = _train_split(path)
+        train = _train_split(path, columns)
     judging, calibration = _split(len(test), calibrates and train is None)
     _refuse_too_few(path, len(judging), count)
     sample = _labelled(test, judging[: count or MOST_IMAGES], preprocessing, num_classes)
@@ -69,21 +85,40 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted({index * count // wanted for index in range(wanted)}) if wanted else []
 
 
-def _train_split(path: Path) -> LabelledImages | None:
+def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
     try:
-        return open_images(path, "train")
+        return open_images(path, "train", columns)
     except DataError:  # a data set to test on alone, such as ImageNet V2
         return None
 
 
 def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int) -> Sample:
-    pixels = np.stack([prepare(images, index, preprocessing) for index in indices])
-    labels = np.array([images.label(index) for index in indices])
+    pixels, readable = _prepared([partial(prepare, images, index, preprocessing) for index in indices])
+    labels = np.array([images.label(indices[place]) for place in readable])
     return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)
 
 
 def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
-    return Sample(images=np.stack([prepare_file(file, preprocessing) for file in files]), labels=None)
+    return Sample(images=_prepared([partial(prepare_file, file, preprocessing) for file in files])[0], labels=None)
+
+
+def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """The images that can be decoded, (N, H, W, 3), and their places. Raises DataError when too many cannot."""
+    pixels, readable = [], []
+    for place, read in enumerate(images):
+        try:
+            pixels.append(read())
+            readable.append(place)
+        except DataError as error:
+            logger.warning("%s; it is left out", error)
+            damaged = place + 1 - len(readable)
+            if damaged > max(LARGEST_CORRUPT_SHARE * len(images), 1):
+                raise DataError(
+                    f"{damaged} of {len(images)} images are damaged, such as {error}: mend or remove them"
+                ) from error
+    if not pixels:
+        raise DataError("none of the images to compare on can be decoded")
+    return np.stack(pixels), readable
 
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:

@@ -13,9 +13,10 @@ from deit.log import configure_logging
 from deit.options import command_of
 from studies import run_study
 from training.config import TrainConfig
-from training.images import open_images
+from training.data import labels_of
 from training.processes import Processes
 from training.sampler import EpochSampler, share_out
+from training.splits import open_splits
 
 OFFICIAL_ROUND = 256
 """DeiT's sampler rounds an epoch down to a multiple of this."""
@@ -29,13 +30,20 @@ def explain_epoch(config: TrainConfig, *, processes: int) -> str:
     Raises:
         DataError, TrainingError: the data cannot be read, or a batch not be shared.
     """
-    images = open_images(config.data, "train")
+    images = open_splits(config).train
+    labels = labels_of(images) if config.balanced_sampling else None
     seen: set[int] = set()
     draws, first_batches = 0, []
     for rank in range(processes):
         shares = share_out(config, Processes(rank, processes))
         sampler = EpochSampler(
-            len(images), shares, seed=config.seed, epoch=0, repeats=config.repeated_augmentation, first_step=0
+            len(images),
+            shares,
+            seed=config.seed,
+            epoch=0,
+            repeats=config.repeated_augmentation,
+            first_step=0,
+            labels=labels,
         )
         for number, read in enumerate(sampler):
             seen.update(draw.image for draw in read)
@@ -68,8 +76,6 @@ def explain_epoch(config: TrainConfig, *, processes: int) -> str:
         f"process {rank} starts with the images {', '.join(map(str, first[:SHOWN]))}, …"
         for rank, first in enumerate(first_batches)
     ]
-    if not steps:
-        lines.append(f"nothing is left to train on: lower --batch-size to at most {len(images):,}")
     return "\n".join(lines)
 
 

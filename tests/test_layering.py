@@ -19,7 +19,15 @@ HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "t
 ALLOWED = {
     "deit": (),
     "training": ("deit",),
-    "export": ("deit", "training.model", "training.checkpoint", "training.opening", "training.images", "training.data"),
+    "export": (
+        "deit",
+        "training.model",
+        "training.checkpoint",
+        "training.opening",
+        "training.images",
+        "training.data",
+        "training.columns",
+    ),
     "serving": ("deit",),
     "serving.gateway": ("deit", "serving.settings"),
     "serving.embedded": ("deit", "serving.settings", "serving.gateway"),

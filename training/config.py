@@ -9,11 +9,18 @@ import typer
 from typer import Option
 
 from deit.options import MODEL_SOURCES
+from training.columns import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, Columns
 from training.preset import preset_titles, read_preset
 
 Distillation = Literal["none", "soft", "hard", "two-class-tokens", "nkd"]
 Token = Literal["distillation", "class"]
 KlReduction = Literal["batchmean", "numel"]
+
+NOT_SETTINGS = (
+    *("runs", "resume", "device", "workers", "profile", "report", "evaluate_every", "teacher_cache", "keep_best"),
+    "patience",
+)
+"""Options that do not decide the weights: the run's folder, its hardware, its reporting and its length."""
 
 
 def _apply_preset(context: typer.Context, name: str | None) -> str | None:
@@ -52,17 +59,26 @@ class TrainConfig:
     data: Annotated[
         Path,
         Option(
-            help="Data set: a folder with the splits train and test (or val), as parquet files, as tar shards, or as "
-            "folders "
-            "with one folder per class."
+            help="Data set: a folder with the splits train, and val or test or both, as parquet files, tar shards, CSV "
+            "lists or class folders."
         ),
     ]
+    image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
+    label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
+    val_share: Annotated[
+        float,
+        Option(
+            min=0,
+            max=0.9,
+            help="Hold this share of each class's training images out as val, which then judges the epochs; test, if "
+            "there is one, is evaluated once at the end. For data without val.",
+        ),
+    ] = 0.0
     train_images: Annotated[
         int | None,
         Option(
             min=1,
-            help="Train on this many images, spread evenly over the data set. Default: all. Lower it to compare "
-            "losses.",
+            help="Train on this many images, of each class its share. Default: all. Lower it to compare losses.",
         ),
     ] = None
     name: Annotated[str, Option(help="Name of the run, which writes to RUNS/NAME.")]
@@ -131,6 +147,17 @@ class TrainConfig:
     teacher_image_size: Annotated[
         int | None, Option(min=8, help="Side of the teacher's input in pixels. Default: its own.")
     ] = None
+    teacher_cache: Annotated[
+        Path | None,
+        Option(
+            help="Folder that keeps the teacher's answers. A run with the same data, seed, augmentation, batch and "
+            "teacher reads them there, asks only for what is missing, and loads no teacher if nothing is."
+        ),
+    ] = None
+    teacher_cache_logits: Annotated[
+        int,
+        Option(min=1, help="Best logits that the cache keeps of an answer, for soft and nkd; hard keeps the decision."),
+    ] = 10
     label_weight: Annotated[
         float,
         Option(min=0, max=1, help="Weight of the label loss; the teacher's has the rest. 1 - the paper's lambda."),
@@ -206,6 +233,13 @@ class TrainConfig:
             "images.",
         ),
     ] = 1
+    balanced_sampling: Annotated[
+        bool,
+        Option(
+            "--balanced-sampling",
+            help="Draw images of each class equally often, with replacement. For classes of very different sizes.",
+        ),
+    ] = False
     optimizer: Annotated[str, Option(help="Optimiser by its timm name.")] = "adamw"
     learning_rate: Annotated[float, Option(help="Peak learning rate, for the whole batch.")] = 1e-3
     min_learning_rate: Annotated[float, Option(help="Learning rate at the end of the cosine.")] = 1e-5
@@ -270,6 +304,18 @@ class TrainConfig:
         ),
     ] = 1
 
+    keep_best: Annotated[
+        bool,
+        Option(
+            "--keep-best",
+            help="Also keep the best epoch's weights in checkpoint-best, by top-1 on val (or test, without val).",
+        ),
+    ] = False
+    patience: Annotated[
+        int | None,
+        Option(min=1, help="Stop when so many epochs brought no better top-1 on val (or test). Default: never."),
+    ] = None
+
     max_corrupt_share: Annotated[
         float, Option(min=0, max=1, help="Share of images that may be undecodable; they are counted and skipped.")
     ] = 0.01
@@ -302,6 +348,8 @@ class TrainConfig:
             raise ValueError(f"{asking} needs a --teacher: give a checkpoint folder or a timm name")
         if self.teacher is None and self.teacher_image_size is not None:
             raise ValueError("--teacher-image-size needs a --teacher")
+        if self.teacher_cache is not None and (self.teacher is None or self.features != "none"):
+            raise ValueError("--teacher-cache keeps logits and decisions: it needs a --teacher, and --features none")
         if self.initial_checkpoint is None and self.position_antialias:
             raise ValueError("--position-antialias needs an --initial-checkpoint, whose position embedding it resizes")
         weighed = self.distillation not in ("none", "nkd")
@@ -380,6 +428,11 @@ class TrainConfig:
         return self.mixing_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     @property
+    def columns(self) -> Columns:
+        """Which columns of the data hold image and class."""
+        return Columns(self.image_column, self.label_column)
+
+    @property
     def folder(self) -> Path:
         """Where the run writes."""
         return self.runs / self.name
@@ -388,8 +441,10 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the weights, as plain data: all but the run's folder, its hardware and its reporting."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        for other in ("runs", "resume", "device", "workers", "profile", "report", "evaluate_every"):
+        for other in NOT_SETTINGS:
             del values[other]
+        if self.teacher_cache is None or self.distillation == "hard":
+            values["teacher_cache_logits"] = None  # decisions are kept whole
         return values
 
     @property

@@ -38,16 +38,17 @@ def draw_curves(logs: list[Path], output: Path) -> None:
     for name, metrics in runs.items():
         epochs = [line["epoch"] for line in metrics]
         loss_axes.plot(epochs, [line["loss"] for line in metrics], label=name)
+        split = "val" if "val_class_top1" in metrics[-1] else "test"  # by which the epochs were judged
         for readout, title in READOUTS.items():
-            key = f"test_{readout}_top1"
+            key = f"{split}_{readout}_top1"
             if key in metrics[-1]:
-                label = f"{name}, {title}" if "test_joint_top1" in metrics[-1] else name
+                label = f"{name}, {title}" if f"{split}_joint_top1" in metrics[-1] else name
                 evaluated = [line for line in metrics if key in line]
                 accuracy_axes.plot(
                     [line["epoch"] for line in evaluated], [100 * line[key] for line in evaluated], label=label
                 )
     loss_axes.set(xlabel="epoch", ylabel="training loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="test top-1, %")
+    accuracy_axes.set(xlabel="epoch", ylabel="top-1, %")
     for axes in (loss_axes, accuracy_axes):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -1,5 +1,6 @@
 """The batches a run reads: augmented ones to train on, the gateway's view to evaluate on."""
 
+import itertools
 import logging
 import signal
 from collections.abc import Iterable, Iterator
@@ -8,7 +9,7 @@ from typing import Protocol
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
-from timm.data.auto_augment import RandAugment
+from timm.data.auto_augment import AugmentOp, AutoAugment
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -158,12 +159,12 @@ class FastRandomCrop:
 
 
 def mend_posterize(steps: list[Transform]) -> None:
-    """Give the RandAugment among timm's steps our `posterize`."""
+    """Give RandAugment, AutoAugment or AugMix among timm's steps our `posterize`."""
     for step in steps:
-        if isinstance(step, RandAugment):
-            for operation in step.ops:
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = posterize
+        nested = step.policy if isinstance(step, AutoAugment) else [getattr(step, "ops", ())]
+        for operation in itertools.chain.from_iterable(nested):
+            if isinstance(operation, AugmentOp) and operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
@@ -173,6 +174,11 @@ def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     error of Pillow from 12 on, which timm 1.0.31 passes on.
     """
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def labels_of(images: LabelledImages) -> Tensor:
+    """The class index of each image, (N,)."""
+    return torch.tensor([images.label(index) for index in range(len(images))])
 
 
 class CurrentEpoch(Sampler[list[Draw]]):
@@ -195,6 +201,7 @@ class TrainingBatches:
         self, images: LabelledImages, config: TrainConfig, shares: Shares, *, mean: tuple[float, float, float]
     ) -> None:
         self._images, self._config, self._shares = len(images), config, shares
+        self._labels = labels_of(images) if config.balanced_sampling else None
         self._current = CurrentEpoch()
         self._loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
             AugmentedImages(images, training_transform(config, mean), seed=config.seed),
@@ -214,6 +221,7 @@ class TrainingBatches:
             epoch=epoch,
             repeats=self._config.repeated_augmentation,
             first_step=first_step,
+            labels=self._labels,
         )
         return iter(self._loader)
 

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.class_report import ClassReport, ClassTally
 from training.data import CorruptImages
 from training.model import Normalize, Teacher, head_logits
 from training.processes import Processes
 
 LABEL, TEACHER = "label", "teacher"
+
+SMALLEST = 1e-12
+"""A label's probability counts for at least this much, so that one image cannot make the mean loss infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +31,34 @@ class Evaluation:
         images: counted, without those that cannot be decoded.
         accuracy: in 0..1 by read-out, such as {"joint_top1": 0.81, "class_top5": …}; with ReaL labels also
             {"joint_real_top1": …}, over the images that have such labels.
+        loss: mean negative log-likelihood of the label by read-out, in nats.
         deciders: what decides on an image: the label, the teacher if there is one, and each read-out.
+        by_class: accuracy, confusions and calibration of the read-out that answers, where they were asked for.
         disagreement: share of the images on which two deciders differ, (deciders, deciders).
     """
 
     images: int
     accuracy: dict[str, float]
+    loss: dict[str, float]
     deciders: tuple[str, ...]
     disagreement: tuple[tuple[float, ...], ...]
+    by_class: ClassReport | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """Accuracy and loss as the line of an epoch has them: {"joint_top1": …, "joint_loss": …}."""
+        return {**self.accuracy, **{f"{name}_loss": loss for name, loss in self.loss.items()}}
 
 
 class Tally:
     """What one model gets right, summed up batch by batch on the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, label_names: tuple[str, ...] | None) -> None:
+        self._label_names = label_names
+        self._by_class: ClassTally | None = None
         self._readouts: list[str] = []
         self._deciders: list[str] = []
         self._correct = self._real_correct = self._differ = torch.zeros(0)
+        self._loss = torch.zeros(0)
         self._totals = torch.zeros(0)  # images, images with ReaL labels
 
     def add(self, scores: dict[str, Tensor], decisions: dict[str, Tensor], labels: Tensor, real: Tensor | None) -> None:
@@ -60,11 +75,18 @@ class Tally:
             self._correct = labels.new_zeros(len(scores), 2)
             self._real_correct = torch.zeros_like(self._correct)
             self._differ = labels.new_zeros(len(decisions), len(decisions))
+            self._loss = torch.zeros(len(scores), dtype=torch.float64, device=labels.device)
             self._totals = labels.new_zeros(2)
+            if self._label_names is not None:
+                self._by_class = ClassTally(len(self._label_names), labels.device)
         stacked = torch.stack(list(decisions.values()))
         self._differ += (stacked[:, None] != stacked[None]).sum(dim=-1)
         truth = nn.functional.one_hot(labels, next(iter(scores.values())).shape[1]).bool()
         self._correct += _hits(scores, truth)
+        likelihoods = [probabilities(name, each).gather(1, labels[:, None]) for name, each in scores.items()]
+        self._loss -= torch.stack(likelihoods).double().clamp_min(SMALLEST).log().sum(dim=(1, 2))
+        if self._by_class is not None:
+            self._by_class.add(probabilities(self._answering, scores[self._answering]), labels)
         self._totals[0] += len(labels)
         if real is not None:
             self._real_correct += _hits(scores, real)
@@ -72,7 +94,7 @@ class Tally:
 
     def result(self, processes: Processes, *, with_real: bool) -> Evaluation:
         """The shares of all processes' images."""
-        for counts in (self._correct, self._real_correct, self._differ, self._totals):
+        for counts in (self._correct, self._real_correct, self._differ, self._loss, self._totals):
             processes.sum(counts)
         count, real_count = self._totals.tolist()
         accuracy = {}
@@ -82,7 +104,21 @@ class Tally:
                 if with_real:
                     accuracy[f"{name}_real_top{k}"] = self._real_correct[place, column].item() / max(real_count, 1)
         matrix = tuple(tuple(number / count for number in row) for row in self._differ.tolist())
-        return Evaluation(images=count, accuracy=accuracy, deciders=tuple(self._deciders), disagreement=matrix)
+        return Evaluation(
+            images=count,
+            accuracy=accuracy,
+            loss={name: loss / count for name, loss in zip(self._readouts, self._loss.tolist(), strict=True)},
+            deciders=tuple(self._deciders),
+            disagreement=matrix,
+            by_class=None
+            if self._by_class is None
+            else self._by_class.result(processes, readout=self._answering, label_names=self._label_names or ()),
+        )
+
+    @property
+    def _answering(self) -> str:
+        """The read-out that a server answers with."""
+        return "joint" if "joint" in self._readouts else "class"
 
 
 def evaluate(
@@ -103,15 +139,17 @@ def evaluate_together(
     processes: Processes = Processes(),  # noqa: B008  frozen
     teacher: Teacher | None = None,
     real: Tensor | None = None,
+    label_names: tuple[str, ...] | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate the models by name, reading the images once, in float32 whatever the training ran in.
 
     Args:
         batches: uint8 images (N, 3, H, W), class indices (N,) with -1 for an undecodable image, image indices (N,).
         real: the classes that ReaL finds in each image of the split, bool (images, classes).
+        label_names: of the classes; given, the evaluations report by class.
     """
     were_training = {name: model.training for name, model in models.items()}
-    tallies = {name: Tally() for name in models}
+    tallies = {name: Tally(label_names) for name in models}
     for model in models.values():
         model.eval()
     for images, labels, indices in batches:
@@ -140,6 +178,11 @@ def readouts(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         "joint": joint_probabilities(class_logits, distillation_logits),
         "joint_logit": (class_logits + distillation_logits) / 2,
     }
+
+
+def probabilities(readout: str, scores: Tensor) -> Tensor:
+    """Probabilities (N, classes) of a read-out from its scores."""
+    return scores if readout == "joint" else scores.float().softmax(dim=-1)
 
 
 def joint_probabilities(class_logits: Tensor, distillation_logits: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
+from training.columns import Columns
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
 from training.evaluate_config import EvaluateConfig
-from training.images import open_images
+from training.images import SomeImages, open_images
 from training.model import Normalize, load_teacher
 from training.opening import open_model
 from training.processes import choose_device, joined_processes
@@ -31,11 +34,13 @@ class CheckpointEvaluation:
 def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
     """The report, or None in all of torchrun's processes but the first."""
     device = choose_device(config.device)
-    images = open_images(config.data, "test")
+    images = open_images(config.data, config.split, Columns(config.image_column, config.label_column))
     trained = open_model(config.checkpoint, "--checkpoint", architecture=config.architecture)
     model, preprocessing, label_names = trained.model, trained.preprocessing, trained.label_names
     if config.crop_pct is not None:
         preprocessing = replace(preprocessing, crop_pct=config.crop_pct)
+    if label_names and set(images.label_names) <= set(label_names):  # some of them, or in another order
+        images = SomeImages(images, np.arange(len(images), dtype=np.int32), label_names)
     if model.num_classes != len(images.label_names):
         raise TrainingError(
             f"{config.checkpoint} decides among {model.num_classes} classes, {config.data} has "
@@ -59,7 +64,15 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
         )
         corrupt = CorruptImages(images, config.max_corrupt_share)
         evaluation = evaluate(
-            model, batches, normalize, device, corrupt=corrupt, processes=processes, teacher=teacher, real=real
+            model,
+            batches,
+            normalize,
+            device,
+            corrupt=corrupt,
+            processes=processes,
+            teacher=teacher,
+            real=real,
+            label_names=images.label_names,
         )
         corrupt.add(processes.union(corrupt.indices))
         if not processes.is_first:

@@ -16,6 +16,9 @@ READOUT_NAMES = {
     "joint_logit": "joint logit (DeiT's code)",
 }
 
+SHOWN = 10
+"""Classes and confusions that are printed."""
+
 app = typer.Typer(add_completion=False)
 
 
@@ -49,6 +52,21 @@ def evaluate(config: EvaluateConfig) -> None:
     for readout, name in READOUT_NAMES.items():
         if f"{readout}_top1" in accuracy:
             typer.echo(f"{name:28}" + "".join(f"{accuracy[f'{readout}_{column}']:11.2%}" for column in columns))
+
+    by_class = report.evaluation.by_class
+    assert by_class is not None  # evaluate_checkpoint asks for it
+    losses = report.evaluation.loss
+    typer.echo(
+        f"\n{READOUT_NAMES[by_class.readout]}: loss {losses[by_class.readout]:.3f}, calibration error "
+        f"{by_class.calibration_error:.2%}"
+    )
+    known = {name: accuracy for name, accuracy in by_class.accuracy.items() if accuracy is not None}
+    for name in sorted(known, key=lambda name: known[name])[:SHOWN]:
+        typer.echo(f"  {known[name]:7.2%} of {by_class.images[name]:6} images of {name}")
+    if len(known) > SHOWN:
+        typer.echo(f"  are its weakest of {len(known)} classes; --output has all, and the confusions")
+    for label, answer, count in by_class.confusions[:SHOWN]:
+        typer.echo(f"  {count:6} images of {label} answered as {answer}")
 
     deciders = report.evaluation.deciders
     typer.echo("\nshare of the images decided differently\n" + " " * 14 + "".join(f"{name:>14}" for name in deciders))

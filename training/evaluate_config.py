@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
 from deit.options import MODEL_SOURCES
+from training.columns import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,13 @@ class EvaluateConfig:
 
     data: Annotated[
         Path,
-        Option(help="Data set with a split test (or val), one parquet or tar file, or ImageNet V2's numbered folders."),
+        Option(help="Data set with a split test (or val), one parquet, tar or CSV file, or ImageNet V2's folders."),
     ]
+    split: Annotated[
+        Literal["test", "val"], Option(help="Images to evaluate on. test: val where there is no labelled test.")
+    ] = "test"
+    image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
+    label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
     checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]
     architecture: Annotated[
         str | None, Option(help="Architecture of a weights file that does not name it, by its timm name.")

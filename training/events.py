@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 POINTS_PER_EPOCH = 50
 """Steps of an epoch that become points of a curve; a run of 375,300 steps would otherwise write hundreds of MB."""
 
-SPLITS = ("test_ema", "test")
+CURVES = ("test_ema", "test", "val_ema", "val")
 
 
 class Events:
@@ -36,7 +36,7 @@ class Events:
         if self._writer is None:
             return
         for name, value in record.items():
-            split = next((split for split in SPLITS if name.startswith(f"{split}_")), None)
+            split = next((split for split in CURVES if name.startswith(f"{split}_")), None)
             tag = f"epoch/{name}" if split is None else f"{split}/{name.removeprefix(f'{split}_')}"
             self._writer.add_scalar(tag, value, int(record["epoch"]) * self._steps_per_epoch)
         self._writer.flush()

@@ -1,29 +1,44 @@
-"""Data sets: labelled images from parquet files or class folders, decoded but not transformed.
+"""Data sets: labelled images by split, decoded but not transformed.
 
-Layouts, all with the splits `train` and `test` (or `val`):
-- parquet in Hugging Face's layout: `<split>*.parquet` with a column `image` {bytes, path} and an integer column `label`
-  whose class names stand in the schema's metadata;
-- image folders in ImageNet's layout: `<split>/<class name>/*`;
-- tar shards: `<split>*.tar` with `<class name>/*`, or WebDataset's pairs of image and .cls file.
+Layouts, each with the splits train, val and test, or those of them that there are:
+- parquet: `train*.parquet` (training.parquet_images);
+- tar shards: `train*.tar` (training.tar_images);
+- a list: `train.csv` (training.file_images);
+- class folders: `train/<class name>/*` (training.file_images).
+The files may also lie in a folder `train`, or all splits in one sub-folder such as `data`, as on Hugging Face's hub.
 """
 
-import json
-import tarfile
+import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from deit.errors import DataError, PictureError
-from deit.labels import LABELS_FILE, read_labels
 from deit.model_input import model_input
-from deit.pictures import ALL_FORMATS, IMAGE_SUFFIXES, PictureLimits, read_picture
+from deit.pictures import ALL_FORMATS, PictureLimits, read_picture
 from deit.preprocessing import Preprocessing
+from training.class_names import Indices, UnlabelledError
+from training.columns import Columns
+from training.file_images import LEFTOVERS, class_folders, image_files, read_class_folders, read_csv, read_devkit
+from training.parquet_images import ParquetImages
+from training.tar_images import TarImages
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What files and folders of each split are called, in whole words: train-00000-of-00002, imagenet1k-train-0001."""
+
+TABLES = (".parquet", ".tar", ".csv")
 
 LIMITS = PictureLimits(max_pixels=178_956_970, formats=ALL_FORMATS, bounds_cost=False)
 """The files are one's own, so they may be of any kind and cost; Pillow itself opens no more pixels."""
@@ -51,203 +66,150 @@ class LabelledImages(Protocol):
         ...
 
 
-class ParquetImages:
-    """Images of parquet files in Hugging Face's layout, held in memory as they are encoded."""
+class SomeImages:
+    """Some of the images in the given order, with the same classes or with those of another split."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        try:
-            tables = [pq.read_table(file, columns=["image", "label"]) for file in files]
-            table = pa.concat_tables(tables).combine_chunks()
-            features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-            self.label_names = tuple(map(str, features["label"]["names"]))
-            self._bytes = pa.compute.struct_field(table["image"], "bytes")
-            self._paths = pa.compute.struct_field(table["image"], "path")
-            self._labels = table["label"].to_numpy()
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{files[0]} is not parquet in Hugging Face's image layout ({error!r}). It needs a column `image` "
-                "{bytes, path} and a column `label` with class names in the schema's metadata."
-            ) from error
-        self._files = files
-        if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < len(self.label_names):
-            raise DataError(
-                f"{files[0]} has labels from {self._labels.min()} to {self._labels.max()}, "
-                f"but names {len(self.label_names)} classes"
-            )
+    def __init__(self, images: LabelledImages, indices: Indices, label_names: tuple[str, ...] | None = None) -> None:
+        """Raises DataError when an image's class is not among `label_names`."""
+        self._images, self._indices = images, indices
+        self.label_names = images.label_names if label_names is None else label_names
+        places = {name: place for place, name in enumerate(self.label_names)}
+        if unknown := [name for name in images.label_names if name not in places]:
+            raise DataError(f"its classes {', '.join(unknown[:3])} are not among the {len(places)} others")
+        self._labels = [places[name] for name in images.label_names]
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._indices)
 
     def encoded(self, index: int) -> bytes:
-        content: bytes = self._bytes[index].as_py()
-        return content
+        return self._images.encoded(int(self._indices[index]))
 
     def label(self, index: int) -> int:
-        return int(self._labels[index])
+        return self._labels[self._images.label(int(self._indices[index]))]
 
     def file_name(self, index: int) -> str:
-        return Path(self._paths[index].as_py() or "").name
+        return self._images.file_name(int(self._indices[index]))
 
     def source(self, index: int) -> str:
-        return f"row {index} of {self._files[0].parent}/{self._files[0].name}"
+        return self._images.source(int(self._indices[index]))
 
 
-class FolderImages:
-    """Images below one folder for each class; classes are indexed in the order of their folders' names.
-
-    Numbers are ordered as numbers: ImageNet V2 names its folders 0, 1, 2, …, 10.
+def spread_indices(images: LabelledImages, count: int) -> Indices:
+    """The indices of `count` images, in order: of each class its share, and of those evenly many from all its images,
+    so that neither a sorted data set nor one whose classes take turns loses a class.
     """
-
-    def __init__(self, folder: Path) -> None:
-        names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-        self.label_names = tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
-        self._files = [
-            (file, label)
-            for label, name in enumerate(self.label_names)
-            for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES
-        ]
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def encoded(self, index: int) -> bytes:
-        return self._files[index][0].read_bytes()
-
-    def label(self, index: int) -> int:
-        return self._files[index][1]
-
-    def file_name(self, index: int) -> str:
-        return self._files[index][0].name
-
-    def source(self, index: int) -> str:
-        return str(self._files[index][0])
+    labels = np.array([images.label(index) for index in range(len(images))])
+    by_class = np.argsort(labels, kind="stable")
+    return np.sort(by_class[np.arange(count) * len(images) // count]).astype(np.int32)
 
 
-class TarImages:
-    """Images in uncompressed tar shards, read where they lie. The shards' headers are read once, at the start.
+def open_images(data: Path, split: str, columns: Columns = Columns()) -> LabelledImages:  # noqa: B008  frozen
+    """The images of one split: "train", "val" or "test".
 
-    Either in folders named after the classes, or WebDataset's pairs of `key.jpg` and `key.cls` with the class index;
-    the classes of the latter are named by labels.txt, one a line.
-    """
-
-    def __init__(self, shards: Sequence[Path], labels_file: Path) -> None:
-        images: list[tuple[Path, str, int, int]] = []  # shard, member, offset, size
-        indices: dict[tuple[Path, str], int] = {}  # by shard and key
-        for shard in shards:
-            try:
-                with tarfile.open(shard, "r:") as archive:
-                    for member in archive:
-                        key, _, suffix = member.name.partition(".")
-                        if member.isfile() and suffix == "cls":
-                            content = archive.extractfile(member)
-                            assert content is not None  # it is a file
-                            indices[shard, key] = int(content.read(20))
-                        elif member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                            images.append((shard, member.name, member.offset_data, member.size))
-            except (OSError, ValueError, tarfile.TarError) as error:
-                raise DataError(f"{shard} is not an uncompressed tar file of images: {error}") from error
-        if indices:
-            try:
-                self.label_names = read_labels(labels_file)
-                labels = [indices[shard, member.partition(".")[0]] for shard, member, _, _ in images]
-            except (OSError, ValueError) as error:
-                raise DataError(f"{labels_file} must name the classes that the .cls files count: {error}") from error
-            except KeyError as error:
-                raise DataError(f"{error.args[0][0]} has no {error.args[0][1]}.cls next to the image") from error
-            if labels and not 0 <= min(labels) <= max(labels) < len(self.label_names):
-                raise DataError(
-                    f"{shards[0].parent} has labels from {min(labels)} to {max(labels)}, but {labels_file} names "
-                    f"{len(self.label_names)} classes"
-                )
-        else:
-            self.label_names = tuple(sorted({Path(member).parent.name for _, member, _, _ in images}))
-            index_of = {name: index for index, name in enumerate(self.label_names)}
-            labels = [index_of[Path(member).parent.name] for _, member, _, _ in images]
-        self._images, self._labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def encoded(self, index: int) -> bytes:
-        shard, _, offset, size = self._images[index]
-        with shard.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def label(self, index: int) -> int:
-        return self._labels[index]
-
-    def file_name(self, index: int) -> str:
-        return Path(self._images[index][1]).name
-
-    def source(self, index: int) -> str:
-        shard, member, _, _ = self._images[index]
-        return f"{member} in {shard}"
-
-
-def open_images(data: Path, split: str) -> LabelledImages:
-    """The images of one split, "train" or "test".
-
-    To test on, `data` may also be a parquet or tar file, or a folder whose folders are numbered by class, as ImageNet
-    V2's are.
+    "test" are the images that results are reported on: the test split, or the validation split where there is no test
+    split, or only one without labels, as ImageNet and competitions ship it. For it, `data` may also be a folder whose
+    folders are numbered by class, as ImageNet V2's are. A parquet, tar or CSV file is whichever of train and test is
+    asked for; a folder of class folders without splits is "train".
 
     Raises:
         DataError: the folder or the split is missing, of an unknown layout, or empty.
+        UnlabelledError: the split is there, without labels.
     """
-    names = ("train",) if split == "train" else ("test", "val", "validation")
-    found: LabelledImages | None = None
-    if data.is_file() and split == "test" and data.suffix in (".parquet", ".tar"):
-        found = ParquetImages([data]) if data.suffix == ".parquet" else TarImages([data], data.with_name(LABELS_FILE))
-    elif not data.is_dir():
+    if data.is_file() and split in ("train", "test") and data.suffix in TABLES:
+        return _filled(_read_files([data], columns), data, split)
+    if not data.is_dir():
         raise DataError(f"{data} is not a folder. --data takes a folder with the splits train and test.")
-    for name in names:
+    if split == "test" and (data / "0").is_dir():
+        return _filled(read_class_folders(data), data, split)
+    unlabelled: UnlabelledError | None = None
+    for name in ("test", "val") if split == "test" else (split,):
+        try:
+            found = find_split(data, name, columns)
+        except UnlabelledError as error:
+            logger.info("%s", error)
+            unlabelled = error
+            continue
         if found is not None:
-            break
-        if files := sorted(data.glob(f"{name}*.parquet")):
-            found = ParquetImages(files)
-        elif files := sorted(data.glob(f"{name}*.tar")):
-            found = TarImages(files, data / LABELS_FILE)
-        elif (data / name).is_dir():
-            found = FolderImages(data / name)
-    if found is None and split == "test" and (data / "0").is_dir():
-        found = FolderImages(data)
-    if found is None:
+            return found
+    if unlabelled is not None:
+        raise unlabelled
+    names = " or ".join(SPLITS[name][0] for name in (("test", "val") if split == "test" else (split,)))
+    raise DataError(
+        f"{data} has no split {names}: neither {split}*.parquet, {split}*.tar or {split}.csv, nor a folder {split} "
+        f"with a folder for each class. It has {_contents(data)}."
+    )
+
+
+def find_split(data: Path, split: str, columns: Columns) -> LabelledImages | None:
+    """The images of exactly this split, None if there is none. Raises DataError as `open_images`."""
+    places = [place for place in (data, *_sub_folders(data)) if _is_there(place, split)]
+    if data in places:
+        places = [data]
+    if len(places) > 1:
         raise DataError(
-            f"{data} has no split {' or '.join(names)}: neither {names[0]}*.parquet, nor {names[0]}*.tar, nor a folder "
-            f"{names[0]} with a folder for each class"
+            f"{data} has several data sets with a split {split}: give one as --data, such as {places[0]}, or "
+            f"{places[1]}"
         )
-    if not len(found):
-        raise DataError(f"{data} has a split {split}, but no image in it")
-    return found
+    if not places:
+        return _unsplit(data) if split == "train" else None
+    if files := _files(places[0], split):
+        return _filled(_read_files(files, columns), places[0], split)
+    folder = next(folder for name in SPLITS[split] if (folder := places[0] / name).is_dir())
+    if files := sorted(file for file in folder.iterdir() if file.suffix in TABLES[:2]):
+        return _filled(_read_files(files, columns), folder, split)
+    if class_folders(folder) or split == "train" or not any(folder.iterdir()):
+        return _filled(read_class_folders(folder), places[0], split)
+    return _filled(read_devkit(folder, data, _train_names(data, columns)), places[0], split)
 
 
-class SomeImages:
-    """As many of the images as asked for, spread evenly, so that a data set sorted by class keeps all its classes."""
+def _unsplit(data: Path) -> LabelledImages | None:
+    """All images of a folder that has class folders and no splits, None if it has no two of those."""
+    if any(_is_there(data, split) for split in SPLITS):
+        return None
+    with_images = [folder for folder in class_folders(data) if next(image_files(folder, Counter()), None)]
+    return read_class_folders(data) if len(with_images) > 1 else None
 
-    def __init__(self, images: LabelledImages, count: int) -> None:
-        if count > len(images):
-            raise DataError(f"--train-images {count}: the data set has {len(images)}")
-        self.label_names = images.label_names
-        self._images, self._count = images, count
 
-    def __len__(self) -> int:
-        return self._count
+def _train_names(data: Path, columns: Columns) -> tuple[str, ...]:
+    train = find_split(data, "train", columns)
+    return () if train is None else train.label_names
 
-    def _index(self, index: int) -> int:
-        return index * len(self._images) // self._count
 
-    def encoded(self, index: int) -> bytes:
-        return self._images.encoded(self._index(index))
+def _sub_folders(data: Path) -> list[Path]:
+    splits = {name for names in SPLITS.values() for name in names}
+    entries = sorted(entry for entry in data.iterdir() if entry.is_dir())
+    return [entry for entry in entries if entry.name not in splits | LEFTOVERS and not entry.name.startswith(".")]
 
-    def label(self, index: int) -> int:
-        return self._images.label(self._index(index))
 
-    def file_name(self, index: int) -> str:
-        return self._images.file_name(self._index(index))
+def _is_there(place: Path, split: str) -> bool:
+    return bool(_files(place, split)) or any((place / name).is_dir() for name in SPLITS[split])
 
-    def source(self, index: int) -> str:
-        return self._images.source(self._index(index))
+
+def _files(place: Path, split: str) -> list[Path]:
+    """The files of a split in a folder: of the first kind that there is."""
+    word = re.compile(rf"(^|[-._ ])({'|'.join(SPLITS[split])})([-._ \d]|$)")
+    for suffix in TABLES:
+        found = sorted(file for file in place.glob(f"*{suffix}") if file.name[0] != "." and word.search(file.stem))
+        if found:
+            return found[:1] if suffix == ".csv" else found
+    return []
+
+
+def _read_files(files: Sequence[Path], columns: Columns) -> LabelledImages:
+    if files[0].suffix == ".csv":
+        return read_csv(files[0], columns)
+    return ParquetImages(files, columns) if files[0].suffix == ".parquet" else TarImages(files, columns)
+
+
+def _filled(images: LabelledImages, place: Path, split: str) -> LabelledImages:
+    if not len(images):
+        raise DataError(f"{place} has a split {split}, but no image in it")
+    return images
+
+
+def _contents(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "nothing"
 
 
 def decode(images: LabelledImages, index: int) -> Image.Image:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +17,7 @@ from training.initial import load_initial
 from training.model import Teacher, choose_attention, create_model, load_teacher
 from training.optimizer import create_optimizer, restore_optimizer
 from training.processes import Processes, choose_precision
+from training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Learner:
     step_of: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
+    ema: WeightAverage | None
     precision: torch.dtype
     memory_format: torch.memory_format
 
@@ -49,8 +49,8 @@ class Learner:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def evaluated(self) -> dict[str, nn.Module]:
-        """The models whose accuracy counts, by the prefix of their metrics."""
-        return {"test": self.model} if self.ema is None else {"test": self.model, "test_ema": self.ema.module}
+        """The models whose accuracy counts, by what their metrics have after the split's name."""
+        return {"": self.model} if self.ema is None else {"": self.model, "_ema": self.ema.module}
 
     def weights(self) -> dict[str, dict[str, object]]:
         """All that training has changed, for the resume file."""
@@ -85,9 +85,14 @@ class Learner:
 
 
 def create_learner(
-    config: TrainConfig, *, label_names: tuple[str, ...], preprocessing: Preprocessing, device: torch.device
+    config: TrainConfig,
+    *,
+    label_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    device: torch.device,
+    asks_teacher: bool = True,
 ) -> Learner:
-    """A student as the run starts it, with its teacher.
+    """A student as the run starts it, with its teacher if it is going to be asked.
 
     Raises:
         TrainingError, CheckpointError: the student, the teacher or the initial checkpoint does not fit.
@@ -110,7 +115,7 @@ def create_learner(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     teacher = None
-    if config.teacher is not None:
+    if config.teacher is not None and asks_teacher:
         teacher = load_teacher(
             config.teacher,
             label_names=label_names,
@@ -120,7 +125,7 @@ def create_learner(
         teacher = teacher.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     objective = Objective(model, loss_of(config), features_of(config, model, teacher)).to(device)
     # The average warms up: with DeiT's fixed 0.99996 a run of 6,000 steps would still be 79 % random initial weights.
-    ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+    ema = None if config.ema_decay is None else WeightAverage(model, decay=config.ema_decay)
     precision = choose_precision(config.precision, device)
     choose_attention(model, device, precision)
     return Learner(

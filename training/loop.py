@@ -5,54 +5,43 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from timm.data import Mixup
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from deit.durable import write_file
 from deit.errors import TrainingError
-from deit.preprocessing import Preprocessing
-from training.checkpoint import save_checkpoint
+from training.choosing import is_best, is_stalled
 from training.config import TrainConfig
 from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.evaluate import Evaluation, evaluate_together
 from training.events import event_file
-from training.images import LabelledImages, SomeImages, open_images
-from training.learner import Learner, create_learner, teach
+from training.features import Features
+from training.images import LabelledImages
+from training.learner import create_learner, teach
 from training.model import Normalize
 from training.optimizer import clip_gradients, update
 from training.pixel_bank import BankedBatches, PixelBank, banked
-from training.preset import read_preset
-from training.processes import Processes, choose_device, joined_processes
+from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.profile import StepProfile
 from training.provenance import provenance
 from training.resume import ResumeState, prepare_run_folder, stop_request
-from training.sampler import Shares, share_out
+from training.sampler import share_out
+from training.saving import flat_numbers, save_as, save_checkpoints
 from training.schedule import learning_rate_schedule
 from training.seeds import Purpose, derived_seed, seed_everything
+from training.splits import open_splits
+from training.start_log import log_start
 from training.step_log import StepLog
 from training.summary import write_summary
+from training.teacher_cache import open_cache
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The images of a run, and how a model sees them."""
-
-    train: LabelledImages
-    test: LabelledImages
-    preprocessing: Preprocessing
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self.train.label_names
 
 
 def train(config: TrainConfig) -> None:
@@ -68,14 +57,38 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     splits = open_splits(config)
     shares = share_out(config, processes)
     steps_per_epoch = len(splits.train) // config.batch_size
+    cache = open_cache(
+        config,
+        splits.train,
+        shares=shares,
+        processes=processes,
+        device=device,
+        precision=choose_precision(config.precision, device),
+    )
+    asks_teacher = cache is None or cache.lacks(range(config.epochs))
+    if not asks_teacher:
+        logger.info("the teacher's answers are read from %s; it is not loaded", config.teacher_cache)
     seed_everything(config.seed)
-    learner = create_learner(config, label_names=splits.label_names, preprocessing=splits.preprocessing, device=device)
+    learner = create_learner(
+        config,
+        label_names=splits.label_names,
+        preprocessing=splits.preprocessing,
+        device=device,
+        asks_teacher=asks_teacher,
+    )
     model, teacher, objective, optimizer = learner.model, learner.teacher, learner.objective, learner.optimizer
     set_learning_rate = learning_rate_schedule(optimizer, config, steps_per_epoch)
-    state = prepare_run_folder(config, processes, provenance({"train": splits.train, "test": splits.test}))
+    origin = provenance(splits.by_name(), teacher=config.teacher)
+    state = prepare_run_folder(config, processes, origin)
     if state.weights is not None:
         learner.restore(state.weights)
-        logger.info("resuming %s after %d epochs and %d steps", config.folder, state.epochs_done, state.steps_done)
+        rate_before = optimizer.param_groups[0]["lr"]
+        set_learning_rate(state.epochs_done, state.steps_done)
+        logger.info(
+            "resuming %s after %d of %d epochs and %d steps; the learning rate goes on from %.3g with %.3g",
+            *(config.folder, state.epochs_done, config.epochs, state.steps_done),
+            *(rate_before, optimizer.param_groups[0]["lr"]),
+        )
     learner.prepare(compiles=config.compile, processes=processes, device=device)
     log_start(config, learner, splits, shares, device)
 
@@ -85,10 +98,14 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         training_batches = BankedBatches(PixelBank(splits.train, device, workers=config.workers), config, shares)
     else:
         training_batches = TrainingBatches(splits.train, config, shares, mean=splits.preprocessing.mean)
-    test_batches = evaluation_batches(
-        splits.test, splits.preprocessing, batch_size=EVALUATION_BATCH, workers=config.workers, processes=processes
-    )
-    test_bank = banked(test_batches, device) if config.pixel_bank else None
+
+    def batches_to_judge(images: LabelledImages) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+        return evaluation_batches(
+            images, splits.preprocessing, batch_size=EVALUATION_BATCH, workers=config.workers, processes=processes
+        )
+
+    judged_batches = batches_to_judge(splits.judged)
+    judged_bank = banked(judged_batches, device) if config.pixel_bank else None
     normalize = Normalize(splits.preprocessing).to(device)
     erase = RandomErasing(config.random_erasing, mode="pixel", device=device)
     mix = mixing(config, num_classes=len(splits.label_names))
@@ -110,6 +127,16 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     backward = profile.timed("backward", Tensor.backward)
     clip = profile.timed("optimiser", clip_gradients)
     update_weights = profile.timed("optimiser", update)
+
+    def learn(step: int, turn: int, images: Tensor) -> tuple[Tensor] | tuple[Tensor, Features] | tuple[()]:
+        kept = None if cache is None else cache.recall(step, turn)
+        if kept is not None:
+            return (kept,)
+        if teacher is None:
+            return ()
+        lesson = ask(teacher, images, objective.features)
+        return lesson if cache is None else (cache.keep(step, turn, lesson[0]),)
+
     update_average = None if learner.ema is None else profile.timed("average", learner.ema.update)
 
     # ------------------------------------------------------------------------------------------------------- epochs
@@ -123,10 +150,15 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     with stop_request() as stop_asked, events_of_run as events:
         log = StepLog(config, events, steps_per_epoch=steps_per_epoch, device=device, is_shown=processes.is_first)
         for epoch in range(state.epochs_done, config.epochs):
+            if is_stalled(state.metrics, splits.judged_by, config.patience):
+                logger.info("no epoch of the last %d was better, so the run ends: --patience", config.patience)
+                break
             model.train()
             started, first_step = time.monotonic(), state.steps_done
             corrupt = CorruptImages(splits.train, config.max_corrupt_share)
             corrupt.add(state.corrupt)
+            if cache is not None:
+                cache.begin(epoch, first_step, state.answers)
             batches = training_batches.epoch(epoch, first_step=first_step)
             with log.epoch(epoch, state, saved_epoch=saved_epoch) as note:
                 for step in profile.each(range(first_step, steps_per_epoch)):
@@ -141,7 +173,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         gradients_wait = processes.count > 1 and turn + 1 < shares.accumulation
                         with learner.step_of.no_sync() if gradients_wait else nullcontext():  # type: ignore[operator]
                             with learner.autocast():
-                                lesson = () if teacher is None else ask(teacher, images, objective.features)
+                                lesson = learn(step, turn, images)
                                 loss = forward(images, targets, *lesson) / shares.accumulation
                             backward(learner.scaler.scale(loss))
                         loss_sum += loss.detach()
@@ -154,25 +186,43 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     if note(step, optimizer.param_groups[0]["lr"], numbers):
                         state.steps_done, state.weights = step + 1, learner.weights()
                         state.corrupt = sorted(processes.union(corrupt.indices))
+                        state.answers = None if cache is None else cache.collected()
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
                             f"stopped by SIGTERM after step {step} of epoch {epoch + 1}: --resume goes on from there"
                         )
             train_s = time.monotonic() - started
+            if cache is not None:
+                cache.finish()
             corrupt.add(processes.union(corrupt.indices))
             if config.profile:
                 logger.info("%s", profile.text(config.batch_size))
 
             is_saved = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
-            evaluations: dict[str, Evaluation] = {}
+            evaluations: dict[str, dict[str, Evaluation]] = {}  # by split, then by model
             if is_saved:
-                evaluations = evaluate_together(
+                for each in learner.evaluated().values():
+                    processes.average_buffers(each)
+                evaluations[splits.judged_by] = evaluate_together(
                     learner.evaluated(),
-                    test_batches if test_bank is None else test_bank,
+                    judged_batches if judged_bank is None else judged_bank,
                     normalize,
                     device,
-                    corrupt=CorruptImages(splits.test, config.max_corrupt_share),
+                    corrupt=CorruptImages(splits.judged, config.max_corrupt_share),
+                    processes=processes,
+                )
+            judged = {"epoch": epoch + 1, **flat_numbers(evaluations)}
+            is_over = epoch + 1 == config.epochs or is_stalled(
+                [*state.metrics, judged], splits.judged_by, config.patience
+            )
+            if splits.reported is not None and is_over:
+                evaluations["test"] = evaluate_together(
+                    learner.evaluated(),
+                    batches_to_judge(splits.reported),
+                    normalize,
+                    device,
+                    corrupt=CorruptImages(splits.reported, config.max_corrupt_share),
                     processes=processes,
                 )
             record = {
@@ -183,11 +233,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 "corrupt_images": len(corrupt.indices),
                 "train_images_per_s": round((steps_per_epoch - first_step) * config.batch_size / train_s, 1),
                 "train_s": round(train_s, 1),
-                **{
-                    f"{name}_{key}": round(value, 5)
-                    for name, evaluation in evaluations.items()
-                    for key, value in evaluation.accuracy.items()
-                },
+                **flat_numbers(evaluations),
             }
             logger.info("epoch %d/%d %s", epoch + 1, config.epochs, json.dumps(record))
             state = ResumeState(epochs_done=epoch + 1, metrics=[*state.metrics, record])
@@ -196,6 +242,8 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             if processes.is_first:
                 # checkpoints first: if the run dies in between, --resume repeats the epoch and writes the same again
                 save_checkpoints(config, learner, splits, evaluations, epoch + 1)
+                if config.keep_best and is_best(state.metrics, splits.judged_by):
+                    save_as(config, learner, splits, "checkpoint-best", "", splits.judged_by, evaluations, epoch + 1)
                 if is_saved:
                     state.save(config)
                 write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
@@ -205,28 +253,6 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     if config.report and processes.is_first:
         logger.info("wrote %s, a report of the run", write_summary(config.folder))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
-
-
-def open_splits(config: TrainConfig) -> Splits:
-    """The images of the run. Raises DataError or TrainingError if they cannot be read or do not fit the run."""
-    train_images, test_images = open_images(config.data, "train"), open_images(config.data, "test")
-    if test_images.label_names != train_images.label_names:
-        raise TrainingError(f"{config.data}: train and test name different classes")
-    if config.train_images is not None:
-        train_images = SomeImages(train_images, config.train_images)
-    if len(train_images) < config.batch_size:
-        raise TrainingError(
-            f"{config.data} has {len(train_images)} training images, fewer than one batch of {config.batch_size}: "
-            "lower --batch-size"
-        )
-    preprocessing = Preprocessing(
-        image_size=config.image_size,
-        crop_pct=config.crop_pct,
-        interpolation="bicubic",
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-    )
-    return Splits(train=train_images, test=test_images, preprocessing=preprocessing)
 
 
 def mixing(config: TrainConfig, *, num_classes: int) -> Mixup | None:
@@ -239,61 +265,3 @@ def mixing(config: TrainConfig, *, num_classes: int) -> Mixup | None:
         label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
-
-
-def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Shares, device: torch.device) -> None:
-    """Log what the run is made of, and the learning rate, which recipes scale in different ways."""
-    logger.info(
-        "%s: %.2f M parameters on %s in %s; %d training images, %d classes; teacher %s",
-        config.model,
-        sum(parameter.numel() for parameter in learner.model.parameters()) / 1e6,
-        device,
-        learner.precision,
-        len(splits.train),
-        len(splits.label_names),
-        config.teacher,
-    )
-    logger.info(
-        "a step: %d images = %d on a device x %d processes x %d in turn; %d steps an epoch, %d epochs",
-        config.batch_size,
-        config.batch_size // shares.parts,
-        shares.processes,
-        shares.accumulation,
-        len(splits.train) // config.batch_size,
-        config.epochs,
-    )
-    logger.info(
-        "peak learning rate %g for the whole batch, used as it is; DeiT's code takes --lr %g and scales it by %d/512",
-        config.learning_rate,
-        config.learning_rate * 512 / config.batch_size,
-        config.batch_size,
-    )
-    if config.preset is not None:
-        recipe = read_preset(config.preset)
-        for_batch = recipe.get("batch_size", config.batch_size)
-        if config.batch_size != for_batch and config.learning_rate == recipe.get("learning_rate"):
-            logger.warning(
-                "learning rate %g is for the preset's batch of %d; DeiT's rule gives %g for %d",
-                *(config.learning_rate, for_batch),
-                *(config.learning_rate * config.batch_size / for_batch, config.batch_size),
-            )
-
-
-def save_checkpoints(
-    config: TrainConfig, learner: Learner, splits: Splits, evaluations: dict[str, Evaluation], epochs: int
-) -> None:
-    """Save a folder for each evaluated model: the student and the average of its weights."""
-    for name, evaluation in evaluations.items():
-        save_checkpoint(
-            config.folder / ("checkpoint" if name == "test" else "checkpoint-ema"),
-            learner.evaluated()[name],
-            label_names=splits.label_names,
-            preprocessing=splits.preprocessing,
-            deit={
-                "recipe": config.settings,
-                "teacher": config.teacher,
-                "distillation": config.distillation,
-                "epoch": epochs,
-                "metrics": evaluation.accuracy,
-            },
-        )

@@ -95,6 +95,21 @@ def read_weights(name: str, option: str) -> tuple[dict[str, Tensor], tuple[str, 
     return dict(opened.model.state_dict()), opened.label_names
 
 
+def weights_identity(name: str) -> str:
+    """What stays the same when the weights of that name move: the SHA-256 of their file, or the name of a model that
+    timm downloads.
+
+    Raises:
+        CheckpointError: a folder of that name has no weights.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{name} has no {WEIGHTS_FILE}: give the folder that `deit train` wrote")
+    return _file_sha256(path) if path.is_file() else name
+
+
 def timm_preprocessing(model: nn.Module) -> Preprocessing:
     """The images that a timm model expects, as timm describes them.
 

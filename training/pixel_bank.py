@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from deit.errors import DataError
 from training.config import TrainConfig
 from training.crops import Crops, cut, cut_padded, random_crops, random_shifts, resized_size
-from training.data import NEIGHBOURS, SMALL_PX, outlive_sigterm
+from training.data import NEIGHBOURS, SMALL_PX, labels_of, outlive_sigterm
 from training.images import LabelledImages, decode
 from training.sampler import Shares, epoch_order
 from training.seeds import Purpose, derived_seed
@@ -38,7 +38,7 @@ class PixelBank:
         """Raises DataError where the images differ in size, or too many in a row cannot be decoded."""
         started = time.monotonic()
         pixels, self.undecodable = _decode_all(images, workers)
-        labels = torch.tensor([images.label(index) for index in range(len(images))])
+        labels = labels_of(images)
         for index in self.undecodable.nonzero()[:, 0].tolist():
             instead = next(
                 (
@@ -75,7 +75,10 @@ class BankedBatches:
         device; on the host the index of each image if it cannot be decoded, else -1.
         """
         bank, config, shares = self._bank, self._config, self._shares
-        order = epoch_order(len(bank), seed=config.seed, epoch=epoch, repeats=config.repeated_augmentation)
+        labels = bank.labels.cpu() if config.balanced_sampling else None
+        order = epoch_order(
+            len(bank), seed=config.seed, epoch=epoch, repeats=config.repeated_augmentation, labels=labels
+        )
         corrupt = torch.where(bank.undecodable[order], order, -1)
         # one transfer for the epoch: one for each batch would wait for the device
         device = bank.pixels.device

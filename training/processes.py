@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from deit.errors import TrainingError
 
@@ -36,6 +36,13 @@ class Processes:
         gathered: list[set[int]] = [set()] * self.count
         dist.all_gather_object(gathered, numbers)
         return set().union(*gathered)
+
+    @torch.no_grad()
+    def average_buffers(self, module: nn.Module) -> None:
+        """Give a module the mean of all processes' statistics: each process's batch norm saw batches of its own."""
+        for buffer in module.buffers():
+            if self.count > 1 and buffer.is_floating_point():
+                buffer.copy_(self.sum(buffer.clone()) / self.count)
 
     def wait(self) -> None:
         """Return when every process has arrived here."""

@@ -14,10 +14,11 @@ import torchvision
 from deit import __version__
 from deit.machine import commit, processor
 from training.images import LabelledImages
+from training.opening import weights_identity
 
 
-def provenance(splits: dict[str, LabelledImages]) -> dict[str, Any]:
-    """Machine, versions, commit, and a fingerprint of each split."""
+def provenance(splits: dict[str, LabelledImages], *, teacher: str | None) -> dict[str, Any]:
+    """Machine, versions, commit, a fingerprint of each split, and the identity of the teacher's weights."""
     hash_, is_modified = commit()
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, numpy, PIL)}
     return {
@@ -28,6 +29,7 @@ def provenance(splits: dict[str, LabelledImages]) -> dict[str, Any]:
             name: {"images": len(images), "classes": len(images.label_names), "fingerprint": fingerprint(images)}
             for name, images in splits.items()
         },
+        "teacher": None if teacher is None else weights_identity(teacher),
     }
 
 

@@ -5,12 +5,16 @@ weights and where the run stands are enough to repeat the uninterrupted run.
 """
 
 import json
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from deit.durable import write_file
 from deit.errors import TrainingError
@@ -18,7 +22,12 @@ from training.checkpoint import read_pytorch, write_pytorch
 from training.config import TrainConfig
 from training.processes import Processes
 
-RESUME_FILE = "resume.pt"
+logger = logging.getLogger(__name__)
+
+RESUME_FILE, CONFIG_FILE, PROVENANCE_FILE = "resume.pt", "config.json", "provenance.json"
+
+MAY_CHANGE = frozenset({"data", "max_corrupt_share", "preset"})
+"""Settings that a resumed run may have otherwise: the data are known by their fingerprint, not by their path."""
 
 
 @dataclass
@@ -30,6 +39,7 @@ class ResumeState:
         steps_done: steps done in the epoch after them; 0 unless the run was asked to stop within it.
         loss_sum, skipped_steps, corrupt: of those steps: sum of the losses, steps without an update, and the indices of
             images that cannot be decoded.
+        answers: of those steps, what training.teacher_cache has collected of the teacher's.
         weights: state dictionaries by what they belong to: model, optimizer, scaler, ema. None before the first save.
         metrics: the lines of metrics.jsonl.
     """
@@ -39,45 +49,95 @@ class ResumeState:
     loss_sum: float = 0.0
     skipped_steps: int = 0
     corrupt: list[int] = field(default_factory=list)
+    answers: Tensor | None = None
     weights: dict[str, dict[str, Any]] | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, config: TrainConfig) -> None:
         """Replace the run's resume file."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        write_pytorch(config.folder / RESUME_FILE, {"settings": config.settings, "state": values})
+        write_pytorch(config.folder / RESUME_FILE, {"state": values})
 
 
 def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[str, Any]) -> ResumeState:
     """Make the run's folder, or read where it stands when `--resume` was given.
 
+    A resumed run may have moved its data or its teacher, allow more corrupt images, or go on for more epochs. What
+    changed is noted in provenance.json, and config.json names the settings as they are now.
+
     Args:
         origin: what provenance.json keeps of a new run.
 
     Raises:
-        TrainingError: the folder exists and --resume was not given, or --resume was given with other settings.
+        TrainingError: the folder exists and --resume was not given, or --resume was given with settings, data or a
+            teacher that would give other weights.
     """
-    path = config.folder / RESUME_FILE
     if not config.resume:
         if config.folder.exists():
             raise TrainingError(f"{config.folder} exists: give --resume to go on with it, or another --name")
         processes.wait()  # until every process has looked
         if processes.is_first:
-            write_file(config.folder / "provenance.json", json.dumps(origin, indent=2) + "\n")
-            write_file(config.folder / "config.json", json.dumps(config.settings, indent=2) + "\n")
+            _write_json(config.folder / PROVENANCE_FILE, origin)
+            _write_json(config.folder / CONFIG_FILE, config.settings)
         return ResumeState()
-    if not path.is_file():
-        if (config.folder / "config.json").is_file():  # it was killed in its first epoch
-            return ResumeState()
-        raise TrainingError(f"--resume: {config.folder} is not a run; leave --resume out to start one")
-    content = read_pytorch(path)
-    for name, value in config.settings.items():
-        if content["settings"].get(name) != value:
+    try:
+        settings, begun = (json.loads((config.folder / name).read_text()) for name in (CONFIG_FILE, PROVENANCE_FILE))
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"--resume: {config.folder} is not a run ({error}); leave --resume out, and start one"
+        ) from error
+    path = config.folder / RESUME_FILE
+    state = ResumeState()  # of a run that was killed in its first epoch
+    if path.is_file():
+        content = read_pytorch(path)
+        state = ResumeState(**content["state"])
+    _refuse_other_data(config, begun, origin)
+    changed = _changes(config, settings, same_teacher=begun.get("teacher") == origin["teacher"])
+    processes.wait()  # until every process has read
+    if changed and processes.is_first:
+        note = {"after_epoch": state.epochs_done, "changed": changed}
+        _write_json(config.folder / PROVENANCE_FILE, {**begun, "resumed": [*begun.get("resumed", []), note]})
+        _write_json(config.folder / CONFIG_FILE, config.settings)
+    return state
+
+
+def _refuse_other_data(config: TrainConfig, begun: dict[str, Any], origin: dict[str, Any]) -> None:
+    for split, here in origin["data"].items():
+        there = begun["data"].get(split)
+        if there != here:
+            found = "no such split" if there is None else f"{there['images']} images of {there['classes']} classes"
             raise TrainingError(
-                f"--resume: {config.folder} was started with {name} {content['settings'].get(name)!r}, not {value!r}: "
-                "repeat its settings (config.json lists them), or start a new run with another --name"
+                f"--resume: the {split} images of {config.data} are not those that {config.folder} was started with: "
+                f"{found} then, {here['images']} of {here['classes']} now, by the names and classes of all files. "
+                "Restore them, or start a new run with another --name"
             )
-    return ResumeState(**content["state"])
+    if "teacher" in begun and begun["teacher"] != origin["teacher"]:
+        raise TrainingError(
+            f"--resume: the weights of --teacher {config.teacher} are not those that {config.folder} was started with: "
+            "give the same teacher, or start a new run with another --name"
+        )
+
+
+def _changes(config: TrainConfig, settings: dict[str, Any], *, same_teacher: bool) -> dict[str, list[Any]]:
+    """What differs from the settings so far, [then, now] by name. Raises TrainingError where it may not."""
+    changed = {
+        name: [settings.get(name), value] for name, value in config.settings.items() if settings.get(name) != value
+    }
+    for name, (then, now) in changed.items():
+        logger.info("%s was %r when the run started, and is %r now", name, then, now)
+        if name in MAY_CHANGE or (name == "teacher" and same_teacher):
+            continue
+        if name == "epochs" and now > then:
+            continue
+        raise TrainingError(
+            f"--resume: {config.folder} was started with {name} {then!r}, not {now!r}: repeat its settings "
+            "(config.json lists them; --epochs may be raised), or start a new run with another --name"
+        )
+    return changed
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_file(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Draw(NamedTuple):
     """Epoch and place of the draw: both decide its augmentation."""
 
 
-def epoch_order(images: int, *, seed: int, epoch: int, repeats: int) -> Tensor:
+def epoch_order(images: int, *, seed: int, epoch: int, repeats: int, labels: Tensor | None = None) -> Tensor:
     """Indices of the images of one epoch, (images,).
 
     With `repeats` above 1 it is DeiT's repeated augmentation: copies of an image follow each other, and the epoch ends
@@ -37,8 +37,16 @@ def epoch_order(images: int, *, seed: int, epoch: int, repeats: int) -> Tensor:
     the shuffle by the epoch alone, rounds the epoch down to a multiple of 256 (nothing is left of fewer images) and
     works in distributed runs only; here the run's seed counts, nothing is rounded, and one process will do.
     https://github.com/facebookresearch/deit/blob/main/samplers.py
+
+    Args:
+        labels: class indices (images,); given, images are drawn with replacement, of each class equally many.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch, Purpose.ORDER))
+    if labels is not None:
+        chances = 1 / labels.bincount().clamp_min(1).double()[labels]
+        places = torch.rand(images, dtype=torch.float64, generator=generator) * chances.sum()
+        drawn = torch.searchsorted(chances.cumsum(0), places).clamp_max(images - 1)
+        return drawn.repeat_interleave(repeats)[:images]
     return torch.randperm(images, generator=generator).repeat_interleave(repeats)[:images]
 
 
@@ -91,8 +99,18 @@ class EpochSampler(Sampler[list[Draw]]):
     Copies of an image go to different parts as far as there are parts, as DeiT's sampler sends them to different GPUs.
     """
 
-    def __init__(self, images: int, shares: Shares, *, seed: int, epoch: int, repeats: int, first_step: int) -> None:
-        self._order = epoch_order(images, seed=seed, epoch=epoch, repeats=repeats)
+    def __init__(
+        self,
+        images: int,
+        shares: Shares,
+        *,
+        seed: int,
+        epoch: int,
+        repeats: int,
+        first_step: int,
+        labels: Tensor | None = None,
+    ) -> None:
+        self._order = epoch_order(images, seed=seed, epoch=epoch, repeats=repeats, labels=labels)
         self._epoch, self._shares = epoch, shares
         self._steps = range(first_step, images // shares.batch_size)
 

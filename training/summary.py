@@ -18,6 +18,15 @@ TOLD = (
 """The settings that readers of a result ask for first; config.json has all."""
 
 
+EVALUATED = {
+    "test": "",
+    "test_ema": ", averaged weights",
+    "val": ", val",
+    "val_ema": ", averaged weights, val",
+}
+"""What is added to a read-out's title, by the beginning of its metrics."""
+
+
 def write_summary(folder: Path) -> Path:
     """Write report.md and curves.svg of a finished run from the files in its folder, and return the former."""
     metrics = read_metrics(folder / "metrics.jsonl")
@@ -32,8 +41,8 @@ def _markdown(name: str, settings: dict[str, Any], origin: dict[str, Any], metri
     last = metrics[-1]
     hours = sum(line["train_s"] for line in metrics) / 3600
     rows = [
-        (f"{title}{', averaged weights' if split == 'test_ema' else ''}", f"{split}_{readout}")
-        for split in ("test", "test_ema")
+        (f"{title}{more}", f"{split}_{readout}")
+        for split, more in EVALUATED.items()
         for readout, title in READOUTS.items()
         if f"{split}_{readout}_top1" in last
     ]

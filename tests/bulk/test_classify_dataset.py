@@ -216,6 +216,13 @@ def test_parts_cover_every_image_once(pictures, table):
     assert [name for part in parts for name in part.names()] == [f"{table}#{number}" for number in range(10)]
 
 
+def test_a_row_without_an_image_does_not_end_the_job(tmp_path):
+    path = tmp_path / "links.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": b"image", "path": "0.jpg"}, {"bytes": None, "path": "1.jpg"}]}), path)
+    (part,) = find_parts(str(path), part_images=3)
+    assert read_images(str(path), part) == [b"image", b""]
+
+
 def test_a_url_is_as_good_as_a_path(table):
     by_path, by_url = (find_parts(place, part_images=4) for place in (str(table), table.as_uri()))
     assert by_path == by_url

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from deit.errors import DataError
 from deit.preprocessing import resize_and_crop
 from export.graph import export_graph
 from export.joint import JointClassifier
@@ -76,6 +77,18 @@ def test_what_calibrates_does_not_judge(colours_data: Path) -> None:
     train = ParquetImages([colours_data / "train.parquet"])
     assert (len(judged.images), len(calibration.images)) == (48, 64)
     assert (calibration.images[0] == resize_and_crop(decode(train, 0), TINY)).all()
+
+
+def test_one_damaged_image_does_not_end_an_export_and_two_do(colours_data: Path, tmp_path: Path) -> None:
+    images = ParquetImages([colours_data / "test.parquet"])
+    for index in range(8):
+        (tmp_path / f"{index}.png").write_bytes(images.encoded(index))
+    (tmp_path / "3.png").write_bytes(images.encoded(3)[:100])
+    judged, _ = load_samples(tmp_path, TINY, None, num_classes=3, calibrates=False)
+    assert len(judged.images) == 7
+    (tmp_path / "4.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 of 8 images are damaged, such as .*4\.png"):
+        load_samples(tmp_path, TINY, None, num_classes=3, calibrates=False)
 
 
 def test_labels_of_other_classes_than_the_models_do_not_count(colours_data: Path) -> None:

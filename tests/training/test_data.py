@@ -203,6 +203,16 @@ def test_the_draws_of_one_image_decode_it_once_and_differ(colours_data: Path, mo
     assert not torch.equal(batch[0][0], batch[0][1])
 
 
+@pytest.mark.parametrize("policy", ["v0", "original", "augmix"])
+def test_auto_augments_other_kinds_survive(policy: str) -> None:
+    """AutoAugment's policy v0 posterizes to zero bits in one of 29 draws."""
+    torch.manual_seed(0)
+    seed_cpu(0)
+    transform = training_transform(config(image_size=64, auto_augment=policy), MEAN)
+    image = photograph(64, 64)
+    assert all(transform(image).shape == (3, 64, 64) for _ in range(300))
+
+
 def test_rand_augment_at_its_strongest_survives() -> None:
     """Posterize keeps no bit at magnitude 10, which Pillow refuses."""
     torch.manual_seed(0)
