@@ -13,7 +13,7 @@ from export.engines import Engine
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
 from export.served import served_form
-from training.model import timm_preprocessing
+from training.opening import timm_preprocessing
 
 DISTILLED, ALONE = "deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"
 
