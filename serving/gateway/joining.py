@@ -1,8 +1,8 @@
 """Joins images that wait for the same model of the same Triton into one request.
 
-A call costs the gateway and Triton much the same for one image as for many, so under load images share one. A lone
-image never waits: it is sent at once while nothing is asked of its model. Others wait for company until an answer
-comes, the request is full, or LONGEST_WAIT_S has passed.
+Much of what a call costs the gateway and Triton is the same for one image and for many, so under load images share one.
+A lone image never waits: it is sent at once while nothing is asked of its model. Others wait for company until an
+answer comes, the request is full, or LONGEST_WAIT_S has passed.
 """
 
 import asyncio
