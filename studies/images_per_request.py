@@ -176,7 +176,7 @@ def gateway(config: JoiningConfig, images_per_request: int) -> Iterator[tuple[st
         command = [
             *(sys.executable, "-m", "deit", "serve", "--triton-url", f"127.0.0.1:{engine_port}", "--port", str(port)),
             *("--images-per-request", str(images_per_request), "--decoders", str(config.decoders)),
-            *("--max-wait-s", "60", "--no-log-requests"),
+            *("--gateways", "1", "--max-wait-s", "60", "--no-log-requests"),
         ]
         with running(command, name="deit serve") as process:
             process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
