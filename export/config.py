@@ -1,5 +1,6 @@
 """The options of `deit export`. Free of torch, so that `deit export --help` is instant."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,10 @@ from deit.repository.layout import MODEL_NAME
 from training.columns import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")
-GPU_ENGINES = ("cuda", "tensorrt")
+ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx")
+PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
+GPU_ENGINES = ("cuda", *PLAN_ENGINES)
+COMPUTE_CAPABILITY = re.compile(r"sm\d{2,3}")
 READOUTS = ("joint-probability", "joint-logit", "class", "distillation")
 
 
@@ -57,9 +60,17 @@ class ExportConfig:
         str,
         Option(
             help="Engine: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on this "
-            "machine's GPU. auto times those for processors and takes the fastest that passes the gate."
+            "machine's GPU; tensorrt-rtx (plans) on GPUs elsewhere. auto times those for processors and takes the "
+            "fastest that passes the gate."
         ),
     ] = "auto"
+    compute_capability: Annotated[
+        str | None,
+        Option(
+            help="Compute capabilities of the GPUs that tensorrt-rtx builds plans for, such as sm80,sm89. The plans go "
+            "to REPOSITORY.plans/NAME/sm80 and so on, which Triton does not serve."
+        ),
+    ] = None
     readout: Annotated[
         str | None,
         Option(
@@ -123,10 +134,31 @@ class ExportConfig:
             for value in values:
                 if value not in allowed:
                     raise ValueError(f"{option} {value}: choose from {', '.join(filter(None, allowed))}")
+        if bool(self.capabilities) != (self.engine == "tensorrt-rtx"):
+            raise ValueError(
+                "--engine tensorrt-rtx and --compute-capability, such as sm80,sm89, go together: give both or neither"
+            )
+        for capability in self.capabilities:
+            if not COMPUTE_CAPABILITY.fullmatch(capability):
+                raise ValueError(f"--compute-capability {capability}: write 8.9 as sm89")
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
             raise ValueError(f"--name {self.name!r}: must match {MODEL_NAME.pattern}")
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """The precisions of --precision, each once, in order."""
-        return tuple(dict.fromkeys(part.strip() for part in self.precision.split(",")))
+        return _parts(self.precision)
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities to build plans for, as "sm89", each once."""
+        return () if self.compute_capability is None else _parts(self.compute_capability.lower())
+
+    @property
+    def plans(self) -> Path:
+        """Where plans go that no Triton may load: beside the repository, because it takes every folder for a model."""
+        return self.repository.with_name(f"{self.repository.name}.plans")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))

@@ -21,7 +21,7 @@ from deit.model import (
 )
 from deit.preprocessing import Preprocessing
 from deit.tensorrt_plan import cuda_settings, plan_settings, profiles_for
-from export.config import GPU_ENGINES, ExportConfig
+from export.config import GPU_ENGINES, PLAN_ENGINES, ExportConfig
 
 # Images that Triton joins into one batch on processors. They run 8 at once as fast as more, and the larger a batch, the
 # later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more images is
@@ -50,7 +50,7 @@ def scheduling_of(config: ExportConfig) -> Scheduling:
     on_gpu = config.engine in GPU_ENGINES
     return Scheduling(
         max_batch_size=config.max_batch_size or (128 if on_gpu else 32),
-        instances=config.instances or (1 if config.engine == "tensorrt" else 2),
+        instances=config.instances or (1 if config.engine in PLAN_ENGINES else 2),
         queue_delay_us=config.queue_delay_us,
         queue_size=config.queue_size or (4096 if on_gpu else 256),
         queue_timeout_ms=config.queue_timeout_ms,

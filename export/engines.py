@@ -16,6 +16,7 @@ from deit.errors import RepositoryError
 from deit.installation import how_to_install
 from deit.model import IMAGES
 from deit.tensorrt_plan import PLAN_FILE, profiles_for
+from export.config import PLAN_ENGINES
 
 Infer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]
 """uint8 images (N, H, W, 3) to every output, float32 (N, classes), in the order of the names that were asked for."""
@@ -26,9 +27,11 @@ class Engine:
     """An engine with its settings, as config.pbtxt gives them to Triton's backend.
 
     Attributes:
-        backend: Triton's name of it: "onnxruntime", "openvino" or "tensorrt".
+        backend: Triton's name of it: "onnxruntime", "openvino" or "tensorrt"; or "tensorrt-rtx", for which Triton has
+            none.
         precision: of the graph.
         on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
+        capability: that a plan of TensorRT-RTX is built for, such as "sm89".
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
         threads: CPU threads of one instance; 0: an equal share of the cores, or one on a GPU.
         instances: that compute side by side.
@@ -38,6 +41,7 @@ class Engine:
     backend: str
     precision: str = "fp32"
     on_gpu: bool = False
+    capability: str | None = None
     bf16: bool = False
     threads: int = 0
     instances: int = 2
@@ -48,6 +52,8 @@ class Engine:
         """The name as in --engine, and how it differs from others of that name."""
         if self.backend == "onnxruntime" and self.on_gpu:
             return "cuda"
+        if self.capability is not None:
+            return f"{self.backend} {self.capability}"
         return f"{self.backend}{', rest bf16' if self.bf16 else ''}"
 
     @property
@@ -55,7 +61,7 @@ class Engine:
         """Settings for config.pbtxt, by the names that NVIDIA's native backends use."""
         if self.backend == "onnxruntime":
             return {"intra_op_thread_count": str(self.threads or int(self.on_gpu))}
-        if self.backend == "tensorrt":
+        if self.backend in PLAN_ENGINES:
             return {}
         return {
             "INFERENCE_NUM_THREADS": str(self.threads),
@@ -67,6 +73,8 @@ class Engine:
         """The engine as a function. Raises RepositoryError that says why it cannot run the graph."""
         if self.backend == "tensorrt":
             return self._load_tensorrt(onnx_file, outputs)
+        if self.capability is not None:
+            return self._load_tensorrt_rtx(onnx_file, outputs, self.capability)
         if self.on_gpu:
             return _load_cuda(onnx_file, outputs)
         threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.instances)
@@ -89,6 +97,14 @@ class Engine:
         )
         return load_plan(load_tensorrt(), plan, outputs)
 
+    def _load_tensorrt_rtx(self, onnx_file: Path, outputs: tuple[str, ...], capability: str) -> Infer:
+        from export.tensorrt_rtx import build_plan_for, load_tensorrt_rtx, plan_file
+        from export.tensorrt_run import load_plan
+
+        plan, profiles = plan_file(onnx_file, capability), profiles_for(self.max_batch_size)
+        build_plan_for(capability, onnx_file, plan, precision=self.precision, profiles=profiles)
+        return load_plan(load_tensorrt_rtx(), plan, outputs)
+
 
 def has_openvino() -> bool:
     from importlib.util import find_spec
@@ -96,11 +112,13 @@ def has_openvino() -> bool:
     return find_spec("openvino") is not None
 
 
-def candidates(precision: str, asked: str) -> list[Engine]:
+def candidates(precision: str, asked: str, capabilities: tuple[str, ...] = ()) -> list[Engine]:
     """The engines that may run a variant here, best known first.
 
     Args:
         asked: one of `config.ENGINES`; "auto" is those of processors, so a GPU is used only when it was asked for.
+        capabilities: of the GPUs that "tensorrt-rtx" builds plans for. If the one here is not among them, the graph
+            is run in place of the plans, on a processor.
 
     Raises:
         RepositoryError: none of them can, and why.
@@ -110,6 +128,13 @@ def candidates(precision: str, asked: str) -> list[Engine]:
 
         refuse_without_gpu()
         return [Engine(backend="tensorrt", precision=precision, on_gpu=True)]
+    if asked == "tensorrt-rtx":
+        from export.tensorrt_rtx import capability_here, refuse_unsupported
+
+        refuse_unsupported(capabilities)
+        if (here := capability_here()) in capabilities:
+            return [Engine(backend="tensorrt-rtx", precision=precision, on_gpu=True, capability=here)]
+        return candidates(precision, "openvino" if precision == "bf16" else "onnxruntime")[:1]
     if asked == "cuda":
         refuse_without_cuda()
         return [Engine(backend="onnxruntime", precision=precision, on_gpu=True)]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.engines import Engine
-from export.gate import THRESHOLDS, Judgement
+from export.gate import Judgement, thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def summary(candidate: Candidate) -> dict[str, Any]:
 def as_json(candidates: list[Candidate], published: Candidate) -> dict[str, Any]:
     """Everything: the thresholds, each candidate, and which one is published."""
     return {
-        "thresholds": asdict(THRESHOLDS[published.judgement.precision]),
+        "thresholds": asdict(thresholds(published.judgement.precision, on_gpu=published.engine.on_gpu)),
         "published": candidates.index(published),
         "candidates": [
             {**summary(each), "settings": each.engine.parameters, "failures": list(each.judgement.failures)}
@@ -53,8 +53,12 @@ def as_json(candidates: list[Candidate], published: Candidate) -> dict[str, Any]
     }
 
 
-def table(candidates: list[Candidate], published: list[Candidate]) -> Table:
-    """One row per candidate."""
+def table(candidates: list[Candidate], chosen: list[Candidate], outcome: str = "published") -> Table:
+    """One row per candidate.
+
+    Args:
+        outcome: what became of the chosen.
+    """
     found = Table("variant", "engine", box=None, pad_edge=False)
     for heading in ("images", "agree", "top-1", "PyTorch", "largest diff.", "neighbours", "images/s", "gate"):
         found.add_column(heading, justify="right")
@@ -70,15 +74,15 @@ def table(candidates: list[Candidate], published: list[Candidate]) -> Table:
             f"{judgement.max_difference:.1e}",
             f"{judgement.neighbours:.1e}",
             "" if each.images_per_s is None else f"{each.images_per_s:.1f}",
-            "published" if each in published else "passed" if each.passes else "failed",
+            outcome if each in chosen else "passed" if each.passes else "failed",
         )
     return found
 
 
-def as_text(candidates: list[Candidate], published: Candidate) -> str:
+def as_text(candidates: list[Candidate], chosen: Candidate, outcome: str = "published") -> str:
     """The table, and why candidates failed."""
     console = Console(file=io.StringIO(), width=140)
-    console.print(table(candidates, [published]))
+    console.print(table(candidates, [chosen], outcome))
     for each in candidates:
         for failure in each.judgement.failures:
             console.print(f"{each.title} on {each.engine.title}: {failure}")

@@ -21,9 +21,9 @@ BATCH_SIZES = (1, 7)  # and the largest: the graph must not have taken the examp
 SMALLEST_CROWD = 32
 REFERENCE_BATCH = 32
 NEIGHBOURS = 8
-"""Images that are asked alone as well as inside a batch."""
+"""Images that are tried alone as well as inside a batch."""
 
-# A row of probabilities adds up to 1 in float32, in which the outputs are in every precision.
+# A row of probabilities adds up to 1 in float32, the type of the outputs in every precision.
 LARGEST_SUM_ERROR = 1e-4
 
 
@@ -136,7 +136,7 @@ def judge(
     largest_batch: int = SMALLEST_CROWD,
     on_gpu: bool = False,
 ) -> Judgement:
-    """Ask the engine everything that the gate wants to know, in batches of up to `largest_batch`, but at least 32."""
+    """Run the engine on everything that the gate checks, in batches of up to `largest_batch`, but at least 32."""
     images, most = expected.images, max(largest_batch, SMALLEST_CROWD)
     outputs = _concatenated([run(images[part]) for part in _parts(len(images), (*BATCH_SIZES, most))])
     alone = _concatenated([run(image[None]) for image in images[:NEIGHBOURS]])
@@ -161,7 +161,7 @@ def judge(
     )
     failures = list(_failures(found, thresholds(precision, on_gpu=on_gpu)))
     if not is_distribution:
-        failures.append("some outputs are no probabilities that add up to 1")
+        failures.append("some outputs are not probabilities that add up to 1")
     return Judgement(**{**found.__dict__, "failures": tuple(failures)})
 
 
@@ -179,7 +179,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
             f"{allowed.difference:.0e}"
         )
     if not np.isfinite(found.max_difference + found.extremes):
-        yield "some probabilities are no numbers"
+        yield "some probabilities are not finite"
     if not found.neighbours <= allowed.neighbours:
         yield (
             f"an image's answer depends on its neighbours in the batch, by up to {found.neighbours:.1e}; allowed is "

@@ -1,51 +1,41 @@
 """One export, step by step: load, build the graphs, judge them, publish those that pass."""
 
 import dataclasses
-import json
 import logging
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-import onnxruntime
-import timm
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from deit import __version__
 from deit.errors import RepositoryError
-from deit.model import IMAGES, Provenance
-from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
-from deit.repository.publishing import publish
-from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
+from deit.tensorrt_plan import profiles_for
 from export import findings
 from export.config import GPU_ENGINES, ExportConfig
-from export.config_pbtxt import model_config, scheduling_of
-from export.engines import Engine, Infer, candidates
+from export.config_pbtxt import scheduling_of
+from export.engines import Engine, candidates
 from export.findings import Candidate
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
+from export.publication import keep_plans, publish_version
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
 from export.source import load_source
 from export.speed import images_per_s
+from export.tensorrt_rtx import build_plan_for, plan_file
 from training.columns import Columns
-from training.opening import TrainedModel
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-REFERENCE_IMAGES = 32
+# Precisions whose graph is tried with attention as one operator. TensorRT has no kernel for it in float32 and builds no
+# plan with it.
+FUSED = {"cuda": ("fp32", "fp16", "bf16"), "tensorrt": ("fp16", "bf16"), "tensorrt-rtx": ("fp16", "bf16")}
 MEASURED_BATCH, MEASURED_BATCH_ON_GPU = 8, 64
 
 
@@ -56,7 +46,7 @@ def export_models(config: ExportConfig) -> list[Path]:
         DeitError: the model cannot be loaded, exported or published, or a precision does not pass. What passed is
         published; what did not is named with the reason.
     """
-    engines = {precision: candidates(precision, config.engine) for precision in config.precisions}
+    engines = {precision: candidates(precision, config.engine, config.capabilities) for precision in config.precisions}
     source = load_source(config)
     classifier = JointClassifier(source.model, source.preprocessing, config.readout).eval()
     sample, calibration = load_samples(
@@ -71,7 +61,9 @@ def export_models(config: ExportConfig) -> list[Path]:
         logger.warning("%s has no labels of the model's classes: top-1 is not part of the gate", config.images)
     expected = reference(classifier, sample.images, sample.labels)
 
-    folders, refused = [], []
+    outcome = "built" if config.engine == "tensorrt-rtx" else "published"
+    folders: list[Path] = []
+    refused: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         for precision in config.precisions:
             try:
@@ -83,7 +75,7 @@ def export_models(config: ExportConfig) -> list[Path]:
             best = max(
                 (each for each in found if each[1].passes), key=lambda each: each[1].images_per_s or 0.0, default=None
             )
-            Console(stderr=True, width=140).print(findings.table(measured, [best[1]] if best else []))
+            Console(stderr=True, width=140).print(findings.table(measured, [best[1]] if best else [], outcome))
             if best is None:
                 reasons = dict.fromkeys(
                     f"{each.title} on {each.engine.title}: {failure}"
@@ -92,10 +84,13 @@ def export_models(config: ExportConfig) -> list[Path]:
                 )
                 refused.append(f"for its answers are not PyTorch's: {'; '.join(reasons)}")
                 continue
-            folders.append(_publish(*best, measured, expected, source, classifier, config))
+            if config.engine == "tensorrt-rtx":
+                folders += keep_plans(*best, measured, expected, source, classifier, config)
+            else:
+                folders.append(publish_version(*best, measured, expected, source, classifier, config))
     if refused:
         raise RepositoryError(
-            f"not published, {'; '.join(refused)}. Published: {', '.join(map(str, folders)) or 'nothing'}"
+            f"not {outcome}, {'; '.join(refused)}. {outcome.capitalize()}: {', '.join(map(str, folders)) or 'nothing'}"
         )
     return folders
 
@@ -124,14 +119,31 @@ def _judged(
                 max_batch_size=scheduling.max_batch_size,
             )
             try:
+                for capability in config.capabilities:
+                    build_plan_for(
+                        capability,
+                        onnx_file,
+                        plan_file(onnx_file, capability),
+                        precision=precision,
+                        profiles=profiles_for(scheduling.max_batch_size),
+                    )
                 run = engine.load(onnx_file, classifier.output_names)
             except RepositoryError as error:  # another form of the graph may do
                 logger.warning("%s %s: %s", precision, method, error)
                 unloadable.append(error)
                 continue
             logger.info("judging %s %s on %s", precision, method, engine.title)
-            judgement = judge(run, expected, precision, engine.title, largest_batch=scheduling.max_batch_size)
+            judgement = judge(
+                run,
+                expected,
+                precision,
+                engine.title,
+                largest_batch=scheduling.max_batch_size,
+                on_gpu=engine.on_gpu,
+            )
             found.append((onnx_file, Candidate(method=method, engine=engine, judgement=judgement)))
+        if found and found[-1][1].passes and config.engine == "tensorrt-rtx" and not engines[0].on_gpu:
+            return found  # a processor's speed says nothing of a GPU's: the first that passes is the best known
     if not found:
         raise unloadable[0]
     rivals = [place for place, (_, candidate) in enumerate(found) if candidate.passes]
@@ -156,9 +168,9 @@ def _graphs(
     config: ExportConfig,
     scratch: Path,
 ) -> Iterator[tuple[str, Path]]:
-    """The graphs that a precision may be, by the method that made them."""
+    """The graphs that a precision may be, by the method that made them, best known first."""
     side, dtype = expected.images.shape[1], DTYPES[precision]
-    if config.engine in GPU_ENGINES and precision != "int8":
+    if precision in FUSED.get(config.engine, ()):
         fused = scratch / f"{precision}-fused.onnx"
         logger.info("exporting the graph in %s, attention fused", dtype)
         export_graph(served_form(classifier, dtype, for_gpu=True), side, fused, opset=OPSET_FOR_GPU)
@@ -177,90 +189,3 @@ def _graphs(
         logger.info("quantizing, %s, on %d images", method, len(calibration.images))
         quantize(plain, target, calibration.images, method=method, symmetric=on_gpu)
         yield method, target
-
-
-def _publish(
-    onnx_file: Path,
-    best: Candidate,
-    measured: list[Candidate],
-    expected: Reference,
-    source: TrainedModel,
-    classifier: JointClassifier,
-    config: ExportConfig,
-) -> Path:
-    judgement = best.judgement
-    name = config.name or source.architecture
-    if judgement.precision != "fp32":
-        name += f"_{judgement.precision}"
-    provenance = Provenance(
-        architecture=source.architecture,
-        checkpoint_sha256=source.weights_sha256,
-        precision=judgement.precision,
-        readout=classifier.readout,
-        teacher=source.teacher,
-        parity_images=judgement.images,
-        parity_max_difference=judgement.max_difference,
-        metrics=source.metrics,
-        versions=_versions(best.engine),
-    )
-    answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
-    file = PLAN_FILE if best.engine.backend == "tensorrt" else ONNX_FILE
-
-    def fill(folder: Path) -> None:
-        if best.engine.backend == "tensorrt":
-            built = onnx_file.with_suffix("")
-            shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
-            shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
-        # with a plan too: another TensorRT or GPU builds its own from it
-        shutil.copyfile(onnx_file, folder / ONNX_FILE)
-        np.savez_compressed(folder / REFERENCE_FILE, **answers)
-        (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
-        (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
-        (folder / REPORT_TABLE).write_text(findings.as_text(measured, best))
-
-    version = publish(
-        config.repository,
-        name,
-        config=model_config(
-            backend=best.engine.backend,
-            on_gpu=best.engine.on_gpu,
-            file=file,
-            backend_parameters=best.engine.parameters,
-            outputs=classifier.output_names,
-            num_classes=len(source.label_names),
-            preprocessing=source.preprocessing,
-            provenance=provenance,
-            verification=findings.summary(best),
-            scheduling=scheduling_of(config),
-        ),
-        label_names=source.label_names,
-        fill=fill,
-    )
-    folder = config.repository / name / str(version)
-    logger.info("published %s (%.1f MB)", folder, (folder / file).stat().st_size / 1e6)
-    return folder
-
-
-def _reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:
-    """Images and what PyTorch answers to them, by the names in REFERENCE_FILE. The published variant answers them as
-    PyTorch does, so an engine that does not differs from the one that was judged.
-    """
-    spread = np.unique(np.linspace(0, len(expected.images) - 1, 2 * REFERENCE_IMAGES).astype(int))
-    answered = np.concatenate([run(expected.images[part])[0] for part in np.array_split(spread, len(spread) // 8 + 1)])
-    agreed = spread[answered.argmax(axis=1) == expected.outputs[0][spread].argmax(axis=1)]
-    agreed = agreed[np.unique(np.linspace(0, len(agreed) - 1, REFERENCE_IMAGES).astype(int))]
-    outputs = {name: output[agreed] for name, output in zip(classifier.output_names, expected.outputs, strict=True)}
-    return {IMAGES: expected.images[agreed], **outputs}
-
-
-def _versions(engine: Engine) -> dict[str, str]:
-    found = {
-        "deit-server": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-    if engine.backend in ("openvino", "tensorrt"):
-        found[engine.backend] = sys.modules[engine.backend].__version__
-    return found

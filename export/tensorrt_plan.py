@@ -6,13 +6,14 @@ from typing import Any
 
 import onnx
 
-from deit.durable import replacement, write_file
+from deit.durable import write_file
 from deit.errors import RepositoryError
 from deit.installation import how_to_install
 from deit.model import IMAGES
 from deit.tensorrt_plan import (
     FINGERPRINT_FILE,
     WORKSPACE_MIB,
+    Fingerprint,
     Machine,
     Profile,
     fingerprint,
@@ -83,34 +84,24 @@ def build_plan(onnx_file: Path, plan: Path, *, precision: str, profiles: tuple[P
         return False
     serialized, report = _build(tensorrt, onnx_file, profiles=profiles, cache=cache)
     check_inspection(report, precision)
-    with replacement(plan) as temporary:
-        temporary.write_bytes(serialized)
-    write_file(plan.parent / FINGERPRINT_FILE, expected.to_json())
+    write_plan(plan, serialized, expected)
     return True
+
+
+def write_plan(plan: Path, serialized: bytes, built: Fingerprint) -> None:
+    """Write the plan, then its fingerprint: a plan without one is built again."""
+    write_file(plan, serialized)
+    write_file(plan.parent / FINGERPRINT_FILE, built.to_json())
 
 
 def _build(tensorrt: Any, onnx_file: Path, *, profiles: tuple[Profile, ...], cache: Path) -> tuple[bytes, str]:
     """The plan, and what TensorRT's inspector says of its layers."""
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     builder = tensorrt.Builder(logger)
-    # needed on 10; 11 knows no other kind of network and ignores it
-    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = tensorrt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx_file)):
-        errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise RepositoryError(f"TensorRT {tensorrt.__version__} cannot read {onnx_file}: {errors}")
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, WORKSPACE_MIB * 2**20)
-    config.clear_flag(tensorrt.BuilderFlag.TF32)  # on by default, with which fp32 has the precision of fp16
-    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector shows types only then
+    network, _parser = read_network(tensorrt, builder, logger, onnx_file)
+    config = builder_config(tensorrt, builder, network, profiles)
     timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
     config.set_timing_cache(timings, ignore_mismatch=False)
-    _, height, width, channels = network.get_input(0).shape
-    for profile in profiles:
-        optimization = builder.create_optimization_profile()
-        shapes = [(batch, height, width, channels) for batch in (profile.smallest, profile.tuned, profile.largest)]
-        optimization.set_shape(IMAGES, *shapes)
-        config.add_optimization_profile(optimization)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise RepositoryError(f"TensorRT {tensorrt.__version__} cannot build {onnx_file}; its log above says why")
@@ -118,6 +109,36 @@ def _build(tensorrt: Any, onnx_file: Path, *, profiles: tuple[Profile, ...], cac
     engine = tensorrt.Runtime(logger).deserialize_cuda_engine(serialized)
     inspector = engine.create_engine_inspector()
     return bytes(serialized), str(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
+
+
+def read_network(tensorrt: Any, builder: Any, logger: Any, onnx_file: Path) -> tuple[Any, Any]:
+    """The graph as TensorRT reads it, and the parser, which owns its weights and must live as long.
+
+    Raises:
+        RepositoryError: there is something in it that TensorRT does not take, which the message names.
+    """
+    # needed on 10; 11 knows no other kind of network and ignores it
+    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_file)):
+        errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise RepositoryError(f"{tensorrt.__name__} {tensorrt.__version__} cannot read {onnx_file}: {errors}")
+    return network, parser
+
+
+def builder_config(tensorrt: Any, builder: Any, network: Any, profiles: tuple[Profile, ...]) -> Any:
+    """How a plan is built, by TensorRT or TensorRT-RTX."""
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, WORKSPACE_MIB * 2**20)
+    config.clear_flag(tensorrt.BuilderFlag.TF32)  # on by default, with which fp32 has the precision of fp16
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # the inspector shows types only then
+    _, height, width, channels = network.get_input(0).shape
+    for profile in profiles:
+        optimization = builder.create_optimization_profile()
+        shapes = [(batch, height, width, channels) for batch in (profile.smallest, profile.tuned, profile.largest)]
+        optimization.set_shape(IMAGES, *shapes)
+        config.add_optimization_profile(optimization)
+    return config
 
 
 def check_inspection(report: str, precision: str) -> None:

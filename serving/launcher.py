@@ -223,6 +223,7 @@ def gateway_server(
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
+        images_per_request=settings.images_per_request,
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
         speaks_other_contracts=settings.contracts,

@@ -224,6 +224,9 @@ def decoders_here() -> int:
     return decoders_for(usable_cores(), usable_memory_bytes())
 
 
+MOST_IMAGES_PER_REQUEST = 64
+"""As many of 512 x 512 pixels fit into a gRPC message (serving/gateway/connection.py)."""
+
 DecodingMode = Literal["exact", "fast"]
 
 
@@ -284,6 +287,15 @@ class ServeSettings:
             metavar="HOST:PORT",
             help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several "
             "with commas between, or a name with several addresses, are asked in turn.",
+            rich_help_panel=TRITON,
+        ),
+    ] = None
+    images_per_request: Annotated[
+        int | None,
+        Option(
+            help="Most images in one request to Triton: under load, images for the same model wait up to 1 ms for each "
+            "other. Set it to 1 if that millisecond matters more than the rate.",
+            show_default="32 for a model on a GPU, else 1",
             rich_help_panel=TRITON,
         ),
     ] = None
@@ -450,6 +462,12 @@ class ServeSettings:
                     )
         elif self.port in self.triton.ports.by_flag().values():
             raise wrong("--port", self.port, "the embedded Triton has this port too; choose another for either")
+        if self.images_per_request is not None and not 1 <= self.images_per_request <= MOST_IMAGES_PER_REQUEST:
+            raise wrong(
+                "--images-per-request",
+                self.images_per_request,
+                f"give 1 to {MOST_IMAGES_PER_REQUEST}, or leave it out for what suits each model",
+            )
         if self.triton_restarts < 0:
             raise wrong("--triton-restarts", self.triton_restarts, "give 0 or more; the default is 5")
 

@@ -35,6 +35,7 @@ from serving.gateway.errors import (
     documented,
 )
 from serving.gateway.following import following
+from serving.gateway.joining import Joiner
 from serving.gateway.metrics import Metrics
 from serving.gateway.metrics_port import MetricsPort
 from serving.gateway.middleware import AdmissionControl, BodyGuard, RequestEnvelope
@@ -78,6 +79,7 @@ def create_app(
     metrics: Metrics,
     tracing: Tracing | None = None,
     companions: Sequence[Companion] = (),
+    images_per_request: int | None = None,
     metrics_port: int | None = None,
     logs_requests: bool = True,
     speaks_other_contracts: bool = True,
@@ -89,6 +91,7 @@ def create_app(
         models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
         broken: why it does not serve others, by name.
         companions: what runs alongside the lone Triton.
+        images_per_request: most images in a request to Triton; None for what suits each model.
     """
 
     @asynccontextmanager
@@ -101,7 +104,7 @@ def create_app(
             default_model=default_model,
             limits=limits,
             admission=admission,
-            classifier=Classifier(tritons, decoder),
+            classifier=Classifier(tritons, decoder, Joiner(images_per_request, metrics.count_model_request)),
             decoder=decoder,
             shows_metrics=metrics_port is None,
         )

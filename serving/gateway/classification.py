@@ -12,6 +12,7 @@ from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.decoder_handle import ModelInput
 from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
+from serving.gateway.joining import Joiner
 from serving.gateway.models import ServedModel
 from serving.gateway.png import as_png
 from serving.gateway.record import ImageRecord, RequestRecord
@@ -61,9 +62,10 @@ class AnsweredImage:
 class Classifier:
     """Answers questions about images, each image on its own."""
 
-    def __init__(self, tritons: Tritons, decoder: Decoder) -> None:
+    def __init__(self, tritons: Tritons, decoder: Decoder, joiner: Joiner) -> None:
         self._tritons = tritons
         self._decoder = decoder
+        self._joiner = joiner
 
     async def answer(
         self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
@@ -132,8 +134,9 @@ class Classifier:
                 continue
             try:
                 with record.model_call(model.name) as headers:
-                    answer = await triton.client.classify(
-                        model.name,
+                    answer = await self._joiner.classify(
+                        triton.client,
+                        model,
                         prepared[1].pixels,
                         version=question.version or model.version,
                         timeout_s=deadline.remaining_s(),

@@ -18,7 +18,7 @@ POLL_EVERY_S = 0.1
 POLL_TIMEOUT_S = 1.0
 
 # tritonclient drops its own defaults when any option is given, so the message sizes stand here too. The largest message
-# of ours is one image, 384 x 384 x 3 = 442 kB, or the labels of a model.
+# of ours is the images of one request, 64 x 512 x 512 x 3 = 50 MB, or the labels of a model.
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", 64 * 2**20),
     ("grpc.max_receive_message_length", 64 * 2**20),

@@ -79,6 +79,13 @@ class Metrics:
         self._request_images = Histogram(
             "deit_request_images", "Images that were answered, by request", buckets=IMAGES, registry=registry
         )
+        self._model_request_images = Histogram(
+            "deit_model_request_images",
+            "Images in one request to Triton",
+            ["model"],
+            buckets=IMAGES,
+            registry=registry,
+        )
         self._heads = Counter(
             "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
         )
@@ -123,6 +130,9 @@ class Metrics:
 
     def count_load(self, outcome: str) -> None:
         self._loads.labels(outcome).inc()
+
+    def count_model_request(self, model: str, images: int) -> None:
+        self._model_request_images.labels(model).observe(images)
 
     def lose_decoder(self) -> None:
         self._lost_decoders.inc()

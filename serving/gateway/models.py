@@ -48,6 +48,8 @@ class ServedModel:
         labels: class names in index order.
         has_heads: it gives the probabilities of the class head and of the distillation head too.
         provenance: None for a model that was not made by `deit export`.
+        largest_batch: images that one request may carry.
+        is_on_gpu: Triton runs it on a GPU.
     """
 
     name: str
@@ -56,6 +58,8 @@ class ServedModel:
     has_heads: bool
     preprocessing: Preprocessing
     provenance: Provenance | None
+    largest_batch: int
+    is_on_gpu: bool
 
     @property
     def version(self) -> str:
@@ -157,6 +161,8 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         labels=_read_labels(client, name, versions[-1], preprocessing.image_size, class_count),
         preprocessing=preprocessing,
         provenance=provenance,
+        largest_batch=max(1, config.get("max_batch_size", 0)),
+        is_on_gpu=any(group.get("kind") == "KIND_GPU" for group in config.get("instance_group", ())),
     )
 
 

@@ -1,7 +1,7 @@
 """Asks Triton for probabilities, and says in the gateway's terms what went wrong when it gives none.
 
-Each image is a request of its own; Triton's dynamic batching joins them. Each request names the version that its pixels
-were made for, so no other can answer it.
+A request carries one image, or several that joining.py put together; Triton's dynamic batching joins requests. Each
+names the version that its pixels were made for, so no other can answer it.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from grpc import ChannelConnectivity
 from grpc.aio import AioRpcError, insecure_channel
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
 from serving.gateway.connection import CHANNEL_OPTIONS
@@ -27,6 +26,11 @@ from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloa
 logger = logging.getLogger(__name__)
 
 READY = ChannelConnectivity.READY
+
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+RAW_INPUT_CONTENTS = bytes([ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2])
+"""How the field begins in a message: its number, and that a length follows."""
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -51,14 +55,17 @@ class VersionChanged(NotReady):
 class TritonClient:
     """One gRPC channel to one Triton; belongs to one event loop and is made in it.
 
-    It speaks to tritonclient's generated stub: tritonclient's own client takes 0.08 ms more for each image, a tenth of
-    what the gateway spends on one, in objects for tensors and a copy of the pixels.
+    It writes the messages itself, which copies the pixels once. tritonclient's generated stub copies them three times
+    and takes 0.07 ms more for each image of 224 x 224 pixels, a twentieth of what the gateway spends on one, and
+    tritonclient's own client takes as much again.
     """
 
     def __init__(self, url: str, on_version_changed: Callable[[], None] = lambda: None) -> None:
         self._channel = insecure_channel(url, options=CHANNEL_OPTIONS)
         self._on_version_changed = on_version_changed
-        self._stub = GRPCInferenceServiceStub(self._channel)
+        self._infer = self._channel.unary_unary(
+            MODEL_INFER, request_serializer=None, response_deserializer=ModelInferResponse.FromString
+        )
         self._last_success_s: dict[str, float] = {}
         self._usual_answer_s: dict[str, float] = {}
         self._calls: defaultdict[str, set[Any]] = defaultdict(set)
@@ -106,25 +113,55 @@ class TritonClient:
         with_heads: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> ModelOutput:
-        """Probabilities of one image, uint8 (H, W, 3).
+        """Probabilities of one image, uint8 (H, W, 3); otherwise as `ask`.
+
+        Raises:
+            Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal
+        """
+        (answer,) = await self.ask(
+            model,
+            [pixels],
+            version=version,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            with_heads=with_heads,
+            headers=headers,
+        )
+        if isinstance(answer, Problem):
+            raise answer
+        return answer
+
+    async def ask(
+        self,
+        model: str,
+        images: Sequence[npt.NDArray[np.uint8]],
+        *,
+        version: str,
+        timeout_s: float,
+        request_id: str = "",
+        with_heads: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[ModelOutput | Problem]:
+        """The answer for each image in one request, or what is wrong with it.
 
         Args:
+            images: uint8 (H, W, 3), all of one shape.
             version: whose pixels these are; no other answers.
             timeout_s: after it the call ends here, and Triton drops the request if it is still queued there.
             headers: for gRPC, such as `traceparent`.
 
         Raises:
-            Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal
+            Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal: no image has an answer.
         """
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
         request = ModelInferRequest()
-        request.CopyFrom(request_for(model, version, pixels.shape, with_heads))
+        request.CopyFrom(request_for(model, version, (len(images), *images[0].shape), with_heads))
         request.id = request_id
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)  # microseconds, for Triton's queue
-        request.raw_input_contents.append(pixels.tobytes())
+        message = with_pixels(request, images)
         asked_s = time.monotonic()
-        call = self._stub.ModelInfer(request, timeout=timeout_s, metadata=tuple((headers or {}).items()))
+        call = self._infer(message, timeout=timeout_s, metadata=tuple((headers or {}).items()))
         self._calls[model].add(call)
         try:
             response = await call
@@ -143,37 +180,59 @@ class TritonClient:
         if response.model_version != version:
             self._on_version_changed()
             raise VersionChanged(f"version {response.model_version} answered for version {version}")
-        outputs = probabilities_of(response)
-        if not all(np.isfinite(row).all() for row in outputs.values()):
+        answers = answers_of(response, len(images), with_heads)
+        if any(isinstance(answer, Problem) for answer in answers):
             logger.error("the model %s gave probabilities that are not numbers; export it again", model)
-            raise Internal("the model gave no usable answer")
-        now_s = time.monotonic()
-        self._last_success_s[model] = now_s
-        before_s = self._usual_answer_s.get(model, now_s - asked_s)
-        self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
-        return ModelOutput(
-            version=response.model_version,
-            probabilities=outputs[PROBABILITIES],
-            heads=(outputs[CLASS_PROBABILITIES], outputs[DISTILLATION_PROBABILITIES]) if with_heads else None,
-        )
+        else:
+            now_s = time.monotonic()
+            self._last_success_s[model] = now_s
+            before_s = self._usual_answer_s.get(model, now_s - asked_s)
+            self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
+        return answers
 
 
 @functools.lru_cache
-def request_for(model: str, version: str, shape: tuple[int, int, int], with_heads: bool) -> ModelInferRequest:
-    """What the requests for images of this shape have in common; to be copied, not changed."""
+def request_for(model: str, version: str, shape: tuple[int, ...], with_heads: bool) -> ModelInferRequest:
+    """What the requests for images of this shape, (N, H, W, 3), have in common; to be copied, not changed."""
     request = ModelInferRequest(model_name=model, model_version=version)
-    request.inputs.add(name=IMAGES, datatype="UINT8", shape=(1, *shape))
+    request.inputs.add(name=IMAGES, datatype="UINT8", shape=shape)
     for name in (PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ())):
         request.outputs.add(name=name)
     return request
 
 
-def probabilities_of(response: ModelInferResponse) -> dict[str, Probabilities]:
-    """The outputs by name, each of its one image."""
-    return {
-        output.name: np.frombuffer(content, np.float32)
+def with_pixels(request: ModelInferRequest, images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
+    """The message of a request whose one input tensor is these images.
+
+    A field of bytes is its number, its length as a varint, and the bytes; fields may be appended to a message
+    (https://protobuf.dev/programming-guides/encoding/).
+    """
+    parts = [np.ascontiguousarray(image).data for image in images]
+    length, rest = bytearray(), sum(part.nbytes for part in parts)
+    while rest > 127:
+        length.append(128 | rest & 127)
+        rest >>= 7
+    length.append(rest)
+    return b"".join([request.SerializeToString(), RAW_INPUT_CONTENTS, length, *parts])
+
+
+def answers_of(response: ModelInferResponse, count: int, with_heads: bool) -> list[ModelOutput | Problem]:
+    """The answer for each of the `count` images of the request."""
+    outputs = {
+        output.name: np.frombuffer(content, np.float32).reshape(count, -1)
         for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
     }
+    usable = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in outputs.values()])
+    return [
+        ModelOutput(
+            version=response.model_version,
+            probabilities=outputs[PROBABILITIES][row],
+            heads=(outputs[CLASS_PROBABILITIES][row], outputs[DISTILLATION_PROBABILITIES][row]) if with_heads else None,
+        )
+        if usable[row]
+        else Internal("the model gave no usable answer")
+        for row in range(count)
+    ]
 
 
 def problem_of(error: AioRpcError, model: str) -> Problem:

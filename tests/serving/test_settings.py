@@ -41,6 +41,12 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
         ServeSettings(triton_url="triton:8001", allow_reload=True)
 
 
+@pytest.mark.parametrize("images", [0, 65])
+def test_a_request_carries_no_fewer_images_than_one_and_no_more_than_a_message_holds(images):
+    with pytest.raises(ValueError, match=r"--images-per-request .*give 1 to 64"):
+        ServeSettings(images_per_request=images)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

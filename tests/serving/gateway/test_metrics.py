@@ -60,6 +60,7 @@ def test_a_classified_image_is_counted_once_with_its_stages(client):
         ("deit_predictions_total", labels(label=best["label"], **model)): 1,
         ("deit_confidence_count", labels(**model)): 1,
         ("deit_request_images_count", ()): 1,
+        ("deit_model_request_images_count", labels(model="tiny")): 1,
         **{
             ("deit_stage_seconds_count", labels(stage=stage, **model)): 1
             for stage in ("wait", "decode", "preprocess", "model")

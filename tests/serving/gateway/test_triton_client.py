@@ -5,14 +5,14 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc.service_pb2 import ModelInferResponse
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 from tritonclient.grpc.service_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
 )
 
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded
-from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of
+from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of, with_pixels
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,15 @@ def test_the_deadline_reaches_tritons_queue_and_ends_the_call():
         await triton.given_up.wait()
 
     with_slow_triton(ask)
+
+
+@pytest.mark.parametrize("side", [1, 6, 7, 74, 224])  # lengths of 1, 2 and 3 bytes
+def test_a_message_is_what_protobuf_would_write(side):
+    images = [np.full((side, side, 3), value, np.uint8) for value in (1, 2)]
+    request = ModelInferRequest(model_name="tiny", id="7")
+    message = with_pixels(request, [image[:, ::-1] for image in images])  # not as they lie in memory
+    request.raw_input_contents.append(np.stack(images).tobytes())
+    assert ModelInferRequest.FromString(message) == request
 
 
 class OtherVersion(GRPCInferenceServiceServicer):

@@ -20,6 +20,7 @@ from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import NotReady, Overloaded
 from serving.gateway.following import look_up
+from serving.gateway.joining import Joiner
 from serving.gateway.models import ServedModel
 from serving.gateway.record import RequestRecord
 from serving.gateway.tritons import Triton, Tritons
@@ -29,7 +30,14 @@ from tests.conftest import encoded, photograph
 from tests.serving.conftest import PREPROCESSING
 
 MODEL = ServedModel(
-    name="tiny", versions=("1",), labels=("a", "b"), has_heads=False, preprocessing=PREPROCESSING, provenance=None
+    name="tiny",
+    versions=("1",),
+    labels=("a", "b"),
+    has_heads=False,
+    preprocessing=PREPROCESSING,
+    provenance=None,
+    largest_batch=8,
+    is_on_gpu=False,
 )
 NEWER = replace(MODEL, versions=("2",), preprocessing=replace(PREPROCESSING, image_size=48))
 PICTURE = Upload(filename="", content=encoded(photograph(64, 48), "PNG"))
@@ -70,7 +78,7 @@ def asked(*scripted, models, times):
             decoder = Decoder(Decoding(processes=1), Limits(), lambda: None)
             await decoder.start()
             stack.callback(decoder.close)
-            classifier = Classifier(Tritons(lambda _: None, *members), decoder)
+            classifier = Classifier(Tritons(lambda _: None, *members), decoder, Joiner(1, lambda *_: None))
             outcomes = []
             for _ in range(times):
                 deadline = Deadline(allowed_s=30, at_s=time.monotonic() + 30)

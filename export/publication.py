@@ -1,0 +1,176 @@
+"""What the gate let through, written: a version in the model repository, or plans beside it."""
+
+import json
+import logging
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import timm
+import torch
+
+from deit import __version__
+from deit.durable import replaced_folder
+from deit.model import IMAGES, Provenance
+from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
+from deit.repository.publishing import publish
+from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
+from export import findings
+from export.config import ExportConfig
+from export.config_pbtxt import model_config, scheduling_of
+from export.engines import Engine, Infer
+from export.findings import Candidate
+from export.gate import Reference
+from export.joint import JointClassifier
+from export.tensorrt_rtx import plan_file
+from training.opening import TrainedModel
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_IMAGES = 32
+
+
+def publish_version(
+    onnx_file: Path,
+    best: Candidate,
+    measured: list[Candidate],
+    expected: Reference,
+    source: TrainedModel,
+    classifier: JointClassifier,
+    config: ExportConfig,
+) -> Path:
+    """Publish the best candidate as the next version of its model, and return the version's folder."""
+    provenance = _provenance(best, source, classifier)
+    answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
+    file = PLAN_FILE if best.engine.backend == "tensorrt" else ONNX_FILE
+
+    def fill(folder: Path) -> None:
+        if best.engine.backend == "tensorrt":
+            built = onnx_file.with_suffix("")
+            shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
+            shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
+        # with a plan too: another TensorRT or GPU builds its own from it
+        shutil.copyfile(onnx_file, folder / ONNX_FILE)
+        _write_findings(folder, provenance, best, measured, answers)
+
+    name = _model_name(best, source, config)
+    version = publish(
+        config.repository,
+        name,
+        config=model_config(
+            backend=best.engine.backend,
+            on_gpu=best.engine.on_gpu,
+            file=file,
+            backend_parameters=best.engine.parameters,
+            outputs=classifier.output_names,
+            num_classes=len(source.label_names),
+            preprocessing=source.preprocessing,
+            provenance=provenance,
+            verification=findings.summary(best),
+            scheduling=scheduling_of(config),
+        ),
+        label_names=source.label_names,
+        fill=fill,
+    )
+    folder = config.repository / name / str(version)
+    logger.info("published %s (%.1f MB)", folder, (folder / file).stat().st_size / 1e6)
+    return folder
+
+
+def keep_plans(
+    onnx_file: Path,
+    best: Candidate,
+    measured: list[Candidate],
+    expected: Reference,
+    source: TrainedModel,
+    classifier: JointClassifier,
+    config: ExportConfig,
+) -> list[Path]:
+    """Make a folder for each compute capability: the plan, its graph, and what the gate found."""
+    answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
+    folders = []
+    for capability in config.capabilities:
+        plan = plan_file(onnx_file, capability)
+        if best.engine.capability == capability:
+            ran = f"The gate judged the plan for {capability} itself, on the GPU of this machine."
+        else:
+            ran = (
+                f"The plan for {capability} was built and not run, because no such GPU was there: the gate judged its "
+                f"graph, on {best.engine.title}."
+            )
+        target = config.plans / _model_name(best, source, config) / capability
+        with replaced_folder(target) as folder:
+            for file in (plan, plan.with_name(FINGERPRINT_FILE)):
+                shutil.copyfile(file, folder / file.name)
+            shutil.copyfile(onnx_file, folder / ONNX_FILE)
+            provenance = _provenance(best, source, classifier)
+            _write_findings(folder, provenance, best, measured, answers, outcome="built", note=ran)
+        folders.append(target)
+        logger.info("built %s (%.1f MB). %s", target, plan.stat().st_size / 1e6, ran)
+    return folders
+
+
+def _model_name(best: Candidate, source: TrainedModel, config: ExportConfig) -> str:
+    name, precision = config.name or source.architecture, best.judgement.precision
+    return name if precision == "fp32" else f"{name}_{precision}"
+
+
+def _provenance(best: Candidate, source: TrainedModel, classifier: JointClassifier) -> Provenance:
+    return Provenance(
+        architecture=source.architecture,
+        checkpoint_sha256=source.weights_sha256,
+        precision=best.judgement.precision,
+        readout=classifier.readout,
+        teacher=source.teacher,
+        parity_images=best.judgement.images,
+        parity_max_difference=best.judgement.max_difference,
+        metrics=source.metrics,
+        versions=_versions(best.engine),
+    )
+
+
+def _write_findings(
+    folder: Path,
+    provenance: Provenance,
+    best: Candidate,
+    measured: list[Candidate],
+    answers: dict[str, npt.NDArray[Any]],
+    *,
+    outcome: str = "published",
+    note: str = "",
+) -> None:
+    np.savez_compressed(folder / REFERENCE_FILE, **answers)
+    (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+    (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
+    (folder / REPORT_TABLE).write_text(findings.as_text(measured, best, outcome) + (f"{note}\n" if note else ""))
+
+
+def _reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:
+    """Images and what PyTorch answers to them, by the names in REFERENCE_FILE. The published variant answers them as
+    PyTorch does, so an engine that does not differs from the one that was judged.
+    """
+    spread = np.unique(np.linspace(0, len(expected.images) - 1, 2 * REFERENCE_IMAGES).astype(int))
+    answered = np.concatenate([run(expected.images[part])[0] for part in np.array_split(spread, len(spread) // 8 + 1)])
+    agreed = spread[answered.argmax(axis=1) == expected.outputs[0][spread].argmax(axis=1)]
+    agreed = agreed[np.unique(np.linspace(0, len(agreed) - 1, REFERENCE_IMAGES).astype(int))]
+    outputs = {name: output[agreed] for name, output in zip(classifier.output_names, expected.outputs, strict=True)}
+    return {IMAGES: expected.images[agreed], **outputs}
+
+
+def _versions(engine: Engine) -> dict[str, str]:
+    found = {
+        "deit-server": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    if engine.backend in ("openvino", "tensorrt"):
+        found[engine.backend] = sys.modules[engine.backend].__version__
+    return found
