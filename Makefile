@@ -8,8 +8,9 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 	if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then echo $$python; break; fi; done)
 
-# --inexact: `make serve` after `make test` must not uninstall what the tests need.
-SYNC = .venv/bin/uv sync --quiet --frozen --inexact --python .venv/bin/python
+# --inexact: `make serve` after `make test` must not uninstall what the tests need. --compile-bytecode: where Python may
+# not write its bytecode (PYTHONDONTWRITEBYTECODE, a read-only folder) each start would compile torch anew, for seconds.
+SYNC = .venv/bin/uv sync --quiet --frozen --inexact --compile-bytecode --python .venv/bin/python
 
 .PHONY: help
 help: ## Show this help.
@@ -126,7 +127,7 @@ clean: ## Remove the environments and everything that tools cached.
 # An environment of its own: onnxruntime-gpu and onnxruntime are the same module.
 .gpu/ready: .venv/uv uv.lock pyproject.toml
 	@echo "Installing what a GPU needs into .gpu, about 10 GB: some minutes"
-	@UV_PROJECT_ENVIRONMENT=.gpu .venv/bin/uv sync --quiet --frozen --no-default-groups --extra gpu --extra benchmark --extra client --python .venv/bin/python
+	@UV_PROJECT_ENVIRONMENT=.gpu .venv/bin/uv sync --quiet --frozen --compile-bytecode --no-default-groups --extra gpu --extra benchmark --extra client --python .venv/bin/python
 	@touch $@
 
 .audit/ready: requirements/audit.txt
