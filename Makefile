@@ -20,9 +20,10 @@ help: ## Show this help.
 serve: .venv/serving ## Install what serving needs and serve the model that ships, on http://127.0.0.1:8080.
 	@exec .venv/bin/deit serve
 
+# Each file of tests runs in one of the processes, from its first test to its last.
 .PHONY: test
-test: .venv/development ## Install everything and run the tests.
-	@.venv/bin/pytest $(PYTEST)
+test: .venv/development ## Install everything and run the tests, in a process for each core, at most four.
+	@.venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .PHONY: soak
 soak: .venv/development ## Run the long tests too: hours of load, faults and kills on an idle machine.
