@@ -133,23 +133,6 @@ def test_a_weights_file_of_something_else_is_named(
         export_models(config(tmp_path / "weights.pth", pictures, tmp_path / "models", architecture=architecture))
 
 
-def test_real_deit_tiny_keeps_its_answers_on_real_photographs(shared_data: Path, tmp_path: Path) -> None:
-    (version,) = export_models(
-        config(
-            shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
-            shared_data / "imagenet" / "sample500.parquet",
-            tmp_path / "models",
-            architecture="deit_tiny_patch16_224",
-            labels="imagenet-1k",
-            crop_pct=0.875,
-            parity_images=64,
-        )
-    )
-    provenance = Provenance.from_json((version / "provenance.json").read_text())
-    assert provenance.readout == "class"
-    assert provenance.parity_max_difference < 1e-5
-
-
 def test_several_precisions_become_models_of_their_own_with_their_reports(
     checkpoint: Path, colours_data: Path, tmp_path: Path
 ) -> None:
