@@ -1,5 +1,6 @@
 """Pictures, small data sets and the shared data that every stage's tests use."""
 
+import gc
 import io
 import json
 import logging
@@ -90,6 +91,11 @@ def pytest_collection_finish() -> None:
     """
     if torch := sys.modules.get("torch"):
         torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = True
+
+
+def pytest_sessionfinish() -> None:
+    """Free the loaders that cycles of objects keep: at its end Python would wait for their workers for ever."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
