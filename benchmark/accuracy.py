@@ -16,10 +16,10 @@ from benchmark.repository import onnx_file
 from benchmark.results import Environment, Figure, Record
 from benchmark.server import addresses
 from deit.errors import BenchmarkError, DataError
-from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.preprocessing import Preprocessing
 from deit.repository.models import ModelVersion, find_model, read_version
 from export.joint import JointClassifier
-from training.images import LabelledImages, decode
+from training.images import LabelledImages, prepare
 from training.opening import open_model
 from training.real_labels import real_labels
 
@@ -161,7 +161,7 @@ def prepared(images: LabelledImages, preprocessing: Preprocessing, indices: rang
     pixels, readable = [np.empty((0, size, size, 3), np.uint8)], []
     for index in indices:
         try:
-            pixels.append(resize_and_crop(decode(images, index), preprocessing)[None])
+            pixels.append(prepare(images, index, preprocessing)[None])
         except DataError:
             continue
         readable.append(index)

@@ -35,14 +35,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def our_server(repository: Path, *, default_model: str | None = None) -> Iterator[Server]:
-    """`deit serve` on free ports with its defaults, but without a log line for each request, as the peers run."""
+def our_server(repository: Path, *, default_model: str | None = None, exact: bool = False) -> Iterator[Server]:
+    """`deit serve` on free ports with its defaults, but without a log line for each request, as the peers run.
+
+    Args:
+        exact: with the pixels of Pillow and timm.
+    """
     port, grpc, metrics = free_port(), free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
         *(sys.executable, "-m", "deit", "serve", "--model-repository", str(repository), "--port", str(port)),
         *("--triton-grpc-port", str(grpc), "--triton-metrics-port", str(metrics), "--no-log-requests"),
         *(() if default_model is None else ("--default-model", default_model)),
+        *(("--decode", "exact") if exact else ()),
     ]
     with running(command, name="deit serve") as process:
         process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)

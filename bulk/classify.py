@@ -22,8 +22,9 @@ from bulk.model import Session, StoredModel, read_model
 from bulk.results import Job, begin, write_part
 from bulk.sources import Part, digest_of, find_parts, read_images
 from deit.errors import PictureError
-from deit.pictures import PictureLimits, configure_pillow, read_picture
-from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits, configure_pillow
+from deit.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,7 @@ class Decode:
         problems: list[str | None] = []
         for place, content in enumerate(read_images(self._location, part)):
             try:
-                picture = read_picture(content or b"", self._limits)
-                pixels[place] = resize_and_crop(picture.image, self._preprocessing)
+                pixels[place] = model_input(content or b"", self._preprocessing, self._limits)
                 problems.append(None)
             except PictureError as error:
                 problems.append(f"{error.refusal}: {error}")

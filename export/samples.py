@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
-from deit.preprocessing import Preprocessing, resize_and_crop
-from training.images import LabelledImages, decode, decode_file, open_images
+from deit.preprocessing import Preprocessing
+from training.images import LabelledImages, open_images, prepare, prepare_file
 
 MOST_IMAGES = 512
 MOST_CALIBRATION_IMAGES = 64
@@ -77,13 +77,13 @@ def _train_split(path: Path) -> LabelledImages | None:
 
 
 def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int) -> Sample:
-    pixels = np.stack([resize_and_crop(decode(images, index), preprocessing) for index in indices])
+    pixels = np.stack([prepare(images, index, preprocessing) for index in indices])
     labels = np.array([images.label(index) for index in indices])
     return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)
 
 
 def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
-    return Sample(images=np.stack([resize_and_crop(decode_file(file), preprocessing) for file in files]), labels=None)
+    return Sample(images=np.stack([prepare_file(file, preprocessing) for file in files]), labels=None)
 
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:

@@ -22,6 +22,11 @@ def serve(settings: ServeSettings) -> None:
     """
     configure_logging(settings.log.format)
     logger.info("settings", extra=resolved(settings))
-    from serving.launcher import serve  # after parsing, so that --help and wrong usage are quick
+    # after parsing, so that --help and wrong usage are quick
+    from serving.launcher import serve
+    from serving.supervisor import supervise
 
-    serve(settings)
+    if (count := settings.gateway_count) > 1:
+        supervise(settings, count)
+    else:
+        serve(settings)

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 
 import typer
 
+from deit import fast_resize
 from deit.errors import ServingError
 from deit.options import named
 from serving.embedded.command_line import LOOPBACK
@@ -102,7 +103,12 @@ def serve(settings: ServeSettings) -> None:
             )
         urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}")
         discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
-        server = gateway_server(settings, urls, discovered, access, stop, triton, listener)
+        address = url_of(listener)
+        ready = f"Ready: {address} (models: {', '.join(discovered.models)})"
+        server = gateway_server(
+            *(settings, urls, discovered, access, stop, triton, listener),
+            on_ready=lambda: typer.echo(f"{ready}\nTry:   curl -F image=@photo.jpg {address}/classify"),
+        )
         signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
         collect_less_garbage()
         server.run(listeners)
@@ -179,7 +185,11 @@ def gateway_server(
     stop: StopSignal,
     triton: EmbeddedTriton | None,
     listener: socket.socket,
+    *,
+    on_ready: Callable[[], object],
 ) -> GatewayServer:
+    if settings.decoding.mode == "fast" and not fast_resize.IS_AVAILABLE:
+        logger.warning("cykooz-resizer is not installed, and has no wheels for this processor: Pillow resizes images")
     admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
     default_model = choose_default(settings.default_model, discovered.names())
@@ -205,13 +215,11 @@ def gateway_server(
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
     )
-    address = url_of(listener)
-    ready = f"Ready: {address} (models: {', '.join(models)})\nTry:   curl -F image=@photo.jpg {address}/classify"
     return GatewayServer(
         app,
         admission,
         request_timeout_s=settings.limits.request_timeout_s,
-        on_ready=lambda: typer.echo(ready),
+        on_ready=on_ready,
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,
     )

@@ -1,4 +1,4 @@
-"""The batches a run reads: augmented ones to train on, the gateway's exact view to evaluate on."""
+"""The batches a run reads: augmented ones to train on, the gateway's view to evaluate on."""
 
 import logging
 import signal
@@ -9,14 +9,16 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
 from deit.errors import DataError
-from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.fast_resize import CropWindow, can_resize, resize_window
+from deit.preprocessing import Preprocessing
 from training.config import TrainConfig
-from training.images import LabelledImages, decode
+from training.images import LabelledImages, decode, prepare
 from training.processes import Processes
 from training.sampler import Draw, EpochSampler, Shares
 from training.seeds import Purpose, derived_seed, seed_cpu
@@ -79,11 +81,10 @@ class EvaluationImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         size = self._preprocessing.image_size
         try:
-            image = decode(self._images, index)
+            pixels = torch.from_numpy(prepare(self._images, index, self._preprocessing).copy())
         except DataError:
             return torch.zeros(3, size, size, dtype=torch.uint8), torch.tensor(-1), torch.tensor(index)
-        pixels = torch.from_numpy(resize_and_crop(image, self._preprocessing).copy()).permute(2, 0, 1)
-        return pixels, torch.tensor(self._images.label(index)), torch.tensor(index)
+        return pixels.permute(2, 0, 1), torch.tensor(self._images.label(index)), torch.tensor(index)
 
 
 class CorruptImages:
@@ -137,8 +138,23 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
         # resizing leaves an image of the right size as it is
         resize = transforms.Resize(config.image_size, transforms.InterpolationMode.BICUBIC)
         steps[:1] = [resize, transforms.RandomCrop(config.image_size, padding=4)]
+    elif can_resize(Image.Resampling.BICUBIC):
+        steps[0] = FastRandomCrop(steps[0])
     transform: Transform = transforms.Compose(steps)
     return transform
+
+
+class FastRandomCrop:
+    """timm's random resized crop, with the same draws, resized as the server resizes (deit/fast_resize.py)."""
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
+        self._size = crop.size
+        self._scale, self._ratio = crop.scale, crop.ratio
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self._scale, self._ratio)
+        box = image.crop((left, top, left + width, top + height))  # as timm: nothing outside the box counts
+        return resize_window(box, CropWindow(0, 0, width, height), self._size, Image.Resampling.BICUBIC)
 
 
 def mend_posterize(steps: list[Transform]) -> None:

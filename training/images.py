@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from deit.errors import DataError, PictureError
 from deit.labels import LABELS_FILE, read_labels
+from deit.model_input import model_input
 from deit.pictures import ALL_FORMATS, IMAGE_SUFFIXES, PictureLimits, read_picture
+from deit.preprocessing import Preprocessing
 
 LIMITS = PictureLimits(max_pixels=178_956_970, formats=ALL_FORMATS, bounds_cost=False)
 """The files are one's own, so they may be of any kind and cost; Pillow itself opens no more pixels."""
@@ -254,9 +258,17 @@ def decode(images: LabelledImages, index: int) -> Image.Image:
         raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error
 
 
-def decode_file(file: Path) -> Image.Image:
-    """The image in a file, by the same rules. Raises DataError that names it."""
+def prepare(images: LabelledImages, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """One image as a model reads it, uint8 (H, W, 3), as the server prepares it. Raises DataError that names it."""
     try:
-        return read_picture(file.read_bytes(), LIMITS).image
+        return model_input(images.encoded(index), preprocessing, LIMITS)
+    except (OSError, PictureError) as error:
+        raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error
+
+
+def prepare_file(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """The image in a file, in the same way. Raises DataError that names it."""
+    try:
+        return model_input(file.read_bytes(), preprocessing, LIMITS)
     except (OSError, PictureError) as error:
         raise DataError(f"{file} cannot be decoded: {error}") from error

@@ -59,7 +59,7 @@ class PeerClassifier:
     def pixels(self, content: bytes | bytearray | memoryview | Image.Image) -> npt.NDArray[np.uint8]:
         """The model's input, uint8 (H, W, 3), from an image file or from an image that the server opened."""
         image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
-        return resize_and_crop(upright_rgb(image), self._preprocessing)
+        return resize_and_crop(upright_rgb(image), self._preprocessing, exact=True)
 
     def answers(self, batch: list[npt.NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """The answers of this project's gateway, without names of classes."""

@@ -16,8 +16,9 @@ from benchmark.outcome import console
 from benchmark.peers.entrant import Entrant, Window, measure
 from benchmark.peers.side_by_side import side_by_side
 from benchmark.peers.tuning import Shape, shapes
-from benchmark.repository import onnx_file
+from benchmark.repository import only, onnx_file
 from benchmark.results import Environment, Figure, Kind, Record
+from benchmark.server import CLASSIFY, our_server
 from deit.errors import BenchmarkError
 from deit.repository.models import ModelVersion, find_model, read_version
 
@@ -44,7 +45,7 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
     failures: dict[tuple[str, str], str] = {}
     entrants = []
     for model in models:
-        expected = ours_for(model, config, images)
+        expected = ours_for(model, images)
         entrants.append(Entrant(server=OURS, model=model, shape=None))
         for peer in config.peer if onnx_file(model) is not None else ():
             candidates = [Entrant(server=peer, model=model, shape=shape) for shape in shapes(peer, environment.cores)]
@@ -128,10 +129,10 @@ def best_of(
     return max(rates, key=lambda candidate: rates[candidate]) if rates else candidates[0]
 
 
-def ours_for(model: ModelVersion, config: PeersConfig, images: Sequence[bytes]) -> list[dict[int, float]]:
-    """What our server answers for the first images."""
-    with Entrant(server=OURS, model=model, shape=None).running(config, images[0]) as (url, _):
-        return answers_of(url, images[:CHECKED_IMAGES])
+def ours_for(model: ModelVersion, images: Sequence[bytes]) -> list[dict[int, float]]:
+    """What our server answers for the first images from the pixels that the peers read: Pillow's."""
+    with only(model.model) as repository, our_server(repository, exact=True) as server:
+        return answers_of(f"{server.url}{CLASSIFY}?model={model.name}", images[:CHECKED_IMAGES])
 
 
 def answers_of(url: str, images: Sequence[bytes]) -> list[dict[int, float]]:

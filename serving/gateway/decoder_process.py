@@ -74,11 +74,11 @@ def answer(asked: bytes, region: mmap.mmap, limits: PictureLimits) -> dict[str, 
     try:
         size, header, mode, preprocessing_json = asked.split(b" ", 3)
         preprocessing = read_preprocessing(preprocessing_json)
-        is_fast = mode == b"fast"
-        shorter_px = preprocessing.resize_px if is_fast else None
+        exact = mode == b"exact"
+        shorter_px = None if exact else preprocessing.resize_px
         picture = read_picture(region[: int(size)], limits, header=Header(*json.loads(header)), shorter_px=shorter_px)
         decoded_s = time.monotonic()
-        pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size, only_window=is_fast)
+        pixels = resize_and_crop(picture.image, preprocessing, full_size=picture.full_size, exact=exact)
         if pixels.nbytes > len(region):
             raise Internal(f"{pixels.nbytes} bytes of pixels do not fit into the {len(region)} that are shared")
         region[: pixels.nbytes] = pixels.data.cast("B")

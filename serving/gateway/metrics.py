@@ -1,9 +1,11 @@
 """What the gateway counts, for Prometheus. Labels are bounded: routes, models, problems, never what a caller wrote."""
 
+import os
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.gateway.admission import Admission
 from serving.gateway.models import ServedModel
@@ -18,29 +20,46 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class LearntTritons:
-    """Read when Prometheus asks, because Tritons come and go."""
+# One of several gateways: prometheus_client then keeps its values in this folder, where the others read them.
+IS_SHARED = "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
-    def __init__(self, tritons: Tritons) -> None:
-        self._tritons = tritons
+
+class WhatIsServed:
+    """What is served now, read when Prometheus asks: Tritons and models come and go."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self.models = models
+        self.tritons: Tritons | None = None
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        info = GaugeMetricFamily("deit_model_info", "1", labels=["model", "version", "precision", "checkpoint"])
+        for model in self.models.values():
+            precision = model.provenance.precision if model.provenance else ""
+            checkpoint = model.provenance.checkpoint_sha256 if model.provenance else ""
+            info.add_metric([model.name, model.version, precision, checkpoint], 1)
+        yield info
+        if self.tritons is None:
+            return
+        yield GaugeMetricFamily("deit_tritons", "Tritons that can be asked", value=self.tritons.answering())
         broken = GaugeMetricFamily(
             "deit_models_broken",
             "Models that a Triton does not serve, because they do not load or give no probabilities",
             labels=["triton"],
         )
-        for triton in self._tritons:
+        for triton in self.tritons:
             if triton.models:
                 broken.add_metric([triton.url], len(triton.broken.keys() - triton.models.keys()))
         yield broken
 
 
 class Metrics:
-    """One gateway's; in a registry of its own, so that nothing is shared through the process."""
+    """One gateway's, or those of all gateways of a supervisor; in a registry of its own."""
 
     def __init__(self, models: Mapping[str, ServedModel], admission: Admission) -> None:
         self.registry = registry = CollectorRegistry()
+        self._admission = admission
+        self._served = WhatIsServed(models)
+        registry.register(self._served)
         self._requests = Counter(
             "deit_requests", "Requests by answer; 499 when the client left", ["route", "status"], registry=registry
         )
@@ -63,29 +82,23 @@ class Metrics:
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
-        self._in_flight = Gauge("deit_requests_in_flight", "Requests not yet answered", registry=registry)
-        Gauge("deit_images_in_flight", "Images that wait or are worked on", registry=registry).set_function(
-            lambda: admission.images_in_flight
-        )
-        Gauge("deit_image_limit", "Images in flight above which more are refused", registry=registry).set_function(
-            lambda: admission.image_limit
+        self._in_flight, self._images_in_flight, self._image_limit = (
+            Gauge(name, text, registry=registry, multiprocess_mode="livesum")
+            for name, text in (
+                ("deit_requests_in_flight", "Requests not yet answered"),
+                ("deit_images_in_flight", "Images that wait or are worked on"),
+                ("deit_image_limit", "Images in flight above which more are refused"),
+            )
         )
         self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
-        self._tritons = Gauge("deit_tritons", "Tritons that can be asked", registry=registry)
-        self._served = Gauge("deit_model_info", "1", ["model", "version", "precision", "checkpoint"], registry=registry)
-        self.show_models(models)
+        self._show_load()
 
     def watch(self, tritons: Tritons) -> None:
-        self._tritons.set_function(tritons.answering)
-        self.registry.register(LearntTritons(tritons))
+        self._served.tritons = tritons
 
     def show_models(self, models: Mapping[str, ServedModel]) -> None:
         """Those that are served now."""
-        self._served.clear()
-        for model in models.values():
-            precision = model.provenance.precision if model.provenance else ""
-            checkpoint = model.provenance.checkpoint_sha256 if model.provenance else ""
-            self._served.labels(model.name, model.version, precision, checkpoint).set(1)
+        self._served.models = models
 
     def count_load(self, outcome: str) -> None:
         self._loads.labels(outcome).inc()
@@ -95,10 +108,14 @@ class Metrics:
 
     def begin(self) -> None:
         self._in_flight.inc()
+        if IS_SHARED:
+            self._show_load()
 
     def end(self, record: RequestRecord, *, route: str, status: int, seconds: float) -> None:
         """Count a request that has its answer."""
         self._in_flight.dec()
+        if IS_SHARED:
+            self._show_load()
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
         for problem in record.problems:
@@ -114,4 +131,14 @@ class Metrics:
 
     def page(self) -> bytes:
         """What Prometheus reads."""
-        return generate_latest(self.registry)
+        self._show_load()
+        if not IS_SHARED:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(self._served)
+        return generate_latest(registry)
+
+    def _show_load(self) -> None:
+        self._images_in_flight.set(self._admission.images_in_flight)
+        self._image_limit.set(self._admission.image_limit)

@@ -39,7 +39,7 @@ class GatewayServer(uvicorn.Server):
         admission: Admission,
         *,
         request_timeout_s: float,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[], object],
         on_stop: Callable[[], None],
         has_failed: Callable[[], bool],
     ) -> None:
@@ -85,8 +85,14 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def reserve_port(host: str, port: int, *, admits_strangers: bool, flag: str = "--port") -> socket.socket:
-    """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready."""
+def reserve_port(
+    host: str, port: int, *, admits_strangers: bool, flag: str = "--port", shared: bool = False
+) -> socket.socket:
+    """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready.
+
+    Args:
+        shared: further sockets of this user may have the port too, and get their share of the connections.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -98,6 +104,8 @@ def reserve_port(host: str, port: int, *, admits_strangers: bool, flag: str = "-
             )
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         raise ServingError(

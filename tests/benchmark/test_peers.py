@@ -47,8 +47,7 @@ def test_what_the_peers_do_with_an_image_is_what_ours_does(photographs_folder):
         {each["index"]: each["probability"] for each in answer["predictions"]}
         for answer in classifier.answers([classifier.pixels(image) for image in images])
     ]
-    config = PeersConfig(images=photographs_folder, model="deit_cifar10", model_repository=REPOSITORY)
-    refuse_other_answers("peer", found, ours_for(model, config, images))
+    refuse_other_answers("peer", found, ours_for(model, images))
 
 
 def window(answered, cpu_s):
@@ -85,7 +84,7 @@ def test_a_peer_answers_as_ours_does(peer, photographs_folder):
     )
     model = read_version(REPOSITORY / "deit_cifar10")
     images = read_photographs(photographs_folder).images
-    expected = ours_for(model, config, images)
+    expected = ours_for(model, images)
     for shape in shapes(peer, cores=2):
         with Entrant(server=peer, model=model, shape=shape).running(config, images[0]) as (url, _):
             refuse_other_answers(peer, answers_of(url, images), expected)

@@ -17,8 +17,8 @@ from bulk.model import Session, read_model
 from bulk.results import Job, begin, write_part
 from bulk.sources import digest_of, find_parts, read_images
 from deit.errors import DataError, RepositoryError
-from deit.pictures import PictureLimits, read_picture
-from deit.preprocessing import resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 from tests.serving.conftest import eventually
 
@@ -120,8 +120,7 @@ def check_answers(pictures: Path, folder: Path) -> None:
     model = read_model(REPOSITORY, "deit_cifar10", None)
     session = Session(model.graph, threads=1)
     for path in pictures.glob("day */*.jpg"):
-        picture = read_picture(path.read_bytes(), PictureLimits(max_pixels=10**6))
-        pixels = resize_and_crop(picture.image, model.preprocessing)
+        pixels = model_input(path.read_bytes(), model.preprocessing, PictureLimits(max_pixels=10**6))
         expected = session.probabilities(np.asarray(pixels)[np.newaxis])[0]
         row = rows[path.name]
         assert row["label"] == model.labels[int(expected.argmax())]

@@ -165,19 +165,33 @@ def test_larger_images_are_cropped_to_the_models_size_with_rand_augment() -> Non
     assert pixels.dtype == torch.uint8
 
 
-def test_the_pixels_are_those_of_timms_own_loader(shared_data: Path) -> None:
-    """With the same seeds, so that comparing a recipe with timm's compares nothing else."""
+@pytest.mark.parametrize(
+    ("is_fast", "auto_augment", "mean_levels"),
+    # Pillow may go along columns first where the sides change by different factors; RandAugment turns a level into many
+    [(False, "rand-m9-mstd0.5-inc1", 0), (True, None, 0.5)],
+)
+def test_the_pixels_are_those_of_timms_own_loader(
+    is_fast: bool, auto_augment: str | None, mean_levels: float, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same seeds, so that comparing a recipe with timm's compares nothing else but the resize."""
+    monkeypatch.setattr(data, "can_resize", lambda _: is_fast)
     images = open_images(shared_data / "imagenet" / "sample500.parquet", "test")
-    settings = config(image_size=224, auto_augment="rand-m9-mstd0.5-inc1")
+    settings = config(image_size=224, auto_augment=auto_augment)
     ours = AugmentedImages(images, training_transform(settings, MEAN), seed=0)
     timms = create_transform(
-        224, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", use_prefetcher=True
+        224,
+        is_training=True,
+        auto_augment=auto_augment,
+        color_jitter=None,
+        interpolation="bicubic",
+        use_prefetcher=True,
     )
     mend_posterize(timms.transforms)
     for place in range(24):
         pixels, label, _ = ours[Draw(image=20 * place, epoch=2, place=place)]
         seed_cpu(derived_seed(0, 2, Purpose.IMAGE, place))
-        assert torch.equal(pixels, torch.as_tensor(timms(decode(images, 20 * place))))
+        theirs = torch.as_tensor(timms(decode(images, 20 * place)))
+        assert (pixels.float() - theirs.float()).abs().mean() <= mean_levels  # another crop differs by dozens
         assert label == images.label(20 * place)
 
 

@@ -1,7 +1,6 @@
 """A running server follows its model repository: real Triton, real load, real corrupt files."""
 
 import asyncio
-import io
 import json
 import os
 import re
@@ -19,13 +18,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from deit.control import control_socket
 from deit.model import PROBABILITIES
-from deit.preprocessing import resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits
 from serving.client import AsyncClient, Client, ClientError
 from serving.embedded.control import claim_control_socket
 from tests.conftest import encoded, photograph
@@ -341,7 +340,7 @@ def test_ten_thousand_requests_with_cancellations_and_a_reload_get_their_own_ans
     assert not failures
     assert given_up
     assert len(answers) + len(given_up) == count
-    pixels = [resize_and_crop(Image.open(io.BytesIO(content)).convert("RGB"), PREPROCESSING) for content in contents]
+    pixels = [model_input(content, PREPROCESSING, PictureLimits(max_pixels=10**7)) for content in contents]
     expected = {
         str(version): onnxruntime.InferenceSession(repository / "crowd" / str(version) / "model.onnx").run(
             [PROBABILITIES], {"images": np.stack(pixels)}

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from deit.model import PROBABILITIES
-from deit.pictures import PictureLimits, read_picture
-from deit.preprocessing import resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits
 from serving.gateway.errors import PROBLEMS
 from serving.gateway.routes import STATIC
 from serving.gateway.schemas import ClassificationBody, ImageResults, StreamedResult
@@ -53,7 +53,7 @@ def served_probabilities(client, content):
 
 def assert_served_as_in_process(client, contents, model_repository):
     session = onnxruntime.InferenceSession(model_repository / "tiny" / "1" / "model.onnx")
-    images = np.stack([resize_and_crop(read_picture(content, LIMITS).image, PREPROCESSING) for content in contents])
+    images = np.stack([model_input(content, PREPROCESSING, LIMITS) for content in contents])
     (expected,) = session.run([PROBABILITIES], {"images": images})
     with ThreadPoolExecutor(32) as threads:
         served = list(threads.map(lambda content: served_probabilities(client, content), contents))

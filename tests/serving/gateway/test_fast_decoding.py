@@ -80,21 +80,12 @@ def test_what_is_no_large_jpeg_is_decoded_whole(image_format, side):
     whole, reduced = (read_picture(content, LIMITS, shorter_px=each).image for each in (None, IMAGENET.resize_px))
     np.testing.assert_array_equal(np.asarray(reduced), np.asarray(whole))
     exact, fast, _, _ = both(content)
-    differences = np.abs(exact.astype(int) - fast)
-    assert differences.max() <= 1  # of rounding; a reduction differs by dozens
-    assert differences.mean() < 0.01
-
-
-def test_photographs_that_are_decoded_whole_hardly_change(photographs):
-    exact, fast, _, _ = zip(*(both(each) for each in photographs), strict=True)
-    differences = np.abs(np.stack(exact).astype(int) - np.stack(fast))
-    assert differences.mean() <= 0.05  # seen: 0.02
-    assert np.quantile(differences, 0.999) <= 2
+    assert np.abs(exact.astype(int) - fast).max() <= 2  # of the resize; a reduction differs by dozens
 
 
 @pytest.mark.soak
 def test_the_best_class_stays_the_same(shared_data):
-    """DeiT-Ti on all 500 photographs."""
+    """DeiT-Ti on all 500 photographs, enlarged so that they are decoded at a fraction."""
     import timm
     import torch
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.preprocessing import resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import PREPROCESSING
 
@@ -88,7 +89,7 @@ def test_each_image_comes_with_the_pixels_that_the_model_read(client, pictures):
         start, _, content = result["pixels"].partition(",")
         assert start == "data:image/png;base64"
         read = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
-        expected = resize_and_crop(Image.open(io.BytesIO(picture)).convert("RGB"), PREPROCESSING)
+        expected = model_input(picture, PREPROCESSING, PictureLimits(max_pixels=10**6))
         np.testing.assert_array_equal(read, expected)
     assert "pixels" not in client.post("/classify", content=pictures[0]).json()
 

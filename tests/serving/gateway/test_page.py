@@ -9,7 +9,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from deit.preprocessing import resize_and_crop
+from deit.model_input import model_input
+from deit.pictures import PictureLimits
 from tests.browser import chromium, find_chromium
 from tests.conftest import encoded, photograph
 from tests.drawings import airplane, ship
@@ -108,7 +109,7 @@ def test_it_shows_the_very_pixels_that_the_model_read(page):
     wait_for_answer(page)
     _, _, content = page.get_attribute("#seen", "src").partition(",")
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
-    expected = resize_and_crop(Image.open(io.BytesIO(PHOTOGRAPH)).convert("RGB"), PREPROCESSING)
+    expected = model_input(PHOTOGRAPH, PREPROCESSING, PictureLimits(max_pixels=10**7))
     np.testing.assert_array_equal(seen, expected)
     assert f"{IMAGE_SIZE} \N{MULTIPLICATION SIGN} {IMAGE_SIZE} pixels" in page.inner_text("#seen-size")
 

@@ -1,0 +1,72 @@
+"""Resizing with the processor's vector instructions: Pillow's filters, five times as fast, within 2 of 255 levels.
+
+Pillow goes along rows first and then along columns, and rounds between. So does this, in two calls; one call for both
+would go along columns first and move a fifth of the values. What is left comes from shorter filter weights: 0.33 % of
+the values of photographs differ, by at most 2 (tests/deit/test_fast_resize.py). Where width and height change by
+different factors Pillow may go along columns first; a few values then differ by more.
+
+cykooz_resizer is the binding of the Rust crate fast_image_resize by the crate's author. It has wheels for x86-64 alone.
+Source: https://github.com/Cykooz/fast_image_resize
+"""
+
+import math
+from typing import NamedTuple
+
+from PIL import Image
+
+try:
+    from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
+except ImportError:
+    IS_AVAILABLE = False
+else:
+    IS_AVAILABLE = True
+    RESIZER = Resizer()
+    ALGORITHMS = {
+        Image.Resampling.BOX: ResizeAlg.convolution(FilterType.box),
+        Image.Resampling.BILINEAR: ResizeAlg.convolution(FilterType.bilinear),
+        Image.Resampling.BICUBIC: ResizeAlg.convolution(FilterType.catmull_rom),  # a = -0.5, as in Pillow
+        Image.Resampling.LANCZOS: ResizeAlg.convolution(FilterType.lanczos3),
+    }
+
+FILTER_RADIUS = 3
+"""Of the widest filter, lanczos, in pixels of the smaller of the two images."""
+
+
+class CropWindow(NamedTuple):
+    """A rectangle of an image, in pixels that need not be whole."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def can_resize(resampling: Image.Resampling) -> bool:
+    """Whether this machine has the library, and the library the filter."""
+    return IS_AVAILABLE and resampling in ALGORITHMS
+
+
+def resize_window(
+    image: Image.Image, window: CropWindow, size: tuple[int, int], resampling: Image.Resampling
+) -> Image.Image:
+    """The window of an RGB image, resized to `size` (width, height), as `Image.resize(size, resampling, box=window)`.
+
+    Values outside the window, but inside the image, count where the filter reaches them.
+    """
+    width, height = size
+    # only the rows that the second call reads
+    reach = FILTER_RADIUS * max(1.0, (window.bottom - window.top) / height) + 1
+    first = max(0, math.floor(window.top - reach))
+    rows = min(image.height, math.ceil(window.bottom + reach)) - first
+    narrowed = _resized(
+        image, CropBox(window.left, first, window.right - window.left, rows), (width, rows), ALGORITHMS[resampling]
+    )
+    return _resized(
+        narrowed, CropBox(0, window.top - first, width, window.bottom - window.top), size, ALGORITHMS[resampling]
+    )
+
+
+def _resized(image: Image.Image, box: "CropBox", size: tuple[int, int], algorithm: "ResizeAlg") -> Image.Image:
+    result = Image.new("RGB", size)
+    RESIZER.resize_pil(image, result, ResizeOptions(resize_alg=algorithm, crop_box=box))
+    return result

@@ -1,0 +1,236 @@
+"""Several gateways on one port: `deit serve --gateways N`.
+
+A gateway is one process with one event loop, which answers some 800 images a second whatever the machine. The
+supervisor is the parent of them and of the embedded Triton. Each gateway has a listening socket of its own on the same
+port (SO_REUSEPORT), among which the kernel shares out connections; the supervisor keeps them open, so callers of one
+that ended wait for its successor instead of being refused. Decoders, limits and rates are shared out evenly, and any
+gateway answers /metrics for all of them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import typer
+from prometheus_client.multiprocess import mark_process_dead
+
+from deit.errors import ServingError
+from serving.embedded import with_parent
+from serving.embedded.command_line import LOOPBACK
+from serving.embedded.triton import EmbeddedTriton, embedded_triton
+from serving.gateway.connection import addresses_of
+from serving.gateway.models import ServedModel
+from serving.gateway.readiness import in_background
+from serving.gateway.server import reserve_port, url_of
+from serving.gateway.tracing import traces_url
+from serving.launcher import LOOK_EVERY_S, StopSignal, choose_default, loaded_models, read_access, watch
+from serving.settings import Decoding, ServeSettings
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 60.0
+
+PAUSE_AFTER_LOSS_S = 1.0
+"""A gateway that ends at once whenever it is started is not started more often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayTask:
+    """What a gateway is told when it starts.
+
+    Attributes:
+        listeners: file descriptors of its sockets, that of --port first.
+        ready: file descriptor to write a byte to when it listens.
+    """
+
+    settings: ServeSettings
+    listeners: tuple[int, ...]
+    ready: int
+
+
+def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSettings:
+    """The settings of one of `count` gateways in front of that Triton; together they keep to what is asked for."""
+    limits = replace(
+        settings.limits,
+        max_in_flight_bytes=max(settings.limits.max_body_bytes, settings.limits.max_in_flight_bytes // count),
+        max_in_flight_pixels=max(settings.limits.max_image_pixels, settings.limits.max_in_flight_pixels // count),
+    )
+    decoders = max(2, -(-settings.decoding.processes // count))  # two, of which one stays free of large images
+    return replace(
+        settings,
+        gateways=1,
+        triton_url=triton_url,
+        limits=limits,
+        decoding=Decoding(processes=decoders, mode=settings.decoding.mode),
+        rate_limit=None if settings.rate_limit is None else settings.rate_limit / count,
+    )
+
+
+class GatewayProcess:
+    """One gateway, and the sockets that outlive it."""
+
+    def __init__(self, settings: ServeSettings, listeners: Sequence[socket.socket], metrics_folder: str) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._metrics_folder = metrics_folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+
+    def start(self) -> None:
+        self._started_s = time.monotonic()
+        self._ready, theirs = os.pipe()
+        descriptors = tuple(listener.fileno() for listener in self._listeners)
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-IS", with_parent.__file__, str(os.getpid())),
+                *(sys.executable, "-m", "serving.gateway_process"),
+            ],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._metrics_folder},
+            stdin=subprocess.PIPE,
+            pass_fds=(*descriptors, theirs),
+            process_group=0,  # Ctrl-C reaches the supervisor alone, which passes it on
+        )
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe, contextlib.suppress(BrokenPipeError):  # it ended, which is seen below
+            pickle.dump(GatewayTask(settings=self._settings, listeners=descriptors, ready=theirs), pipe)
+        os.close(theirs)
+
+    def wait_until_ready(self, stop: StopSignal, timeout_s: float) -> None:
+        """Raises ServingError when it ends, or listens too late; its own words are in the log."""
+        deadline_s = time.monotonic() + timeout_s
+        while not select.select([self._ready], [], [], LOOK_EVERY_S)[0]:
+            stop.raise_if_received()
+            if time.monotonic() > deadline_s:
+                raise ServingError(f"a gateway was not ready after {timeout_s:g} s")
+        if not os.read(self._ready, 1):
+            raise ServingError("a gateway ended before it was ready; the log above says why")
+
+    def look(self) -> None:
+        """Start another when it has ended."""
+        process = self._process
+        if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
+            return
+        logger.error("a gateway ended with status %d and is replaced", process.returncode)
+        mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
+        os.close(self._ready)
+        self.start()
+
+    def send(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def wait(self) -> None:
+        if self._process is not None:
+            self._process.wait()
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def supervise(settings: ServeSettings, count: int) -> None:
+    """Serve with `count` gateways; return when a signal asked for the end.
+
+    Raises:
+        ServingError, RepositoryError: something stands in the way, or Triton failed too often.
+    """
+    stop = StopSignal()
+    with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
+        access = read_access(settings)
+        sockets = shared_sockets(stack, settings, count, admits_strangers=settings.insecure or access.keys is not None)
+        triton = None
+        if settings.triton_url is None:
+            triton = stack.enter_context(
+                embedded_triton(
+                    settings.triton, most_restarts=settings.triton_restarts, traces_url=traces_url(os.environ)
+                )
+            )
+        triton_url = settings.triton_url or f"{LOOPBACK}:{settings.triton.ports.grpc}"
+        timeout_s = settings.triton.start_timeout_s
+        discovered = loaded_models(addresses_of(triton_url), triton, stop, timeout_s=timeout_s)
+        choose_default(settings.default_model, discovered.names())
+        metrics_folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deit-metrics-"))
+        mine = share_of(settings, count, triton_url)
+        gateways = [GatewayProcess(mine, listeners, metrics_folder) for listeners in sockets]
+        stack.callback(end, gateways)
+        for gateway in gateways:
+            gateway.start()
+        for gateway in gateways:
+            gateway.wait_until_ready(stop, START_TIMEOUT_S)
+        if access.keys is not None and settings.api_keys_file is not None:
+            signal.signal(signal.SIGHUP, lambda number, frame: send_to(gateways, number))
+        address = url_of(sockets[0][0])
+        typer.echo(f"Ready: {address} (models: {', '.join(discovered.models)}), {count} gateways")
+        typer.echo(f"Try:   curl -F image=@photo.jpg {address}/classify")
+        asyncio.run(watch_all(gateways, triton, triton_url, discovered.models, stop))
+    logger.info("stopped")
+
+
+def shared_sockets(
+    stack: ExitStack, settings: ServeSettings, count: int, *, admits_strangers: bool
+) -> list[list[socket.socket]]:
+    """The sockets of each gateway: on --port, and on --metrics-port where it is set."""
+    ports = [("--port", settings.port, admits_strangers)]
+    if settings.metrics_port is not None:  # open to anyone who reaches it, as its option says
+        ports.append(("--metrics-port", settings.metrics_port, True))
+    sockets: list[list[socket.socket]] = [[] for _ in range(count)]
+    for flag, wanted, admits in ports:
+        # alone at first: two servers of one user would share the port without a word
+        with reserve_port(settings.host, wanted, admits_strangers=admits, flag=flag) as alone:
+            port = alone.getsockname()[1]
+        for listeners in sockets:
+            listener = reserve_port(settings.host, port, admits_strangers=admits, flag=flag, shared=True)
+            listeners.append(stack.enter_context(listener))
+    return sockets
+
+
+async def watch_all(
+    gateways: Sequence[GatewayProcess],
+    triton: EmbeddedTriton | None,
+    url: str,
+    models: dict[str, ServedModel],
+    stop: StopSignal,
+) -> None:
+    """Return never: a signal raises KeyboardInterrupt, the loss of Triton ServingError."""
+    async with in_background(look_after(gateways)):
+        if triton is not None:
+            await watch(triton, url, models, stop)
+        while True:
+            stop.raise_if_received()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def look_after(gateways: Sequence[GatewayProcess]) -> None:
+    while True:
+        for gateway in gateways:
+            gateway.look()
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+def send_to(gateways: Sequence[GatewayProcess], number: int) -> None:
+    for gateway in gateways:
+        gateway.send(number)
+
+
+def end(gateways: Sequence[GatewayProcess]) -> None:
+    """Let them finish their requests; a second signal kills them."""
+    send_to(gateways, signal.SIGTERM)
+    try:
+        for gateway in gateways:
+            gateway.wait()
+    finally:
+        for gateway in gateways:
+            gateway.kill()
