@@ -40,7 +40,9 @@ def with_decoder(scenario, *, processes=2, mode="fast", **limits):
     lost = []
 
     async def run():
-        decoder = Decoder(Decoding(processes=processes, mode=mode), Limits(**limits), lambda: lost.append(time.monotonic()))
+        decoder = Decoder(
+            Decoding(processes=processes, mode=mode), Limits(**limits), lambda: lost.append(time.monotonic())
+        )
         try:
             await decoder.start()
             await asyncio.wait_for(scenario(decoder), 120)
