@@ -109,7 +109,9 @@ def model_config(
         text_format.Merge(plan_settings(scheduling.instances, profiles_for(scheduling.max_batch_size)), config)
     else:
         text_format.Merge(cuda_settings(scheduling.instances), config)
-    for batch_size in sorted({1, scheduling.max_batch_size}):
+    # The engine keeps what its largest batch took: 100 MiB an instance for 32 images of DeiT-Ti instead of 30 for 8.
+    largest = scheduling.max_batch_size if on_gpu else min(scheduling.max_batch_size, BATCH_ON_PROCESSORS)
+    for batch_size in sorted({1, largest}):
         warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
         warmup.inputs[IMAGES].data_type = model_config_pb2.TYPE_UINT8
         warmup.inputs[IMAGES].dims.extend([size, size, 3])

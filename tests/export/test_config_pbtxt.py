@@ -53,7 +53,7 @@ def test_the_configuration_says_everything() -> None:
         64,
     )
     assert parsed.dynamic_batching.max_queue_delay_microseconds == 500
-    assert [warmup.batch_size for warmup in parsed.model_warmup] == [1, 16]
+    assert [warmup.batch_size for warmup in parsed.model_warmup] == [1, 8]
     assert parsed.parameters["intra_op_thread_count"].string_value == "1"
     assert Preprocessing.from_json(parsed.parameters["preprocessing"].string_value) == TINY
     assert Provenance.from_json(parameter(parsed, PROVENANCE_PARAMETER)) == PROVENANCE
