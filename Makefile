@@ -8,8 +8,9 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 	if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then echo $$python; break; fi; done)
 
-# --inexact: `make serve` after `make test` must not uninstall what the tests need.
-SYNC = .venv/bin/uv sync --quiet --frozen --inexact --python .venv/bin/python
+# --inexact: `make serve` after `make test` must not uninstall what the tests need. --compile-bytecode: where Python may
+# not write its bytecode (PYTHONDONTWRITEBYTECODE, a read-only folder) each start would compile torch anew, for seconds.
+SYNC = .venv/bin/uv sync --quiet --frozen --inexact --compile-bytecode --python .venv/bin/python
 
 .PHONY: help
 help: ## Show this help.
@@ -19,9 +20,12 @@ help: ## Show this help.
 serve: .venv/serving ## Install what serving needs and serve the model that ships, on http://127.0.0.1:8080.
 	@exec .venv/bin/deit serve
 
+# Files of tests run side by side, each whole and in one process. One process more than there are cores, because many tests
+# wait, and at most four; each with one thread of torch, because threads that share a core wait for each other.
+PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN | awk '{ print ($$1 < 4) ? $$1 + 1 : 4 }')
 .PHONY: test
-test: .venv/development ## Install everything and run the tests.
-	@.venv/bin/pytest $(PYTEST)
+test: .venv/development ## Install everything and run the tests, in several processes.
+	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .PHONY: soak
 soak: .venv/development ## Run the long tests too: hours of load, faults and kills on an idle machine.
@@ -123,7 +127,7 @@ clean: ## Remove the environments and everything that tools cached.
 # An environment of its own: onnxruntime-gpu and onnxruntime are the same module.
 .gpu/ready: .venv/uv uv.lock pyproject.toml
 	@echo "Installing what a GPU needs into .gpu, about 10 GB: some minutes"
-	@UV_PROJECT_ENVIRONMENT=.gpu .venv/bin/uv sync --quiet --frozen --no-default-groups --extra gpu --extra benchmark --extra client --python .venv/bin/python
+	@UV_PROJECT_ENVIRONMENT=.gpu .venv/bin/uv sync --quiet --frozen --compile-bytecode --no-default-groups --extra gpu --extra benchmark --extra client --python .venv/bin/python
 	@touch $@
 
 .audit/ready: requirements/audit.txt

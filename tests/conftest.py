@@ -1,9 +1,10 @@
 """Pictures, small data sets and the shared data that every stage's tests use."""
 
+import gc
 import io
 import json
 import logging
-import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,14 +79,29 @@ def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _process_as_it_was() -> Iterator[None]:
-    """Undo what a command that ran in the tests' process left in it.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folder with the longest file first, so that processes that run files side by side end together."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
 
-    Its logging, which writes to a stream that pytest has closed. And torch's handler of SIGCHLD, which a DataLoader
-    leaves: with it, and once OpenVINO has run in the process, the next child that ends, such as the `ldconfig` of an
-    import, brings a segmentation fault.
+
+def pytest_collection_finish() -> None:
+    """Keep torch's DataLoader from handling SIGCHLD in the tests' process.
+
+    Once OpenVINO has run in it, the frame of a handler no longer fits the signal stack, and the next child that ends,
+    such as the `ldconfig` of an import, brings a segmentation fault.
     """
+    if torch := sys.modules.get("torch"):
+        torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = True
+
+
+def pytest_sessionfinish() -> None:
+    """Free the loaders that cycles of objects keep: at its end Python would wait for their workers for ever."""
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo the logging of a command that ran in the tests' process, which writes to a stream that pytest has closed."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -95,4 +111,3 @@ def _process_as_it_was() -> Iterator[None]:
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(logging.NOTSET)
     logging.captureWarnings(False)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

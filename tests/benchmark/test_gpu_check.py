@@ -58,34 +58,40 @@ def findings(work: Path, step: str) -> list[dict[str, str]]:
     return content["findings"]
 
 
-def test_export_engine_triton_and_http_are_rehearsed_and_recorded(
-    tmp_path: Path, checkpoint: Path, photographs: Path
-) -> None:
+@pytest.fixture(scope="module")
+def rehearsal(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, photographs: Path
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a check that has run all steps but those of the models, and how it ended."""
+    work = tmp_path_factory.mktemp("rehearsal")
     steps = ("host", "products", "export", "engines", "triton", "http")
     arguments = [word for step in steps for word in ("--step", step)]
+    return work, gpu_check(work, "--images", str(photographs), "--checkpoint", str(checkpoint), *arguments)
 
-    done = gpu_check(tmp_path, "--images", str(photographs), "--checkpoint", str(checkpoint), *arguments)
 
+def test_export_engine_triton_and_http_are_rehearsed_and_recorded(
+    rehearsal: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    work, done = rehearsal
     assert done.returncode == 0, done.stderr
-    assert [finding["verdict"] for finding in findings(tmp_path, "export")] == ["passed"]
-    records = read(list((tmp_path / "results").glob("*.jsonl")))
+    assert [finding["verdict"] for finding in findings(work, "export")] == ["passed"]
+    records = read(list((work / "results").glob("*.jsonl")))
     assert {record.kind for record in records} == {"machine_limit", "engine", "throughput", "http"}
     assert all((record.value("images_per_s") or record.value("gflop_per_s") or 0) > 0 for record in records)
 
 
-def test_a_second_call_keeps_what_the_first_one_found(tmp_path: Path) -> None:
-    gpu_check(tmp_path, "--step", "host")
-    before = (tmp_path / "host.json").read_bytes()
-
-    again = gpu_check(tmp_path, "--step", "host")
-
+def test_a_second_call_keeps_what_the_first_one_found(
+    rehearsal: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    work, _ = rehearsal
+    before = (work / "host.json").read_bytes()
+    again = gpu_check(work, "--step", "host")
     assert "earlier" in again.stderr
-    assert (tmp_path / "host.json").read_bytes() == before
+    assert (work / "host.json").read_bytes() == before
 
 
 def test_a_step_that_lacks_its_files_says_which_option_gives_them(tmp_path: Path) -> None:
-    done = gpu_check(tmp_path, "--step", "export", "--step", "http")
-
+    done = gpu_check(tmp_path, "--step", "export")
     assert done.returncode == 0
     assert findings(tmp_path, "export")[0]["verdict"] == "not possible here"
     assert "--checkpoint" in findings(tmp_path, "export")[0]["text"]

@@ -42,9 +42,11 @@ def test_wrong_usage_exits_with_2_and_names_the_finding(arguments: list[str], fi
 
 
 def test_failed_work_exits_with_1_and_one_line(tmp_path: Path) -> None:
-    done = run("train", "--data", "nowhere", "--name", "run", cwd=tmp_path)
+    done = run("models", "list", "--repository", "nowhere", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == ("deit: nowhere is not a folder. --data takes a folder with the splits train and test.\n")
+    assert done.stderr == (
+        "deit: the model repository nowhere does not exist; write one with `deit export`, or name another folder\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

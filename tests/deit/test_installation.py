@@ -173,7 +173,7 @@ def test_what_make_serve_installs_is_enough_for_the_client(tmp_path: Path) -> No
         text=True,
     ).stdout
     (sync,) = re.findall(r"^\.venv/bin/uv (sync .*)", printed, re.MULTILINE)
-    sync = sync.replace(".venv/bin/python", sys.executable)
+    sync = sync.replace(".venv/bin/python", sys.executable).replace("--compile-bytecode", "")
     done = shell(f"uv {sync} --offline", REPOSITORY_ROOT, UV_PROJECT_ENVIRONMENT=tmp_path / "venv")
     if "--offline" in done.stderr or "not found in the cache" in done.stderr:
         pytest.skip("needs the packages in uv's cache, where `make test` has put them unless it was emptied since")

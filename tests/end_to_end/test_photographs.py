@@ -17,6 +17,7 @@ import torch
 from PIL import ExifTags, Image
 from timm.data import create_transform
 
+from deit.model import Provenance
 from export.config import ExportConfig
 from export.pipeline import export_models
 from tests.conftest import encoded
@@ -49,22 +50,26 @@ def reference(shared_data: Path, photographs: ParquetImages) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def client(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Of a server with the real DeiT-Ti."""
-    repository = tmp_path_factory.mktemp("models")
-    export_models(
+def version(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real DeiT-Ti, exported."""
+    (version,) = export_models(
         ExportConfig(
             checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
             architecture="deit_tiny_patch16_224",
             labels="imagenet-1k",
             crop_pct=0.875,
             images=shared_data / "imagenet" / "sample500.parquet",
-            repository=repository,
+            repository=tmp_path_factory.mktemp("models"),
             engine="onnxruntime",
             parity_images=64,
         )
     )
-    with serving(repository) as url, httpx.Client(base_url=url, timeout=60) as client:
+    return version
+
+
+@pytest.fixture(scope="module")
+def client(version: Path) -> Iterator[httpx.Client]:
+    with serving(version.parents[1]) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -79,6 +84,12 @@ def classified(client: httpx.Client, contents: list[bytes]) -> list[int]:
 
     with ThreadPoolExecutor(8) as pool:  # several at once, so that Triton's batches mix the photographs
         return list(pool.map(classify, contents))
+
+
+def test_the_graph_keeps_the_probabilities_of_pytorch(version: Path) -> None:
+    provenance = Provenance.from_json((version / "provenance.json").read_text())
+    assert (provenance.readout, provenance.parity_images) == ("class", 64)
+    assert provenance.parity_max_difference < 1e-5
 
 
 @pytest.mark.timeout(600)

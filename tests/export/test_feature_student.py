@@ -46,6 +46,7 @@ def test_the_graph_of_a_student_of_features_is_byte_for_byte_that_of_a_plain_one
                 images=pictures,
                 repository=tmp_path / repository,
                 name="student",
+                engine="onnxruntime",
                 parity_images=4,
             )
         )[0]

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ from PIL import Image
 from deit.errors import CheckpointError, DataError, DeitError, RepositoryError
 from deit.model import Provenance
 from deit.preprocessing import resize_and_crop
-from deit.repository.doctor import examine
-from deit.repository.models import read_version
 from export.config import ExportConfig
 from export.engines import Engine, Infer
 from export.joint import JointClassifier
@@ -131,57 +128,6 @@ def test_a_weights_file_of_something_else_is_named(
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=finding):
         export_models(config(tmp_path / "weights.pth", pictures, tmp_path / "models", architecture=architecture))
-
-
-def test_real_deit_tiny_keeps_its_answers_on_real_photographs(shared_data: Path, tmp_path: Path) -> None:
-    (version,) = export_models(
-        config(
-            shared_data / "imagenet" / "deit_tiny_patch16_224.pth",
-            shared_data / "imagenet" / "sample500.parquet",
-            tmp_path / "models",
-            architecture="deit_tiny_patch16_224",
-            labels="imagenet-1k",
-            crop_pct=0.875,
-            parity_images=64,
-        )
-    )
-    provenance = Provenance.from_json((version / "provenance.json").read_text())
-    assert provenance.readout == "class"
-    assert provenance.parity_max_difference < 1e-5
-
-
-def test_several_precisions_become_models_of_their_own_with_their_reports(
-    checkpoint: Path, colours_data: Path, tmp_path: Path
-) -> None:
-    """The colours are easy enough that even a DeiT of random weights keeps its answers in int8."""
-    folders = export_models(
-        config(
-            checkpoint,
-            colours_data,
-            tmp_path / "models",
-            name="tiny",
-            precision="fp32,fp16,bf16,int8",
-            engine="auto",
-            parity_images=48,
-        )
-    )
-    assert [folder.parent.name for folder in folders] == ["tiny", "tiny_fp16", "tiny_bf16", "tiny_int8"]
-    for folder, precision in zip(folders, ("fp32", "fp16", "bf16", "int8"), strict=True):
-        version = read_version(folder.parent)
-        found = json.loads((folder / "report.json").read_text())
-        best = found["candidates"][found["published"]]
-        assert best["failures"] == []
-        assert version.verification["precision"] == version.precision == precision
-        assert best["settings"].items() <= {k: v.string_value for k, v in version.config.parameters.items()}.items()
-        assert version.engine == best["engine"].partition(",")[0]
-        # labels of the data set's test split count, and they are judged: 48 images
-        assert best["images"] == 48
-        assert best["top1"] is not None
-        assert "published" in (folder / "report.txt").read_text()
-    assert examine(tmp_path / "models") == []
-    engines = {each["engine"] for each in found["candidates"]}
-    assert engines == {"onnxruntime", "openvino", "openvino, rest bf16"}
-    assert {each["method"] for each in found["candidates"]} == {"static", "mixed", "dynamic"}
 
 
 def test_bfloat16_is_refused_for_an_engine_that_has_no_products_in_it(

@@ -61,12 +61,7 @@ def assert_nothing_is_lost(deit_serve, model_repository, seed):
     assert not any(map(is_alive, children))
 
 
-def test_no_accepted_request_is_lost(deit_serve, model_repository):
-    for seed in range(2):
-        assert_nothing_is_lost(deit_serve, model_repository, seed)
-
-
-@pytest.mark.soak
-def test_no_accepted_request_is_lost_in_twenty_runs(deit_serve, model_repository):
-    for seed in range(20):
+@pytest.mark.parametrize("runs", [1, pytest.param(20, marks=pytest.mark.soak)])
+def test_no_accepted_request_is_lost(deit_serve, model_repository, runs):
+    for seed in range(runs):
         assert_nothing_is_lost(deit_serve, model_repository, seed)

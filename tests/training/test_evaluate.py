@@ -164,30 +164,9 @@ def test_a_weights_file_is_evaluated_as_the_architecture_it_is_given(tmp_path: P
     assert report.evaluation.accuracy.keys() == {"class_top1", "class_top5", "class_real_top1", "class_real_top5"}
 
 
-def test_the_released_deit_ti_is_right_on_most_photographs(shared_data: Path) -> None:
-    report = evaluate_checkpoint(
-        EvaluateConfig(
-            data=shared_data / "imagenet" / "sample500.parquet",
-            checkpoint=str(shared_data / "imagenet" / "deit_tiny_patch16_224.pth"),
-            architecture="deit_tiny_patch16_224",
-            crop_pct=0.875,
-            device="cpu",
-        )
-    )
-    assert report is not None
-    assert report.evaluation.images == 500
-    assert report.evaluation.accuracy["class_top1"] >= 0.78
-
-
-@pytest.mark.parametrize(
-    ("changes", "finding"),
-    [
-        ({"crop_pct": 1.5}, "must be above 0"),
-    ],
-)
-def test_wrong_usage_is_named(changes: dict[str, object], finding: str) -> None:
-    with pytest.raises(ValueError, match=finding):
-        EvaluateConfig(**{"data": Path("data"), "checkpoint": "runs/x/checkpoint", **changes})
+def test_wrong_usage_is_named() -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        EvaluateConfig(data=Path("data"), checkpoint="runs/x/checkpoint", crop_pct=1.5)
 
 
 def test_data_of_another_number_of_classes_is_refused(checkpoint: Path, tmp_path: Path) -> None:

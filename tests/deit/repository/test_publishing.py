@@ -276,7 +276,8 @@ for line in sys.stdin:
 
 
 @pytest.mark.timeout(120)
-def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [40, pytest.param(200, marks=pytest.mark.soak)])
+def test_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path, kills: int) -> None:
     repository = tmp_path / "models"
     publish(
         repository,
@@ -298,7 +299,7 @@ def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> 
     ) as writers:
         assert writers.stdin is not None
         assert writers.stdout is not None
-        for _ in range(200):
+        for _ in range(kills):
             writers.stdin.write(f"{repository}\n")
             pid = int(writers.stdout.readline())
             threading.Event().wait(moments.uniform(0, pause_s))
@@ -308,7 +309,7 @@ def test_200_killed_writers_leave_the_old_version_or_the_new(tmp_path: Path) -> 
             pause_s *= 1.25 if version in seen else 0.8  # about every second kill meets a writer that has written
             seen.add(version)
         writers.stdin.close()
-    assert len(seen) > 20  # the writers did get to write
+    assert len(seen) > kills / 10  # the writers did get to write
     with writing(repository):
         pass
     assert not staging_folder(repository).exists()

@@ -34,7 +34,7 @@ def test_the_installed_wheel_is_found():
 def test_backends_are_assembled_with_the_stub_of_this_python(tmp_path):
     find_wheel().assemble_backends(tmp_path)
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
-    assert files == {
+    assert {file for file in files if not file.endswith(".pyc")} == {
         "python/libtriton_python.so",
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",

@@ -49,7 +49,7 @@ def test_tritons_that_differ_each_get_pixels_of_their_own_and_a_stop_fails_no_re
         stack.asked(2)
     stack.check()
     assert stack.refusals == []
-    assert len(stack.answers) > 100
+    assert {version for _, version, _ in stack.answers} == {"1", "2"}
 
 
 def play(stack, sequence):
