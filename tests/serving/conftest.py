@@ -266,6 +266,7 @@ def server(model_repository: Path) -> Iterator[DeitServe]:
         "--max-image-pixels=1000000",
         "--max-wait-s=60",  # the machine may be busy with training
         "--request-timeout-s=60",
+        "--keep-alive-s=5",  # for tests that read until the server closes
     ) as process:
         yield process.wait_until_ready()
 
