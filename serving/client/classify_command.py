@@ -93,7 +93,7 @@ def find(given: str) -> Iterator[Path]:
         raise typer.BadParameter(f"{given}: {what}")
     if others:
         left_out = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
-        print(f"{given}: left out {others.total()} that are no {', '.join(SUFFIXES)}: {left_out}", file=sys.stderr)
+        print(f"{given}: left out {others.total()} that are not {', '.join(SUFFIXES)}: {left_out}", file=sys.stderr)
     yield from pictures
 
 

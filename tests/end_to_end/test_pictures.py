@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms
 
-from bulk.classify import Decode
+from bulk.model import StoredModel
 from bulk.sources import find_parts
+from bulk.steps import Work
+from bulk.steps import decode as decode_part
 from deit.errors import DataError
 from deit.pictures import UPRIGHT
 from deit.preprocessing import Preprocessing, resize_and_crop
@@ -204,10 +206,13 @@ def exported_on(folder: Path) -> list[Pixels]:
 def classified_in_bulk(folder: Path) -> list[Pixels]:
     location = str(folder / "test" / "thing")
     (part,) = find_parts(location, part_images=1000)
-    found = Decode(location, PREPROCESSING, Limits().max_image_pixels)({"part": [part]})
-    assert found["problems"] == [[None] * len(part.names())]
-    size = PREPROCESSING.image_size
-    return list(np.frombuffer(found["pixels"][0], np.uint8).reshape(-1, size, size, 3))
+    model = StoredModel(name="model", version="1", graph=b"", digest="", labels=("thing",), preprocessing=PREPROCESSING)
+    work = Work(
+        images=location, output="", model=model, top_k=1, batch_size=8, max_image_pixels=Limits().max_image_pixels
+    )
+    found = decode_part(work, part)
+    assert found.problems == [None] * len(part.names())
+    return list(found.pixels)
 
 
 def served(images: LabelledImages) -> list[Pixels]:

@@ -112,7 +112,7 @@ def pixels_of(tensor: InputTensor, values: bytes | memoryview, max_images: int) 
     check_count(shape[0], max_images)
     if len(shape) != 4 or shape[3] != 3 or 0 in shape or math.prod(shape) != len(values):
         raise InvalidParameter(
-            f"UINT8 {shape} with {len(values)} values are no images: give [N, height, width, 3] in the model's size"
+            f"UINT8 {shape} with {len(values)} values are not images: give [N, height, width, 3] in the model's size"
         )
     return [ReadyPixels(image) for image in np.frombuffer(values, np.uint8).reshape(shape)]
 

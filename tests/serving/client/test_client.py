@@ -133,7 +133,7 @@ def test_classify_takes_folders_and_says_which_file_is_broken(server, pictures):
     assert first.startswith(f"{pictures}/a.jpg: ")
     assert first.split(": ", 1)[1].rsplit(" ", 1)[0] in LABELS
     assert second.startswith(f"{pictures}/below/b.PNG: ")
-    assert f"{pictures}: left out 1 that are no .jpg, .jpeg, .png, .webp: 1 .txt" in done.stderr
+    assert f"{pictures}: left out 1 that are not .jpg, .jpeg, .png, .webp, .avif: 1 .txt" in done.stderr
     assert f"{pictures}/torn.jpg: The image cannot be decoded: " in done.stderr
     assert done.stderr.splitlines()[-1] == "deit: 1 of 3 pictures were not classified"
 

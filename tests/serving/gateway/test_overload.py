@@ -88,7 +88,8 @@ def twelve_megapixels():
 def test_large_images_keep_no_small_ones_out(deit_serve, model_repository, twelve_megapixels):
     """They wait for the one decoder that takes them, far longer than --max-wait-s; another has nothing else to do."""
     server = deit_serve(
-        "--model-repository", model_repository, "--decoders=2", "--max-wait-s=1", "--request-timeout-s=60"
+        *("--model-repository", model_repository, "--decoders=2", "--decode=exact"),
+        *("--max-wait-s=1", "--request-timeout-s=60"),
     ).wait_until_ready()
     is_over = threading.Event()
     statuses = []
