@@ -17,16 +17,18 @@ class ClassReport:
 
     Attributes:
         readout: whose answers these are: joint, or class for a model with one head.
-        accuracy: top-1 in 0..1 by class, None for a class without images.
-        images: by class.
-        confusions: (class, answered class, images), the most frequent first; pairs that never occur are left out.
+        label_names: of the classes in index order; two may have one name.
+        accuracy: top-1 in 0..1 by class index, None for a class without images.
+        images: by class index.
+        confusions: (class index, answered index, images), the most frequent first; pairs that never occur are left out.
         calibration_error: mean distance of probability and accuracy, over 15 equal bins of the answer's probability.
     """
 
     readout: str
-    accuracy: dict[str, float | None]
-    images: dict[str, int]
-    confusions: tuple[tuple[str, str, int], ...]
+    label_names: tuple[str, ...]
+    accuracy: tuple[float | None, ...]
+    images: tuple[int, ...]
+    confusions: tuple[tuple[int, int, int], ...]
     calibration_error: float
 
 
@@ -54,13 +56,9 @@ class ClassTally:
         pairs = sorted(wrong.nonzero().tolist(), key=lambda pair: -int(wrong[pair[0], pair[1]]))
         return ClassReport(
             readout=readout,
-            accuracy={
-                name: right / count if count else None
-                for name, count, right in zip(label_names, counts, correct, strict=True)
-            },
-            images=dict(zip(label_names, counts, strict=True)),
-            confusions=tuple(
-                (label_names[label], label_names[answer], int(wrong[label, answer])) for label, answer in pairs
-            ),
+            label_names=label_names,
+            accuracy=tuple(right / count if count else None for count, right in zip(counts, correct, strict=True)),
+            images=tuple(counts),
+            confusions=tuple((label, answer, int(wrong[label, answer])) for label, answer in pairs),
             calibration_error=((bins[:, 1] - bins[:, 2]).abs().sum() / bins[:, 0].sum()).item(),
         )

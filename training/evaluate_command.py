@@ -60,13 +60,14 @@ def evaluate(config: EvaluateConfig) -> None:
         f"\n{READOUT_NAMES[by_class.readout]}: loss {losses[by_class.readout]:.3f}, calibration error "
         f"{by_class.calibration_error:.2%}"
     )
-    known = {name: accuracy for name, accuracy in by_class.accuracy.items() if accuracy is not None}
-    for name in sorted(known, key=lambda name: known[name])[:SHOWN]:
-        typer.echo(f"  {known[name]:7.2%} of {by_class.images[name]:6} images of {name}")
+    known = {label: accuracy for label, accuracy in enumerate(by_class.accuracy) if accuracy is not None}
+    names = by_class.label_names
+    for label in sorted(known, key=lambda label: known[label])[:SHOWN]:
+        typer.echo(f"  {known[label]:7.2%} of {by_class.images[label]:6} images of {names[label]}")
     if len(known) > SHOWN:
         typer.echo(f"  are its weakest of {len(known)} classes; --output has all, and the confusions")
     for label, answer, count in by_class.confusions[:SHOWN]:
-        typer.echo(f"  {count:6} images of {label} answered as {answer}")
+        typer.echo(f"  {count:6} images of {names[label]} answered as {names[answer]}")
 
     deciders = report.evaluation.deciders
     typer.echo("\nshare of the images decided differently\n" + " " * 14 + "".join(f"{name:>14}" for name in deciders))

@@ -70,9 +70,18 @@ class SomeImages:
     """Some of the images in the given order, with the same classes or with those of another split."""
 
     def __init__(self, images: LabelledImages, indices: Indices, label_names: tuple[str, ...] | None = None) -> None:
-        """Raises DataError when an image's class is not among `label_names`."""
+        """Raises DataError when an image's class is not among `label_names`, or is there twice."""
         self._images, self._indices = images, indices
         self.label_names = images.label_names if label_names is None else label_names
+        self._labels = list(range(len(self.label_names)))
+        if self.label_names == images.label_names:  # two classes may have one name: ImageNet has two cranes
+            return
+        for names in (images.label_names, self.label_names):
+            if repeated := next((name for name in images.label_names if names.count(name) > 1), None):
+                raise DataError(
+                    f"{names.count(repeated)} classes are called {repeated!r}, so the classes of two sets of images "
+                    "cannot be matched by name: give each a name of its own"
+                )
         places = {name: place for place, name in enumerate(self.label_names)}
         if unknown := [name for name in images.label_names if name not in places]:
             raise DataError(f"its classes {', '.join(unknown[:3])} are not among the {len(places)} others")

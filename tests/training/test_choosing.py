@@ -67,10 +67,10 @@ def test_the_report_by_class_counts_what_was_taken_for_what() -> None:
     tally = ClassTally(3, torch.device("cpu"))
     tally.add(torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]]), torch.tensor([0, 0]))
     tally.add(torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.8, 0.0]]), torch.tensor([1, 0]))
-    report = tally.result(Processes(), readout="class", label_names=("cat", "dog", "fox"))
-    assert report.accuracy == {"cat": pytest.approx(1 / 3), "dog": 1.0, "fox": None}
-    assert report.images == {"cat": 3, "dog": 1, "fox": 0}
-    assert report.confusions == (("cat", "dog", 2),)
+    report = tally.result(Processes(), readout="class", label_names=("crane", "dog", "crane"))
+    assert report.accuracy == (pytest.approx(1 / 3), 1.0, None)
+    assert report.images == (3, 1, 0)
+    assert report.confusions == ((0, 1, 2),)
     # bins of 0.9, of 1.0 and, twice wrong, of 0.8: (0.1 + 0 + 1.6) / 4
     assert report.calibration_error == pytest.approx((0.1 + 0 + 1.6) / 4)
 
@@ -85,8 +85,8 @@ def test_deit_evaluate_names_the_weakest_classes_and_what_they_are_taken_for(
     assert printed.exit_code == 0, printed.output
     evaluation = json.loads(output.read_text())["evaluation"]
     by_class = evaluation["by_class"]
-    assert sum(by_class["images"].values()) == 48
-    mean = sum(by_class["accuracy"].values()) / 3
+    assert sum(by_class["images"]) == 48
+    mean = sum(by_class["accuracy"]) / 3
     assert mean == pytest.approx(evaluation["accuracy"]["class_top1"])
     assert f"calibration error {by_class['calibration_error']:.2%}" in printed.output
     wrong = sum(count for _, _, count in by_class["confusions"])

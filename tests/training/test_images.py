@@ -2,6 +2,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deit.errors import DataError
@@ -40,6 +41,22 @@ def test_some_of_the_images_are_spread_over_classes_that_take_turns(colours_data
     images = open_images(colours_data, "train")
     labels = [images.label(index) for index in spread_indices(images, 64)]
     assert [labels.count(label) for label in range(3)] == [22, 21, 21]
+
+
+def test_classes_of_one_name_stay_apart_and_are_not_matched_by_name(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "crane\nfox\ncrane\n")
+    images = open_images(tmp_path, "train")
+    some = SomeImages(images, np.array([0, 1, 2], np.int32))
+    assert [some.label(index) for index in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match="2 classes are called 'crane'"):
+        SomeImages(images, np.array([0], np.int32), ("crane", "fox"))
+
+
+def write_pairs(folder: Path, names: str) -> None:
+    """Images of the classes 0, 1 and 2 in a tar file, and the classes' names."""
+    pairs = {f"{label}.jpg": encoded(photograph(8, 8)) for label in range(3)}
+    pack(folder / "train.tar", pairs | {f"{label}.cls": str(label).encode() for label in range(3)})
+    (folder / "labels.txt").write_text(names)
 
 
 def test_parquet_gives_names_labels_and_images(colours_data: Path) -> None:
