@@ -13,7 +13,7 @@ from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
 from training.columns import Columns
-from training.images import LabelledImages, open_images, prepare, prepare_file
+from training.images import LabelledImages, find_split, open_images, prepare, prepare_file
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,10 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 
 def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
+    """The train split, None for a data set to test on alone, such as ImageNet V2: its folders are judged on."""
     try:
-        return open_images(path, "train", columns)
-    except DataError:  # a data set to test on alone, such as ImageNet V2
+        return find_split(path, "train", columns, unsplit=False)
+    except DataError:
         return None
 
 

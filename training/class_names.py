@@ -2,7 +2,8 @@
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,36 +43,62 @@ def class_indices(
     """The class index of each image, and the classes' names.
 
     Args:
-        labels: all whole numbers, or all text. Text that counts is counted.
+        labels: all whole numbers, or all text. Text is counted where all of it is numbers.
         names: of the classes in index order. Without them text is indexed in its sorted order, and numbers are names.
         source: where the labels stand, for messages.
 
     Raises:
         UnlabelledError: no image has a class: each is -1 or nothing.
-        DataError: some have none, or one that is not named.
+        DataError: some have none, or one that is not named; or numbers without names leave one out.
     """
     missing = [label is None or label in ("", "-1", -1) for label in labels]
     if labels and all(missing):
         raise UnlabelledError(f"{source} gives no image a class (-1 or nothing): it can be classified, not judged")
     if any(missing):
         raise DataError(f"{source} gives image {missing.index(True)} no class (counted from 0): remove it or name it")
-    try:
-        numbers = np.array([int(label) for label in labels], dtype=np.int64)  # type: ignore[call-overload]
-    except ValueError:
-        texts = [composed(str(label)) for label in labels]
-        known = tuple(sorted(set(texts))) if names is None else tuple(map(composed, names))
-        index_of = {name: index for index, name in enumerate(known)}
-        if unknown := next((text for text in texts if text not in index_of), None):
-            raise DataError(f"{source} has the class {unknown!r}, which is not among its {len(known)} names") from None
-        return np.array([index_of[text] for text in texts], dtype=np.int32), known
+    if any(isinstance(label, str) and not label.strip().isdecimal() for label in labels):
+        return text_indices([composed(str(label)) for label in labels], names, source)
+    numbers = [int(label) for label in labels]  # type: ignore[call-overload]
+    least, most = min(numbers, default=0), max(numbers, default=-1)
     if names is None:
+        there = set(numbers)
+        if (gap := next((number for number in range(len(there)) if number not in there), None)) is not None:
+            raise DataError(
+                f"{source} counts classes from {least} to {most} and has no image of class {gap}: name all classes in "
+                f"{LABELS_FILE} next to it, one a line in the order of their numbers from 0, or give each image its "
+                "class by name"
+            )
         logger.info(
             "%s names no classes, so their numbers are their names: %s names them, one a line", source, LABELS_FILE
         )
-        names = tuple(map(str, range(int(numbers.max(initial=-1)) + 1)))
-    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(names):
+        names = tuple(map(str, range(most + 1)))
+    if numbers and not 0 <= least <= most < len(names):
         raise DataError(
-            f"{source} has labels from {numbers.min()} to {numbers.max()}, but names {len(names)} classes: correct the "
-            f"names ({LABELS_FILE} has one a line) or the labels"
+            f"{source} has labels from {least} to {most}, but names {len(names)} classes: correct the names "
+            f"({LABELS_FILE} has one a line) or the labels"
         )
-    return numbers.astype(np.int32), names
+    return np.array(numbers, dtype=np.int32), names
+
+
+def text_indices(
+    texts: Sequence[str], names: tuple[str, ...] | None, source: object
+) -> tuple[Indices, tuple[str, ...]]:
+    """As `class_indices`, of composed text that is never counted.
+
+    Raises:
+        DataError: a class is not named, or two have its name.
+    """
+    known = in_order(set(texts)) if names is None else tuple(map(composed, names))
+    index_of = {name: index for index, name in enumerate(known)}
+    count_of = Counter(known)
+    for text in texts:
+        if (count := count_of[text]) != 1:
+            named = f"{count} of its classes are called" if count else f"is not among its {len(known)} names"
+            raise DataError(f"{source} has the class {text!r}, which {named}")
+    return np.array([index_of[text] for text in texts], dtype=np.int32), known
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of classes that have no numbers: sorted, those that are numbers all as numbers."""
+    ordered = sorted(names)
+    return tuple(sorted(ordered, key=int) if all(name.isdecimal() for name in ordered) else ordered)

@@ -39,7 +39,9 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
     model, preprocessing, label_names = trained.model, trained.preprocessing, trained.label_names
     if config.crop_pct is not None:
         preprocessing = replace(preprocessing, crop_pct=config.crop_pct)
-    if label_names != images.label_names and set(images.label_names) <= set(label_names):  # some of them, or in another order
+    if label_names != images.label_names and set(images.label_names) <= set(
+        label_names
+    ):  # some of them, or in another order
         images = SomeImages(images, np.arange(len(images), dtype=np.int32), label_names)
     if model.num_classes != len(images.label_names):
         raise TrainingError(

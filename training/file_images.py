@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
-from training.class_names import Indices, UnlabelledError, class_indices, composed, named_in
+from training.class_names import Indices, UnlabelledError, class_indices, composed, in_order, named_in
 from training.columns import Columns
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def read_class_folders(folder: Path) -> FileImages:
         if (name := composed(entry.name)) in folders:
             raise DataError(f"{folder} has two folders {name!r} that differ in Unicode form alone: merge them")
         folders[name] = entry
-    names = tuple(sorted(folders, key=int if all(name.isdecimal() for name in folders) else None))
+    names = in_order(folders)
     paths: list[str] = []
     labels: list[int] = []
     skipped: Counter[str] = Counter()

@@ -149,8 +149,12 @@ def open_images(data: Path, split: str, columns: Columns = Columns()) -> Labelle
     )
 
 
-def find_split(data: Path, split: str, columns: Columns) -> LabelledImages | None:
-    """The images of exactly this split, None if there is none. Raises DataError as `open_images`."""
+def find_split(data: Path, split: str, columns: Columns, *, unsplit: bool = True) -> LabelledImages | None:
+    """The images of exactly this split, None if there is none. Raises DataError as `open_images`.
+
+    Args:
+        unsplit: take a folder of class folders without splits for "train".
+    """
     places = [place for place in (data, *_sub_folders(data)) if _is_there(place, split)]
     if data in places:
         places = [data]
@@ -160,7 +164,7 @@ def find_split(data: Path, split: str, columns: Columns) -> LabelledImages | Non
             f"{places[1]}"
         )
     if not places:
-        return _unsplit(data) if split == "train" else None
+        return _unsplit(data) if split == "train" and unsplit else None
     if files := _files(places[0], split):
         return _filled(_read_files(files, columns), places[0], split)
     folder = next(folder for name in SPLITS[split] if (folder := places[0] / name).is_dir())
@@ -195,13 +199,33 @@ def _is_there(place: Path, split: str) -> bool:
 
 
 def _files(place: Path, split: str) -> list[Path]:
-    """The files of a split in a folder: of the first kind that there is."""
-    word = re.compile(rf"(^|[-._ ])({'|'.join(SPLITS[split])})([-._ \d]|$)")
+    """The files of a split in a folder: of the first kind that there is. A list named by the split alone goes first.
+
+    Raises:
+        DataError: a file is called by two splits, or there are several lists.
+    """
     for suffix in TABLES:
-        found = sorted(file for file in place.glob(f"*{suffix}") if file.name[0] != "." and word.search(file.stem))
+        found = sorted(file for file in place.glob(f"*{suffix}") if file.name[0] != "." and split in _named(file))
+        if suffix == ".csv":
+            found = [file for file in found if file.stem in SPLITS[split]] or found
+            if len(found) > 1:
+                raise DataError(
+                    f"{place} has several lists of a split {split}, such as {found[0].name} and {found[1].name}: call "
+                    f"the right one {split}.csv, and the others by no split"
+                )
+        for file in found:
+            if len(splits := _named(file)) > 1:
+                raise DataError(f"{file} is called by the splits {' and '.join(splits)}: rename it, so that it has one")
         if found:
-            return found[:1] if suffix == ".csv" else found
+            return found
     return []
+
+
+def _named(file: Path) -> list[str]:
+    """The splits whose words are in the file's name."""
+    return [
+        split for split, words in SPLITS.items() if re.search(rf"(^|[-._ ])({'|'.join(words)})([-._ \d]|$)", file.stem)
+    ]
 
 
 def _read_files(files: Sequence[Path], columns: Columns) -> LabelledImages:

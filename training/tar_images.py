@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
-from training.class_names import class_indices, composed, named_in
+from training.class_names import class_indices, composed, named_in, text_indices
 from training.columns import Columns
 from training.file_images import report_skipped
 
@@ -55,15 +55,16 @@ class TarImages:
         if labels_of:
             _refuse_pairless(shards, images, labels_of)
             labels = [labels_of[image.key] for image in images]
-            names = named_in(shards[0].parent)
+            found = class_indices(labels, named_in(shards[0].parent), shards[0].parent)
         else:
-            labels, names = [composed(Path(image.name).parent.name) for image in images], None
-            if "" in labels:
+            folders = [composed(Path(image.name).parent.name) for image in images]
+            if "" in folders:
                 raise DataError(
-                    f"{images[labels.index('')].name} in {shards[images[labels.index('')].key[0]]} lies in no class "
+                    f"{images[folders.index('')].name} in {shards[images[folders.index('')].key[0]]} lies in no class "
                     "folder and has no .cls or .json next to it: pack class folders, or WebDataset's pairs"
                 )
-        self._labels, self.label_names = class_indices(labels, names, shards[0].parent)
+            found = text_indices(folders, None, shards[0].parent)
+        self._labels, self.label_names = found
         self._shards = tuple(shards)
         self._names = pa.array([image.name for image in images], pa.large_string())
         places = [(image.key[0], image.offset, image.size) for image in images]

@@ -15,6 +15,7 @@ from export.joint import JointClassifier
 from export.quantization import quantize
 from export.samples import load_samples
 from export.served import served_form
+from tests.conftest import encoded, photograph
 from tests.training.conftest import TINY, tiny_student
 from training.images import ParquetImages, decode
 
@@ -64,7 +65,7 @@ def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products
     np.testing.assert_allclose(session.run(["probabilities"], {"images": images})[0], expected, atol=0.02)
 
 
-def test_what_calibrates_does_not_judge(colours_data: Path) -> None:
+def test_what_calibrates_does_not_judge(colours_data: Path, tmp_path: Path) -> None:
     """A file has no train split, so it keeps a quarter; a data set calibrates on its train split."""
     file = colours_data / "test.parquet"
     judged, calibration = load_samples(file, TINY, None, num_classes=3, calibrates=True)
@@ -72,6 +73,15 @@ def test_what_calibrates_does_not_judge(colours_data: Path) -> None:
     seen = {image.tobytes() for image in judged.images}
     assert not seen & {image.tobytes() for image in calibration.images}
     assert len(judged.labels) == 36
+
+    for label in range(2):  # ImageNet V2's folders are test images, and nothing else is there to train on
+        for number in range(4):
+            (tmp_path / str(label)).mkdir(exist_ok=True)
+            picture = encoded(photograph(40, 40, seed=4 * label + number))
+            (tmp_path / str(label) / f"{number}.jpeg").write_bytes(picture)
+    judged, calibration = load_samples(tmp_path, TINY, None, num_classes=2, calibrates=True)
+    assert calibration is not None
+    assert (len(judged.images), len(calibration.images)) == (6, 2)
 
     judged, calibration = load_samples(colours_data, TINY, None, num_classes=3, calibrates=True)
     train = ParquetImages([colours_data / "train.parquet"])

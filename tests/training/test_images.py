@@ -7,6 +7,7 @@ import pytest
 
 from deit.errors import DataError
 from tests.conftest import encoded, photograph
+from training.class_names import class_indices
 from training.images import SomeImages, decode, open_images, spread_indices
 
 
@@ -50,6 +51,32 @@ def test_classes_of_one_name_stay_apart_and_are_not_matched_by_name(tmp_path: Pa
     assert [some.label(index) for index in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match="2 classes are called 'crane'"):
         SomeImages(images, np.array([0], np.int32), ("crane", "fox"))
+
+
+def test_a_file_that_two_splits_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "my-dev-train-0.parquet").touch()
+    with pytest.raises(DataError, match="my-dev-train-0.parquet is called by the splits train and val"):
+        open_images(tmp_path, "train")
+
+
+def test_the_list_that_is_called_by_the_split_alone_is_read(tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(encoded(photograph(8, 8)))
+    for name, label in (("train", "cat"), ("old_train", "dog"), ("old-train", "fox")):
+        (tmp_path / f"{name}.csv").write_text(f"path,label\nimage.jpg,{label}\n")
+    assert open_images(tmp_path, "train").label_names == ("cat",)
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(DataError, match="several lists of a split train, such as old-train.csv and old_train.csv"):
+        open_images(tmp_path, "train")
+
+
+def test_a_tars_numbered_folders_are_names_and_a_lists_numbers_have_no_gap(tmp_path: Path) -> None:
+    numbers = ("1", "2", "10", "9" * 20)
+    pack(tmp_path / "train.tar", {f"{name}/0.jpg": encoded(photograph(8, 8)) for name in numbers})
+    assert open_images(tmp_path, "train").label_names == numbers
+    assert class_indices(["1_2", "7"], None, "list.csv")[1] == ("1_2", "7")
+    for labels, finding in ((["1", "2"], "from 1 to 2 and has no image of class 0"), (["0", "9" * 20], "of class 1")):
+        with pytest.raises(DataError, match=finding):
+            class_indices(labels, None, "list.csv")
 
 
 def write_pairs(folder: Path, names: str) -> None:
