@@ -37,8 +37,8 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
     rounds = 0
     while left:
         pool = ProcessPoolExecutor(min(processes, len(left)), context, initializer=_begin, initargs=(work,))
-        futures = {pool.submit(_classify_part, part): part for part in left.values()}
         try:
+            futures = {pool.submit(_classify_part, part): part for part in left.values()}
             for future in as_completed(futures):
                 done = future.result()
                 rounds = 0

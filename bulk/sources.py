@@ -108,26 +108,48 @@ def _rows(files_of: pafs.FileSystem, tables: list[str], part_images: int) -> Ite
             number += 1
 
 
-def read_images(location: str, part: Part) -> list[bytes]:
-    """The bytes of each image of a part, in order."""
+def read_images(location: str, part: Part) -> list[bytes | OSError]:
+    """The bytes of each image of a part, in order, or why they cannot be read.
+
+    Raises:
+        DataError: the parquet file is not what it was when the parts were found.
+    """
     files_of, _ = filesystem(location)
+    contents: list[bytes | OSError] = []
     if not part.count:
-        contents = []
         for path in part.files:
-            with files_of.open_input_stream(path) as stream:
-                contents.append(stream.read())
+            try:
+                with files_of.open_input_stream(path) as stream:
+                    contents.append(stream.read())
+            except OSError as error:
+                contents.append(error)
         return contents
-    with files_of.open_input_file(part.files[0]) as file:
-        parquet, skipped, contents = pq.ParquetFile(file), 0, []
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            start, end = max(part.first - skipped, 0), min(part.first + part.count - skipped, rows)
-            if start < end:
-                column = parquet.read_row_group(group, columns=[COLUMN])[COLUMN].slice(start, end - start)
-                rows_read = (each["bytes"] if isinstance(each, dict) else each for each in column.to_pylist())
-                contents += [content or b"" for content in rows_read]  # an image that is not there is undecodable
-            skipped += rows
-        return contents
+    try:
+        with files_of.open_input_file(part.files[0]) as file:
+            parquet, skipped = pq.ParquetFile(file), 0
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                start, end = max(part.first - skipped, 0), min(part.first + part.count - skipped, rows)
+                if start < end:
+                    contents += _read_group(parquet, group, start, end)
+                skipped += rows
+    except OSError as error:
+        return [error] * part.count
+    except pa.ArrowException as error:
+        raise DataError(f"{part.files[0]} cannot be read as parquet: {error}; write it again, or move it") from error
+    if len(contents) != part.count:
+        raise DataError(f"{part.files[0]} has other rows than when the job began: start it again")
+    return contents
+
+
+def _read_group(parquet: pq.ParquetFile, group: int, start: int, end: int) -> list[bytes | OSError]:
+    """Rows of a row group, each with the reason if it is damaged."""
+    try:
+        column = parquet.read_row_group(group, columns=[COLUMN])[COLUMN].slice(start, end - start)
+    except OSError as error:
+        return [error] * (end - start)
+    rows_read = (each["bytes"] if isinstance(each, dict) else each for each in column.to_pylist())
+    return [content or b"" for content in rows_read]  # an image that is not there is undecodable
 
 
 def digest_of(parts: list[Part]) -> str:

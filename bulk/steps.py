@@ -53,14 +53,17 @@ class Done:
 
 
 def decode(work: Work, part: Part) -> Decoded:
-    """Raises OSError when a file or the data set cannot be read."""
+    """Raises DataError when the data set changed since its parts were found."""
     limits = PictureLimits(max_pixels=work.max_image_pixels)
     size = work.model.preprocessing.image_size
     pixels = np.zeros((len(part.names()), size, size, 3), np.uint8)
     problems: list[str | None] = []
     for place, content in enumerate(read_images(work.images, part)):
+        if isinstance(content, OSError):
+            problems.append(f"unreadable: {content}")
+            continue
         try:
-            pixels[place] = model_input(content or b"", work.model.preprocessing, limits)
+            pixels[place] = model_input(content, work.model.preprocessing, limits)
             problems.append(None)
         except PictureError as error:
             problems.append(f"{error.refusal}: {error}")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -221,6 +222,26 @@ def test_a_row_without_an_image_does_not_end_the_job(tmp_path):
     pq.write_table(pa.table({"image": [{"bytes": b"image", "path": "0.jpg"}, {"bytes": None, "path": "1.jpg"}]}), path)
     (part,) = find_parts(str(path), part_images=3)
     assert read_images(str(path), part) == [b"image", b""]
+
+
+def test_what_cannot_be_read_is_known_by_its_place(tmp_path, pictures):
+    (part,) = find_parts(str(pictures), part_images=100)
+    Path(part.files[2]).unlink()
+    contents = read_images(str(pictures), part)
+    assert [place for place, content in enumerate(contents) if isinstance(content, OSError)] == [2]
+
+    path = tmp_path / "damaged.parquet"
+    images = [random.Random(row).randbytes(4000) for row in range(4)]
+    pq.write_table(pa.table({"image": images}), path, row_group_size=2, compression="zstd", use_dictionary=False)
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * 20)
+    (part,) = find_parts(str(path), part_images=10)
+    *whole, third, fourth = read_images(str(path), part)
+    assert whole == images[:2]
+    assert isinstance(third, OSError)
+    assert isinstance(fourth, OSError)
 
 
 def test_a_url_is_as_good_as_a_path(table):
