@@ -85,6 +85,17 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(previous)
 
 
+def removed_folder(path: Path) -> bool:
+    """Remove what `replaced_folder` left, if it is there: the link first, so that no reader finds half of it."""
+    if not path.is_symlink():
+        return False
+    folder = path.resolve()
+    path.unlink()
+    sync(path.parent)
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
 def sync(path: Path) -> None:
     """Wait until the file or the folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -157,7 +157,7 @@ class ExportConfig:
     @property
     def plans(self) -> Path:
         """Where plans go that no Triton may load: beside the repository, because it takes every folder for a model."""
-        return self.repository.with_name(f"{self.repository.name}.plans")
+        return (folder := self.repository.resolve()).with_name(f"{folder.name}.plans")
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from export.findings import Candidate
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.publication import keep_plans, publish_version
+from export.publication import drop_plans, keep_plans, publish_version
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -83,6 +83,8 @@ def export_models(config: ExportConfig) -> list[Path]:
                     for failure in each.judgement.failures
                 )
                 refused.append(f"for its answers are not PyTorch's: {'; '.join(reasons)}")
+                if config.engine == "tensorrt-rtx":
+                    drop_plans(precision, source, config)
                 continue
             if config.engine == "tensorrt-rtx":
                 folders += keep_plans(*best, measured, expected, source, classifier, config)

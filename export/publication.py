@@ -16,7 +16,7 @@ import timm
 import torch
 
 from deit import __version__
-from deit.durable import replaced_folder
+from deit.durable import removed_folder, replaced_folder
 from deit.model import IMAGES, Provenance
 from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
 from deit.repository.publishing import publish
@@ -59,7 +59,7 @@ def publish_version(
         shutil.copyfile(onnx_file, folder / ONNX_FILE)
         _write_findings(folder, provenance, best, measured, answers)
 
-    name = _model_name(best, source, config)
+    name = _model_name(best.judgement.precision, source, config)
     version = publish(
         config.repository,
         name,
@@ -104,7 +104,7 @@ def keep_plans(
                 f"The plan for {capability} was built and not run, because no such GPU was there: the gate judged its "
                 f"graph, on {best.engine.title}."
             )
-        target = config.plans / _model_name(best, source, config) / capability
+        target = config.plans / _model_name(best.judgement.precision, source, config) / capability
         with replaced_folder(target) as folder:
             for file in (plan, plan.with_name(FINGERPRINT_FILE)):
                 shutil.copyfile(file, folder / file.name)
@@ -116,8 +116,16 @@ def keep_plans(
     return folders
 
 
-def _model_name(best: Candidate, source: TrainedModel, config: ExportConfig) -> str:
-    name, precision = config.name or source.architecture, best.judgement.precision
+def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> None:
+    """Remove what `keep_plans` made before for the same GPUs: no plan stays of a model that the gate refuses."""
+    for capability in config.capabilities:
+        target = config.plans / _model_name(precision, source, config) / capability
+        if removed_folder(target):
+            logger.warning("removed %s: the gate refuses this model for it now", target)
+
+
+def _model_name(precision: str, source: TrainedModel, config: ExportConfig) -> str:
+    name = config.name or source.architecture
     return name if precision == "fp32" else f"{name}_{precision}"
 
 

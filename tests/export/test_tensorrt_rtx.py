@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 
+from deit.durable import replaced_folder
 from deit.errors import RepositoryError
 from deit.tensorrt_plan import Profile, profiles_for
 from export.config import ExportConfig
@@ -236,6 +237,21 @@ def test_a_graph_that_fails_the_gate_leaves_no_plan(
     with pytest.raises(RepositoryError, match=r"not built, for its answers are not PyTorch's: .*Built: nothing"):
         export_models(config(checkpoint, pictures, tmp_path / "models", compute_capability="sm89"))
     assert list(tmp_path.iterdir()) == []
+    plans = tmp_path / "models.plans" / "tiny"
+    for capability in ("sm80", "sm89"):
+        with replaced_folder(plans / capability) as folder:
+            (folder / "model.plan").touch()
+    with pytest.raises(RepositoryError, match="Built: nothing"):
+        export_models(config(checkpoint, pictures, tmp_path / "models", compute_capability="sm89"))
+    assert [path.name for path in plans.iterdir() if path.name[0] != "."] == ["sm80"]
+    assert len(list(plans.iterdir())) == 2  # sm80 is a link to a folder beside it
+
+
+def test_the_plans_of_the_folder_one_is_in_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path / "models")
+    wanted = config(tmp_path, tmp_path, Path(), compute_capability="sm89")
+    assert wanted.plans == tmp_path / "models.plans"
 
 
 def config(checkpoint: Path, images: Path, repository: Path, /, **changes: object) -> ExportConfig:
