@@ -52,6 +52,11 @@ class Learner:
         """The models whose accuracy counts, by what their metrics have after the split's name."""
         return {"": self.model} if self.ema is None else {"": self.model, "_ema": self.ema.module}
 
+    def average_buffers(self, processes: Processes) -> None:
+        """Give each model the mean of all processes' statistics: before it is evaluated or saved."""
+        for model in self.evaluated().values():
+            processes.average_buffers(model)
+
     def weights(self) -> dict[str, dict[str, object]]:
         """All that training has changed, for the resume file."""
         weights = {
@@ -81,7 +86,8 @@ class Learner:
                 self.teacher.compile()
         if processes.count > 1:
             devices = [device.index] if device.type == "cuda" else None
-            self.step_of = DistributedDataParallel(self.objective, device_ids=devices)
+            # each process keeps its own statistics, and `average_buffers` mixes those of all steps, not of the last
+            self.step_of = DistributedDataParallel(self.objective, device_ids=devices, broadcast_buffers=False)
 
 
 def create_learner(

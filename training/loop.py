@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -110,6 +111,16 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     erase = RandomErasing(config.random_erasing, mode="pixel", device=device)
     mix = mixing(config, num_classes=len(splits.label_names))
 
+    def evaluate_reported(images: LabelledImages) -> dict[str, Evaluation]:
+        return evaluate_together(
+            learner.evaluated(),
+            batches_to_judge(images),
+            normalize,
+            device,
+            corrupt=CorruptImages(images, config.max_corrupt_share),
+            processes=processes,
+        )
+
     def to_device(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
@@ -150,15 +161,24 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     with stop_request() as stop_asked, events_of_run as events:
         log = StepLog(config, events, steps_per_epoch=steps_per_epoch, device=device, is_shown=processes.is_first)
         for epoch in range(state.epochs_done, config.epochs):
-            if is_stalled(state.metrics, splits.judged_by, config.patience):
+            # an epoch that was begun is finished: its weights are not those of the last line of metrics
+            if state.steps_done == 0 and is_stalled(state.metrics, splits.judged_by, config.patience):
                 logger.info("no epoch of the last %d was better, so the run ends: --patience", config.patience)
+                if splits.reported is not None and not any(key.startswith("test_") for key in state.metrics[-1]):
+                    # it was killed before it came to this, and resumed with less patience
+                    result = {"test": evaluate_reported(splits.reported)}
+                    state.metrics[-1].update(flat_numbers(result))
+                    if processes.is_first:
+                        save_checkpoints(config, learner, splits, result, state.epochs_done)
+                        state.save(config)
+                        write_file(config.folder / "metrics.jsonl", as_lines(state.metrics))
                 break
             model.train()
             started, first_step = time.monotonic(), state.steps_done
             corrupt = CorruptImages(splits.train, config.max_corrupt_share)
             corrupt.add(state.corrupt)
             if cache is not None:
-                cache.begin(epoch, first_step, state.answers)
+                cache.begin(epoch, first_step, state.answers if state.answers_key == cache.key else None)
             batches = training_batches.epoch(epoch, first_step=first_step)
             with log.epoch(epoch, state, saved_epoch=saved_epoch) as note:
                 for step in profile.each(range(first_step, steps_per_epoch)):
@@ -184,9 +204,11 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     if update_weights(optimizer, learner.scaler, numbers) and update_average is not None:
                         update_average(model, step=epoch * steps_per_epoch + step + 1)
                     if note(step, optimizer.param_groups[0]["lr"], numbers):
+                        learner.average_buffers(processes)
                         state.steps_done, state.weights = step + 1, learner.weights()
                         state.corrupt = sorted(processes.union(corrupt.indices))
-                        state.answers = None if cache is None else cache.collected()
+                        kept = (None, None) if cache is None else (cache.collected(), cache.key)
+                        state.answers, state.answers_key = kept
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
@@ -202,8 +224,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             is_saved = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
             evaluations: dict[str, dict[str, Evaluation]] = {}  # by split, then by model
             if is_saved:
-                for each in learner.evaluated().values():
-                    processes.average_buffers(each)
+                learner.average_buffers(processes)
                 evaluations[splits.judged_by] = evaluate_together(
                     learner.evaluated(),
                     judged_batches if judged_bank is None else judged_bank,
@@ -217,14 +238,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                 [*state.metrics, judged], splits.judged_by, config.patience
             )
             if splits.reported is not None and is_over:
-                evaluations["test"] = evaluate_together(
-                    learner.evaluated(),
-                    batches_to_judge(splits.reported),
-                    normalize,
-                    device,
-                    corrupt=CorruptImages(splits.reported, config.max_corrupt_share),
-                    processes=processes,
-                )
+                evaluations["test"] = evaluate_reported(splits.reported)
             record = {
                 "epoch": epoch + 1,
                 "loss": round(state.loss_sum / max(steps_per_epoch - state.skipped_steps, 1), 5),
@@ -246,13 +260,18 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     save_as(config, learner, splits, "checkpoint-best", "", splits.judged_by, evaluations, epoch + 1)
                 if is_saved:
                     state.save(config)
-                write_file(config.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.metrics))
+                write_file(config.folder / "metrics.jsonl", as_lines(state.metrics))
                 events.epoch(record)
                 if config.profile:
                     write_file(config.folder / "profile.json", json.dumps(profile.steps, indent=2) + "\n")
     if config.report and processes.is_first:
         logger.info("wrote %s, a report of the run", write_summary(config.folder))
     logger.info("%s is done; `deit export --checkpoint %s` publishes it", config.folder, config.folder / "checkpoint")
+
+
+def as_lines(metrics: list[dict[str, Any]]) -> str:
+    """What metrics.jsonl holds."""
+    return "".join(json.dumps(line) + "\n" for line in metrics)
 
 
 def mixing(config: TrainConfig, *, num_classes: int) -> Mixup | None:

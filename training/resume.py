@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class ResumeState:
         loss_sum, skipped_steps, corrupt: of those steps: sum of the losses, steps without an update, and the indices of
             images that cannot be decoded.
         answers: of those steps, what training.teacher_cache has collected of the teacher's.
+        answers_key: of the cache that collected them; another one cannot use them.
         weights: state dictionaries by what they belong to: model, optimizer, scaler, ema. None before the first save.
         metrics: the lines of metrics.jsonl.
     """
@@ -50,6 +51,7 @@ class ResumeState:
     skipped_steps: int = 0
     corrupt: list[int] = field(default_factory=list)
     answers: Tensor | None = None
+    answers_key: dict[str, Any] | None = None
     weights: dict[str, dict[str, Any]] | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
@@ -102,14 +104,13 @@ def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[s
 
 
 def _refuse_other_data(config: TrainConfig, begun: dict[str, Any], origin: dict[str, Any]) -> None:
-    for split, here in origin["data"].items():
-        there = begun["data"].get(split)
-        if there != here:
-            found = "no such split" if there is None else f"{there['images']} images of {there['classes']} classes"
+    then, now = begun["data"], origin["data"]
+    for split in {**now, **then}:  # one may have come, or gone
+        if then.get(split) != now.get(split):
             raise TrainingError(
                 f"--resume: the {split} images of {config.data} are not those that {config.folder} was started with: "
-                f"{found} then, {here['images']} of {here['classes']} now, by the names and classes of all files. "
-                "Restore them, or start a new run with another --name"
+                f"{_counts(then.get(split))} then, {_counts(now.get(split))} now, by the names and classes of all "
+                "files. Restore them, or start a new run with another --name"
             )
     if "teacher" in begun and begun["teacher"] != origin["teacher"]:
         raise TrainingError(
@@ -118,11 +119,17 @@ def _refuse_other_data(config: TrainConfig, begun: dict[str, Any], origin: dict[
         )
 
 
+def _counts(split: dict[str, Any] | None) -> str:
+    return "no such split" if split is None else f"{split['images']} images of {split['classes']} classes"
+
+
 def _changes(config: TrainConfig, settings: dict[str, Any], *, same_teacher: bool) -> dict[str, list[Any]]:
     """What differs from the settings so far, [then, now] by name. Raises TrainingError where it may not."""
-    changed = {
-        name: [settings.get(name), value] for name, value in config.settings.items() if settings.get(name) != value
-    }
+    # a run of an earlier version lacks the options that came after it, and did what their defaults do
+    defaults = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
+    defaults["teacher_cache_logits"] = None  # as in the settings of a run without a cache
+    before = {name: settings.get(name, defaults.get(name)) for name in config.settings}
+    changed = {name: [before[name], value] for name, value in config.settings.items() if before[name] != value}
     for name, (then, now) in changed.items():
         logger.info("%s was %r when the run started, and is %r now", name, then, now)
         if name in MAY_CHANGE or (name == "teacher" and same_teacher):

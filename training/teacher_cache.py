@@ -21,6 +21,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from deit.checkpoint import read_checkpoint_config
 from deit.durable import write_file
 from deit.errors import DataError, TrainingError
 from deit.fast_resize import can_resize
@@ -111,7 +112,7 @@ class TeacherCache:
         """Raises TrainingError when the folder's answers are to other images or of another teacher."""
         self._folder, self._form, self._shares, self._processes, self._device = folder, form, shares, processes, device
         self._draws = steps * shares.batch_size
-        self._key = json.loads(json.dumps(key))
+        self.key = json.loads(json.dumps(key))
         self._refuse_another()
         self._epoch = 0
         self._is_read = self._is_whole = False
@@ -136,7 +137,7 @@ class TeacherCache:
             self._codes = self._read().to(self._device)
             return
         if self._processes.is_first and not (self._folder / KEY_FILE).is_file():
-            write_file(self._folder / KEY_FILE, json.dumps(self._key, indent=2) + "\n")
+            write_file(self._folder / KEY_FILE, json.dumps(self.key, indent=2) + "\n")
         self._refuse_another()
         self._is_whole = first_step == 0 or codes is not None
         self._codes = torch.zeros(self._draws, self._form.width, dtype=torch.int16, device=self._device)
@@ -179,9 +180,14 @@ class TeacherCache:
         )
 
     def _refuse_another(self) -> None:
-        """Raises TrainingError when the folder has another key, naming what differs first."""
+        """Raises TrainingError when the folder has another key, naming what differs first, or answers without one."""
         file = self._folder / KEY_FILE
         if not file.is_file():
+            if epochs := sorted(self._folder.glob("epoch-*.npz")):
+                raise TrainingError(
+                    f"--teacher-cache {self._folder} has {epochs[0].name} without the {KEY_FILE} that says what it "
+                    "answers to: copy that file too, or give another folder"
+                )
             return
         try:
             there = json.loads(file.read_text())
@@ -189,7 +195,7 @@ class TeacherCache:
             raise DataError(
                 f"{file} is damaged ({error}): remove the folder, and the teacher is asked again"
             ) from error
-        for name, here in self._key.items():
+        for name, here in self.key.items():
             if there.get(name) != here:
                 raise TrainingError(
                     f"--teacher-cache {self._folder} keeps answers for {name} {there.get(name)}, this run has {here}: "
@@ -248,6 +254,9 @@ def open_cache(
         "device batches of a step": shares.parts,
         "teacher": weights_identity(config.teacher),
         "teacher_image_size": config.teacher_image_size,
+        "teacher's images": _images_of(config.teacher),
+        "channels_last": config.channels_last,
+        "compile": config.compile,
         "resize with vector instructions": can_resize(PIL.Image.Resampling.BICUBIC),
         "precision": str(precision).removeprefix("torch."),
         "device": device.type,
@@ -264,3 +273,11 @@ def open_cache(
         processes=processes,
         device=device,
     )
+
+
+def _images_of(teacher: str) -> dict[str, Any] | None:
+    """What the folder of a teacher says of the images it reads, None for a teacher whose weights or name say it all."""
+    if not Path(teacher).is_dir():
+        return None
+    preprocessing = read_checkpoint_config(Path(teacher)).preprocessing
+    return {name: getattr(preprocessing, name) for name in ("image_size", "mean", "std")}

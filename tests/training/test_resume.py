@@ -34,6 +34,25 @@ def test_a_run_that_was_killed_in_its_first_epoch_keeps_its_settings(run: TrainC
         train(replace(run, learning_rate=1e-3))
 
 
+def test_a_run_of_a_version_with_fewer_options_goes_on_with_their_defaults(run: TrainConfig) -> None:
+    file = run.folder / "config.json"
+    settings = json.loads(file.read_text())
+    late = ("pixel_bank", "balanced_sampling", "channels_last", "teacher_cache_logits")
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name not in late}))
+    train(run)
+    with pytest.raises(TrainingError, match="was started with balanced_sampling False, not True"):
+        train(replace(run, balanced_sampling=True))
+
+
+def test_a_split_that_came_later_is_refused(run: TrainConfig) -> None:
+    file = run.folder / "provenance.json"
+    begun = json.loads(file.read_text())
+    begun["data"]["val"] = begun["data"]["test"]
+    file.write_text(json.dumps(begun))
+    with pytest.raises(TrainingError, match=r"the val images of .*: 48 images of 3 classes then, no such split now"):
+        train(run)
+
+
 def test_data_may_move_but_not_change(run: TrainConfig, tmp_path: Path) -> None:
     moved = run.data.rename(tmp_path / "moved")
     train(replace(run, data=moved, epochs=3, max_corrupt_share=0.2, preset="small-32"))
@@ -45,7 +64,9 @@ def test_data_may_move_but_not_change(run: TrainConfig, tmp_path: Path) -> None:
     assert note["changed"]["epochs"] == [2, 3]
 
     (moved / "train.parquet").write_bytes((moved / "test.parquet").read_bytes())
-    with pytest.raises(TrainingError, match=r"the train images of .*moved are not those .*: 192 images .*, 48 of 3"):
+    with pytest.raises(
+        TrainingError, match=r"the train images of .*moved are not those .*: 192 images .*, 48 images of 3"
+    ):
         train(replace(run, data=moved, epochs=3))
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -43,6 +44,8 @@ def unusable(teacher: Path, tmp_path: Path) -> str:
     folder = tmp_path / "unusable"
     folder.mkdir()
     shutil.copyfile(teacher / "model.safetensors", folder / "model.safetensors")
+    description = json.loads((teacher / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**description, "architecture": "resnet19"}))
     return str(folder)
 
 
@@ -128,6 +131,7 @@ def test_logits_from_the_cache_give_the_bits_of_the_run_that_wrote_them(
         ({"random_erasing": 0.5}, r"keeps answers for random_erasing 0\.25, this run has 0\.5"),
         ({"train_images": 96}, "keeps answers for data"),
         ({"device_batch_size": 4}, "keeps answers for device batches of a step 2, this run has 4"),
+        ({"channels_last": True}, "keeps answers for channels_last False, this run has True"),
         ({"distillation": "soft"}, "keeps answers for teacher_cache_logits None, this run has 3"),
     ],
 )
@@ -137,6 +141,25 @@ def test_answers_to_other_images_are_refused_by_name(
     with pytest.raises(TrainingError, match=finding):
         train(replace(kept, runs=tmp_path, **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_of_a_teacher_that_read_other_images_are_refused(
+    kept: TrainConfig, unusable: str, tmp_path: Path
+) -> None:
+    file = Path(unusable, "config.json")
+    description = json.loads(file.read_text())
+    description["pretrained_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    file.write_text(json.dumps(description))
+    with pytest.raises(TrainingError, match="keeps answers for teacher's images"):
+        train(replace(kept, runs=tmp_path / "runs", teacher=unusable))
+
+
+def test_answers_without_their_key_are_refused(kept: TrainConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(kept.teacher_cache, cache)
+    (cache / "key.json").unlink()
+    with pytest.raises(TrainingError, match=r"has epoch-0001\.npz without the key\.json"):
+        train(replace(kept, name="keyless", teacher_cache=cache))
 
 
 def test_a_damaged_epoch_is_named(kept: TrainConfig, tmp_path: Path) -> None:
