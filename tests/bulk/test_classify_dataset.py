@@ -17,6 +17,7 @@ import pytest
 from bulk.model import Session, read_model
 from bulk.results import Job, begin, write_part
 from bulk.sources import digest_of, find_parts, read_images
+from bulk.steps import Work, decode
 from deit.errors import DataError, RepositoryError
 from deit.model_input import model_input
 from deit.pictures import PictureLimits
@@ -229,6 +230,15 @@ def test_what_cannot_be_read_is_known_by_its_place(tmp_path, pictures):
     Path(part.files[2]).unlink()
     contents = read_images(str(pictures), part)
     assert [place for place, content in enumerate(contents) if isinstance(content, OSError)] == [2]
+    work = Work(
+        images=str(pictures),
+        output=str(tmp_path),
+        model=read_model(REPOSITORY, "deit_cifar10", None),
+        top_k=1,
+        batch_size=8,
+        max_image_pixels=10**7,
+    )
+    assert decode(work, part).problems[2].startswith("unreadable: ")
 
     path = tmp_path / "damaged.parquet"
     images = [random.Random(row).randbytes(4000) for row in range(4)]
