@@ -155,9 +155,8 @@ def find_split(data: Path, split: str, columns: Columns, *, unsplit: bool = True
     Args:
         unsplit: take a folder of class folders without splits for "train".
     """
-    places = [place for place in (data, *_sub_folders(data)) if _is_there(place, split)]
-    if data in places:
-        places = [data]
+    # what lies in other folders, such as lists of other tasks, does not matter where the split is found above
+    places = [data] if _is_there(data, split) else [each for each in _sub_folders(data) if _is_there(each, split)]
     if len(places) > 1:
         raise DataError(
             f"{data} has several data sets with a split {split}: give one as --data, such as {places[0]}, or "

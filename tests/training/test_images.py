@@ -59,6 +59,12 @@ def test_a_file_that_two_splits_name_is_refused(tmp_path: Path) -> None:
         open_images(tmp_path, "train")
 
 
+def test_the_names_of_files_below_a_data_set_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train_val.csv").touch()
+    assert len(open_images(image_folder(tmp_path), "train")) > 0
+
+
 def test_the_list_that_is_called_by_the_split_alone_is_read(tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(encoded(photograph(8, 8)))
     for name, label in (("train", "cat"), ("old_train", "dog"), ("old-train", "fox")):
