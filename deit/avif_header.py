@@ -21,8 +21,11 @@ def is_avif(content: bytes) -> bool:
 def avif_size(content: bytes) -> tuple[int, int] | None:
     """Width and height of the largest picture that is declared, such as a grid; (0, 0) for none, which is not decoded.
 
-    The others are thumbnails, transparency and parts of a grid. None where there are too many boxes to look at.
+    The others are thumbnails, transparency and parts of a grid. None where there are too many boxes to look at, and for
+    sequences, whose size stands elsewhere.
     """
+    if has_brand(content, (b"avis",)) or any(kind == b"moov" for kind, _, _ in boxes(content, 0, len(content))):
+        return None
     sizes = []
     count = 0
     places = [(b"meta", 0, len(content))]

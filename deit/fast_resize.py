@@ -54,19 +54,27 @@ def resize_window(
     Values outside the window, but inside the image, count where the filter reaches them.
     """
     width, height = size
+    # the product of a scale and a size may be beyond the image by the last bit
+    right, bottom = min(window.right, image.width), min(window.bottom, image.height)
     # only the rows that the second call reads
-    reach = FILTER_RADIUS * max(1.0, (window.bottom - window.top) / height) + 1
+    reach = FILTER_RADIUS * max(1.0, (bottom - window.top) / height) + 1
     first = max(0, math.floor(window.top - reach))
-    rows = min(image.height, math.ceil(window.bottom + reach)) - first
-    narrowed = _resized(
-        image, CropBox(window.left, first, window.right - window.left, rows), (width, rows), ALGORITHMS[resampling]
-    )
-    return _resized(
-        narrowed, CropBox(0, window.top - first, width, window.bottom - window.top), size, ALGORITHMS[resampling]
-    )
+    rows = min(image.height, math.ceil(bottom + reach)) - first
+    columns = (window.left, right - window.left)
+    narrowed = _resized(image, columns, (first, rows), (width, rows), ALGORITHMS[resampling])
+    return _resized(narrowed, (0, width), (window.top - first, bottom - window.top), size, ALGORITHMS[resampling])
 
 
-def _resized(image: Image.Image, box: "CropBox", size: tuple[int, int], algorithm: "ResizeAlg") -> Image.Image:
+def _resized(
+    image: Image.Image,
+    columns: tuple[float, float],
+    rows: tuple[float, float],
+    size: tuple[int, int],
+    algorithm: "ResizeAlg",
+) -> Image.Image:
+    """`columns` and `rows`: the first and their number. Sums of them may be beyond the image by the last bit, too."""
+    (left, width), (top, height) = columns, rows
+    box = CropBox(left, top, min(width, image.width - left), min(height, image.height - top))
     result = Image.new("RGB", size)
     RESIZER.resize_pil(image, result, ResizeOptions(resize_alg=algorithm, crop_box=box))
     return result

@@ -349,7 +349,7 @@ class ServeSettings:
         Option(
             help="Gateway processes that share the port. Raise it where the cores are not busy under load: one answers "
             "some 800 images a second.",
-            show_default="one for each four cores, up to 16; 1 with --allow-reload",
+            show_default="one for each four cores, mostly up to 4; 1 with --allow-reload",
             rich_help_panel=GATEWAY,
         ),
     ] = None
@@ -460,8 +460,10 @@ class ServeSettings:
                         f"{named(flag)} is for the embedded Triton, and {named('--triton-url')} uses another one: "
                         "drop either"
                     )
-        elif self.port in self.triton.ports.by_flag().values():
-            raise wrong("--port", self.port, "the embedded Triton has this port too; choose another for either")
+        else:
+            for flag, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
+                if port and port in self.triton.ports.by_flag().values():
+                    raise wrong(flag, port, "the embedded Triton has this port too; choose another for either")
         if self.images_per_request is not None and not 1 <= self.images_per_request <= MOST_IMAGES_PER_REQUEST:
             raise wrong(
                 "--images-per-request",
@@ -476,7 +478,11 @@ class ServeSettings:
         """--gateways, or its default on this machine."""
         if self.gateways is not None:
             return self.gateways
-        return 1 if self.allow_reload else gateways_for(usable_cores(), usable_memory_bytes())
+        if self.allow_reload:
+            return 1
+        # each must be able to take one image of the largest size
+        largest = max(1, self.limits.max_in_flight_pixels // self.limits.max_image_pixels)
+        return min(largest, gateways_for(usable_cores(), usable_memory_bytes()))
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ OF_OTHERS = ("/hf", "/ping", "/invocations", "/v1", "/v2")
 
 def answering_route(path: str) -> str | None:
     """The path as it is declared if pictures are sent there, else None."""
+    path = path.removesuffix("\n")  # the router takes it for the path without
     if path == CLASSIFY:
         return CLASSIFY
     if is_of_another_contract(path):
@@ -31,6 +32,7 @@ def answering_route(path: str) -> str | None:
 
 def is_of_another_contract(path: str) -> bool:
     """Whether the clients that ask here expect another contract than ours."""
+    path = path.removesuffix("\n")
     return path.startswith(OF_OTHERS) and f"/{path.split('/', 2)[1]}" in OF_OTHERS
 
 
