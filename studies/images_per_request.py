@@ -46,25 +46,25 @@ PREPROCESSING = Preprocessing(
 CLASSES = 1000
 LARGEST_BATCH = 64
 SHORTEST_S = 0.001
-"""What a GPU takes for one image."""
+"""Time that a GPU takes for one image."""
 
 WARM_UP_S = 2.0
 CALLED_IMAGES = 4096
 GATEWAY = "deit"
-"""The gateway's process among those of `deit serve`, as benchmark/processes.py names it."""
+"""What benchmark/processes.py calls the gateway's process among those of `deit serve`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JoiningConfig:
     """The loads to measure."""
 
-    images_per_request: Annotated[list[int], Option(help="As of deit serve. Repeatable.")]
+    images_per_request: Annotated[list[int], Option(help="As in deit serve. Repeatable.")]
     concurrency: Annotated[int, Option(min=1, help="Requests of one image in flight over HTTP.")] = 64
-    engine_images_per_s: Annotated[int, Option(min=1, help="What the simulated engine does.")] = 10_000
-    decoders: Annotated[int, Option(min=1, help="As of deit serve.")] = 2
+    engine_images_per_s: Annotated[int, Option(min=1, help="Images per second of the simulated engine.")] = 10_000
+    decoders: Annotated[int, Option(min=1, help="As in deit serve.")] = 2
     picture_side: Annotated[int, Option(min=8, help="Side of the images that are sent, in pixels.")] = 64
-    seconds: Annotated[float, Option(min=0.1, help="Measured time of a setting in a round.")] = 8.0
-    rounds: Annotated[int, Option(min=1, help="The settings take turns so often.")] = 3
+    seconds: Annotated[float, Option(min=0.1, help="Measured time of each setting in a round.")] = 8.0
+    rounds: Annotated[int, Option(min=1, help="How often each setting takes its turn.")] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class Joined:
     """One window of load.
 
     Attributes:
-        images_per_request: that Triton got, on average.
+        images_per_request: what Triton got, on average.
         gateway_ms: processor time of the gateway's process for an image.
-        gateway_cores: that its process used.
-        call_ms: of it, the call of the model, when every request is full.
+        gateway_cores: cores that this process used.
+        call_ms: processor time of the call to the model alone, when every request is full.
     """
 
     images_per_request: float
