@@ -88,7 +88,7 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
 
 
 def _is_hidden(path: str, root: str) -> bool:
-    """macOS, for one, keeps `._photo.jpg`, which is none, beside each photo.jpg on a foreign disk."""
+    """macOS, for one, writes `._photo.jpg`, which is not an image, next to each photo.jpg on a foreign disk."""
     return any(name.startswith(".") for name in path.removeprefix(root).split("/"))
 
 
@@ -125,7 +125,7 @@ def read_images(location: str, part: Part) -> list[bytes]:
             if start < end:
                 column = parquet.read_row_group(group, columns=[COLUMN])[COLUMN].slice(start, end - start)
                 rows_read = (each["bytes"] if isinstance(each, dict) else each for each in column.to_pylist())
-                contents += [content or b"" for content in rows_read]  # an image that is not there is undecodable
+                contents += [content or b"" for content in rows_read]  # a missing image counts as undecodable
             skipped += rows
         return contents
 
