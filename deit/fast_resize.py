@@ -1,11 +1,11 @@
 """Resizing with the processor's vector instructions: Pillow's filters, five times as fast, within 2 of 255 levels.
 
-Pillow goes along rows first and then along columns, and rounds between. So does this, in two calls; one call for both
-would go along columns first and move a fifth of the values. What is left comes from shorter filter weights: 0.33 % of
-the values of photographs differ, by at most 2 (tests/deit/test_fast_resize.py). Where width and height change by
-different factors Pillow may go along columns first; a few values then differ by more.
+Pillow goes along rows first and then along columns, and rounds in between. So does this module, in two calls; a single
+call would go along columns first and move a fifth of the values. The remaining difference comes from shorter filter
+weights: 0.33 % of the values of photographs differ, by at most 2 (tests/deit/test_fast_resize.py). Where width and
+height change by different factors Pillow may go along columns first; a few values then differ by more.
 
-cykooz_resizer is the binding of the Rust crate fast_image_resize by the crate's author. It has wheels for x86-64 alone.
+cykooz_resizer is the binding of the Rust crate fast_image_resize by its author. It has wheels only for x86-64.
 Source: https://github.com/Cykooz/fast_image_resize
 """
 
@@ -29,11 +29,11 @@ else:
     }
 
 FILTER_RADIUS = 3
-"""Of the widest filter, lanczos, in pixels of the smaller of the two images."""
+"""Radius of the widest filter, lanczos, in pixels of the smaller of the two images."""
 
 
 class CropWindow(NamedTuple):
-    """A rectangle of an image, in pixels that need not be whole."""
+    """A rectangle of an image, in pixels, which may be fractions."""
 
     left: float
     top: float
@@ -42,7 +42,7 @@ class CropWindow(NamedTuple):
 
 
 def can_resize(resampling: Image.Resampling) -> bool:
-    """Whether this machine has the library, and the library the filter."""
+    """Whether this machine has the library, and the library has the filter."""
     return IS_AVAILABLE and resampling in ALGORITHMS
 
 
