@@ -1,6 +1,6 @@
 """One of several gateways, started by serving/supervisor.py: `python -m serving.gateway_process`.
 
-Its task comes on the standard input. It learns from Triton which models there are, as behind a Triton elsewhere.
+It reads its task from standard input, and learns from Triton which models there are, as with a Triton elsewhere.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Several gateways on one port: `deit serve --gateways N`.
 
-A gateway is one process with one event loop, which answers some 800 images a second whatever the machine. The
-supervisor is the parent of them and of the embedded Triton. Each gateway has a listening socket of its own on the same
-port (SO_REUSEPORT), among which the kernel shares out connections; the supervisor keeps them open, so callers of one
-that ended wait for its successor instead of being refused. Decoders and limits on what is in flight are shared out
+A gateway is one process with one event loop, which answers some 800 images a second on any machine. The supervisor is
+the parent of the gateways and of the embedded Triton. Each gateway has its own listening socket on the same port
+(SO_REUSEPORT), and the kernel distributes connections among them. The supervisor keeps the sockets open, so if a
+gateway ends, its callers wait for its successor instead of being refused. Decoders and the in-flight limits are divided
 evenly, and any gateway answers /metrics for all of them.
 """
 
@@ -57,7 +57,7 @@ START_TIMEOUT_S = 60.0
 PACKAGES = Path(__file__).parents[1]
 
 PAUSE_AFTER_LOSS_S = 1.0
-"""A gateway that ends at once whenever it is started is not started more often."""
+"""Shortest time between two starts of a gateway, for one that ends as soon as it is started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class GatewayTask:
 def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSettings:
     """The settings of one of `count` gateways in front of that Triton.
 
-    Together they keep to the limits, as long as each may still take the largest request and one small image next to a
+    Together they keep to the limits, except that each may still take the largest request, and one small image next to a
     large one.
     """
     limits = replace(
@@ -85,7 +85,7 @@ def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSetti
         max_in_flight_bytes=max(settings.limits.max_body_bytes, settings.limits.max_in_flight_bytes // count),
         max_in_flight_pixels=max(settings.limits.max_image_pixels, settings.limits.max_in_flight_pixels // count),
     )
-    decoders = max(2, -(-settings.decoding.processes // count))  # two, of which one stays free of large images
+    decoders = max(2, -(-settings.decoding.processes // count))  # at least two, so that one stays free of large images
     return replace(
         settings,
         gateways=1,
@@ -124,15 +124,15 @@ class GatewayProcess:
             env={**os.environ, "PYTHONPATH": packages, "PROMETHEUS_MULTIPROC_DIR": self._metrics_folder},
             stdin=subprocess.PIPE,
             pass_fds=(*descriptors, theirs),
-            process_group=0,  # Ctrl-C reaches the supervisor alone, which passes it on
+            process_group=0,  # Ctrl-C reaches only the supervisor, which passes it on
         )
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it ended, which is seen below
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it has ended, which is noticed later
             pickle.dump(GatewayTask(settings=self._settings, listeners=descriptors, ready=theirs), pipe)
         os.close(theirs)
 
     def wait_until_ready(self, stop: StopSignal, timeout_s: float) -> None:
-        """Raises ServingError when it ends, or listens too late; its own words are in the log."""
+        """Raises ServingError if it ends or listens too late; its own messages are in the log."""
         deadline_s = time.monotonic() + timeout_s
         assert self._ready is not None  # it was started
         while not select.select([self._ready], [], [], LOOK_EVERY_S)[0]:
@@ -143,7 +143,7 @@ class GatewayProcess:
             raise ServingError("a gateway ended before it was ready; the log above says why")
 
     def look(self) -> None:
-        """Start another when it has ended."""
+        """Start another if it has ended."""
         process = self._process
         if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
             return
@@ -169,10 +169,10 @@ class GatewayProcess:
 
 
 def supervise(settings: ServeSettings, count: int) -> None:
-    """Serve with `count` gateways; return when a signal asked for the end.
+    """Serve with `count` gateways; return after a signal to stop.
 
     Raises:
-        ServingError, RepositoryError: something stands in the way, or Triton failed too often.
+        ServingError, RepositoryError: the server cannot start, or Triton failed too often.
     """
     stop = StopSignal()
     allow_open_files()
@@ -210,11 +210,11 @@ def shared_sockets(
 ) -> list[list[socket.socket]]:
     """The sockets of each gateway: on --port, and on --metrics-port where it is set."""
     ports = [("--port", settings.port, admits_strangers)]
-    if settings.metrics_port is not None:  # open to anyone who reaches it, as its option says
+    if settings.metrics_port is not None:  # open to everyone, as its option says
         ports.append(("--metrics-port", settings.metrics_port, True))
     sockets: list[list[socket.socket]] = [[] for _ in range(count)]
     for flag, wanted, admits in ports:
-        # alone at first: two servers of one user would share the port without a word
+        # exclusively at first: otherwise two servers of one user would share the port unnoticed
         with reserve_port(settings.host, wanted, admits_strangers=admits, flag=flag) as alone:
             port = alone.getsockname()[1]
         for listeners in sockets:
@@ -230,7 +230,7 @@ async def watch_all(
     models: dict[str, ServedModel],
     stop: StopSignal,
 ) -> None:
-    """Return never: a signal raises KeyboardInterrupt, the loss of Triton ServingError."""
+    """Never returns: a signal raises KeyboardInterrupt, the loss of Triton ServingError."""
     async with in_background(look_after(gateways)):
         if triton is not None:
             # the gateways' requests, which show that a busy model is alive, are not seen here
