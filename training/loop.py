@@ -151,7 +151,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         log = StepLog(config, events, steps_per_epoch=steps_per_epoch, device=device, is_shown=processes.is_first)
         for epoch in range(state.epochs_done, config.epochs):
             if is_stalled(state.metrics, splits.judged_by, config.patience):
-                logger.info("no epoch of the last %d was better, so the run ends: --patience", config.patience)
+                logger.info("none of the last %d epochs was better, so the run ends (--patience)", config.patience)
                 break
             model.train()
             started, first_step = time.monotonic(), state.steps_done
