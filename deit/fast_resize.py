@@ -54,7 +54,7 @@ def resize_window(
     Values outside the window, but inside the image, count where the filter reaches them.
     """
     width, height = size
-    # the product of a scale and a size may be beyond the image by the last bit
+    # the product of a scale and a size may exceed the image by the last bit
     right, bottom = min(window.right, image.width), min(window.bottom, image.height)
     # only the rows that the second call reads
     reach = FILTER_RADIUS * max(1.0, (bottom - window.top) / height) + 1
@@ -72,7 +72,7 @@ def _resized(
     size: tuple[int, int],
     algorithm: "ResizeAlg",
 ) -> Image.Image:
-    """`columns` and `rows`: the first and their number. Sums of them may be beyond the image by the last bit, too."""
+    """`columns` and `rows`: the first one and their number, whose sum may exceed the image by the last bit, too."""
     (left, width), (top, height) = columns, rows
     box = CropBox(left, top, min(width, image.width - left), min(height, image.height - top))
     result = Image.new("RGB", size)

@@ -39,7 +39,7 @@ def main() -> None:
     )
 
     def drain_once(number: int, frame: object) -> None:
-        """The supervisor and whoever ends the whole group may both ask; who wants it at once kills."""
+        """Ignore a second SIGTERM: the supervisor may send one, and so may whoever ends the process group."""
         if not server.should_exit:
             GatewayServer.handle_exit(server, number, frame)
 

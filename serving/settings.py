@@ -349,7 +349,7 @@ class ServeSettings:
         Option(
             help="Gateway processes that share the port. Raise it if cores stay idle under load: one answers some 800 "
             "images a second.",
-            show_default="one for every four cores, mostly up to 4; 1 with --allow-reload",
+            show_default="one for every four cores, with the default limits up to 4; 1 with --allow-reload",
             rich_help_panel=GATEWAY,
         ),
     ] = None

@@ -114,7 +114,7 @@ class GatewayProcess:
             self._ready = None
         self._ready, theirs = os.pipe()
         descriptors = tuple(listener.fileno() for listener in self._listeners)
-        # The same packages as here, wherever the command was found
+        # the same packages as here, wherever the command was found
         packages = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [
@@ -192,7 +192,7 @@ def supervise(settings: ServeSettings, count: int) -> None:
         metrics_folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deit-metrics-"))
         mine = share_of(settings, count, triton_url)
         gateways = [GatewayProcess(mine, listeners, metrics_folder) for listeners in sockets]
-        close_shared_memory()  # before a caller's picture lies there
+        close_shared_memory()  # before it holds a caller's picture
         stack.callback(end, gateways, sockets)
         for gateway in gateways:
             gateway.start()
@@ -233,7 +233,7 @@ async def watch_all(
     """Never returns: a signal raises KeyboardInterrupt, the loss of Triton ServingError."""
     async with in_background(look_after(gateways)):
         if triton is not None:
-            # the gateways' requests, which show that a busy model is alive, are not seen here
+            # the requests that show that a busy model is alive go through the gateways, unseen here
             await watch(triton, url, models, stop, canary_timeout_s=LONGEST_CANARY_TIMEOUT_S)
         while True:
             stop.raise_if_received()

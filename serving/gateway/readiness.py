@@ -52,7 +52,7 @@ class Readiness:
     """Asks the models in the background.
 
     Args:
-        canary_timeout_s: what a model may take to answer, at least.
+        canary_timeout_s: shortest time that a model is given to answer.
     """
 
     def __init__(

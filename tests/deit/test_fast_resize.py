@@ -1,4 +1,4 @@
-"""What the fast resize may differ from Pillow's by, over shapes, filters and photographs."""
+"""How far the fast resize may differ from Pillow's, over shapes, filters and photographs."""
 
 from dataclasses import replace
 

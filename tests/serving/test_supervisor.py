@@ -25,7 +25,7 @@ def ask(url: str) -> int:
 
 
 def answered(url: str) -> float:
-    """Images that all gateways together say they have answered."""
+    """The number of images that all gateways together report as answered."""
     page = httpx.get(f"{url}/metrics", timeout=60).text
     return sum(float(value) for value in re.findall(r"^deit_images_total\{.*\} (\S+)$", page, re.MULTILINE))
 

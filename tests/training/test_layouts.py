@@ -1,4 +1,4 @@
-"""Data sets in the layouts that people have them in."""
+"""Data sets in the layouts that people use."""
 
 import json
 import logging
