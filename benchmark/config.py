@@ -64,9 +64,9 @@ class AccuracyConfig(Served):
         Option(help="Another model of the repository to compare with, such as its int8 variant. Repeatable."),
     ] = field(default_factory=list)
     model_repository: Annotated[Path, Option(help="Model repository, for the way onnx.")] = Path("model_repository")
-    checkpoint: Annotated[str | None, Option(help=f"The model of the way pytorch: {MODEL_SOURCES}.")] = None
+    checkpoint: Annotated[str | None, Option(help=f"Model for the way pytorch: {MODEL_SOURCES}.")] = None
     architecture: Annotated[
-        str | None, Option(help="Architecture of a weights file that does not name it, by its timm name.")
+        str | None, Option(help="timm's name of the architecture, for a weights file that does not give it.")
     ] = None
     real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
     count: Annotated[int | None, Option(min=1, help="Judge only this many images, the first ones. Default: all.")] = (

@@ -73,7 +73,7 @@ def pytorch_model(name: str) -> tuple[nn.Module, int]:
     """A model in evaluation mode and the side of its images in pixels.
 
     Args:
-        name: as training.opening understands it. The weights of timm's models are random: they do not change the time.
+        name: as training.opening understands it. timm's models get random weights, which do not change the time.
 
     Raises:
         CheckpointError: it cannot be opened.

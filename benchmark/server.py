@@ -36,7 +36,7 @@ class Server:
 
 @contextlib.contextmanager
 def our_server(repository: Path, *, default_model: str | None = None, exact: bool = False) -> Iterator[Server]:
-    """`deit serve` on free ports with its defaults, but without a log line for each request, as the peers run.
+    """`deit serve` on free ports with its defaults, except that, like the peers, it logs no line for each request.
 
     Args:
         exact: with the pixels of Pillow and timm.

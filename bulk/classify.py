@@ -1,7 +1,7 @@
 """A job: which images, which model, what is done already, and the parts that are left.
 
-The file of a part appears whole, under a name that follows from the images alone, so every image is in the output
-exactly once, whichever processes die. A job that was stopped goes on with the parts that have no file yet.
+The file of a part appears whole, under a name that depends only on the images, so every image is in the output exactly
+once, whichever processes die. A stopped job continues with the parts that have no file yet.
 """
 
 import logging
@@ -62,13 +62,13 @@ def _run(config: BulkConfig, work: Work, parts: list[Part]) -> Iterator[Done]:
         from bulk.here import classify_here
 
         return classify_here(work, parts, config.processes or usable_cores())
-    from bulk.cluster import classify_on_cluster  # a second, and a cluster, which one machine needs not
+    from bulk.cluster import classify_on_cluster  # imports Ray, which takes a second
 
     return classify_on_cluster(work, parts, address=config.ray_address, processes=config.processes, gpus=config.gpus)
 
 
 def _show(results: Iterator[Done], *, parts: int, done: int) -> None:
-    """Take them all, with a bar on a terminal."""
+    """Consume the results, with a progress bar on a terminal."""
     columns = (
         *(TextColumn("parts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
         TextColumn("{task.fields[images]} images, {task.fields[problems]} with a problem"),
@@ -81,4 +81,4 @@ def _show(results: Iterator[Done], *, parts: int, done: int) -> None:
             images, problems = images + result.images, problems + result.problems
             progress.update(task, advance=1, images=images, problems=problems)
     if problems:
-        logger.warning("%d of %d images have a problem in place of an answer", problems, images)
+        logger.warning("%d of %d images have a problem instead of an answer", problems, images)

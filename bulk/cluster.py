@@ -1,7 +1,7 @@
 """The parts on a Ray cluster.
 
 On processors each actor decodes a part and runs the model on it; with GPUs, decoding actors feed those that run the
-model, with Ray's back-pressure between them. Ray starts an actor that dies again and gives it the part it had.
+model, with Ray's back-pressure between them. If an actor dies, Ray restarts it and gives it the same part.
 """
 
 import logging
@@ -28,12 +28,12 @@ def classify_on_cluster(
 
     Args:
         address: of a running cluster; None starts Ray on this machine.
-        processes: those that decode, one CPU each; as many as the cluster has CPUs when None.
+        processes: number of decoding processes, one CPU each; None for one on each CPU of the cluster.
         gpus: GPUs of each process that runs the model; 0 for none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, without its warning
-    # What goes wrong comes as an exception; warnings are of Ray's internals.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids its warning
+    # Failures come as exceptions; the warnings are about Ray's internals.
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.init(

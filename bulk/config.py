@@ -29,7 +29,7 @@ class BulkConfig:
         str | None,
         Option(
             envvar="RAY_ADDRESS",
-            help="A running Ray cluster, or `auto`. Without it the job runs on the cores of this machine.",
+            help="Address of a running Ray cluster, or `auto`. Without it the job runs on the cores of this machine.",
         ),
     ] = None
     processes: Annotated[
@@ -45,7 +45,7 @@ class BulkConfig:
         Option(
             min=0,
             help="GPUs of each process that runs the model, such as 1 or 0.5; all GPUs are used. Needs "
-            "onnxruntime-gpu in place of onnxruntime, and starts Ray.",
+            "onnxruntime-gpu instead of onnxruntime, and starts Ray.",
         ),
     ] = 0.0
     batch_size: Annotated[int, Option(min=1, help="Images that the model computes at once. Raise it on a GPU.")] = 32

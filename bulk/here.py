@@ -1,6 +1,6 @@
 """The parts on the cores of this machine: each process decodes a part, runs the model on it and writes its answers.
 
-Nothing but names and counts travels between processes. One that dies is replaced, and what was not done is done again.
+Only names and counts travel between processes. A process that dies is replaced, and its unfinished part is done again.
 """
 
 import logging
@@ -21,18 +21,19 @@ from deit.pictures import configure_pillow
 logger = logging.getLogger(__name__)
 
 ROUNDS_WITHOUT_A_PART = 3
-"""How often in a row processes may die before any part is done: then an image kills them, and would for ever."""
+"""How often in a row processes may die before any part is done: after that, an image must be killing them."""
 
 
 def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Done]:
     """Yields what was done for each part, in any order.
 
     Raises:
-        DataError: processes die again and again.
+        DataError: processes keep dying.
     """
-    # Children of a fresh process: a fork of this one, which has threads, might find their locks taken for ever.
+    # Forked from a fresh process: this one has threads, whose locks a fork might find taken for ever.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "pandas"])  # which pyarrow imports for its first table: a second, once
+    # pyarrow imports pandas for its first table, which takes a second; preloaded, that happens once
+    context.set_forkserver_preload([__name__, "pandas"])
     left = {part.number: part for part in parts}
     rounds = 0
     while left:
@@ -48,10 +49,10 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
             rounds += 1
             if rounds == ROUNDS_WITHOUT_A_PART:
                 raise DataError(
-                    f"the processes end again and again with {len(left)} parts left, the first of which begins with "
-                    f"{next(iter(left.values())).names()[0]}: give them more memory, or fewer --processes"
+                    f"the processes keep ending with {len(left)} parts left, the first of which begins with "
+                    f"{next(iter(left.values())).names()[0]}: give them more memory, or use fewer --processes"
                 ) from None
-            logger.warning("a process ended before it was done; the others go on with %d parts", len(left))
+            logger.warning("a process ended before it was done; new ones go on with the %d parts left", len(left))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -69,7 +70,7 @@ def _begin(work: Work) -> None:
 
 
 def _end_with_the_job() -> None:
-    """A job that is killed leaves no process, which would wait for the next part for ever."""
+    """End when the job was killed, instead of waiting for the next part for ever."""
     if (job := multiprocessing.parent_process()) is not None:
         job.join()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""From a part to its file of answers, by the gateway's own rules, refusals included."""
+"""From a part to its file of answers, by the gateway's rules, including its refusals."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Work:
     """What is done with every part.
 
     Attributes:
-        batch_size: images that the model computes at once.
+        batch_size: number of images that the model computes at once.
     """
 
     images: str
@@ -46,7 +46,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Done:
-    """How many images of a part have a row now, and how many of them a problem in place of an answer."""
+    """How many images of a part have a row now, and how many of them a problem instead of an answer."""
 
     images: int
     problems: int

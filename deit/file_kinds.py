@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as a picture, in words for whoever sent it."""
+"""Names the kind of a file that cannot be read as a picture, in words for its sender."""
 
 from deit.avif_header import has_brand
 
@@ -21,8 +21,8 @@ BY_BEGINNING = {
     b"%PDF": "a PDF",
     b"PK\x03\x04": "a ZIP archive",
     b"<svg": "an SVG",
-    b"<": "a text in XML or HTML",
-    b"{": "a text in JSON",
+    b"<": "an XML or HTML text",
+    b"{": "a JSON text",
     b"data:": "a data URL; send the bytes, or JSON to /hf",
     b"/9j/": "a JPEG in base64; send the bytes, or JSON to /hf",
     b"iVBORw0K": "a PNG in base64; send the bytes, or JSON to /hf",
@@ -35,12 +35,12 @@ HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE)
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), JPEG_LS)
 WITHOUT_LENGTH = (0x01, *range(0xD0, 0xDA))
 
-# Of a JPEG's header; each is a few instructions.
+# Segments of a JPEG's header that are looked at; each takes a few instructions.
 MOST_SEGMENTS = 4096
 
 
 def file_kind(content: bytes) -> str | None:
-    """What a file of another kind is, by its beginning; None where that is not known."""
+    """What a file is that is not a supported image, by its first bytes; None if unknown."""
     if content[4:8] == b"ftyp":
         return HEIC if has_brand(content, HEIC_BRANDS) else "a video or another file of the MP4 family"
     beginning = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -48,7 +48,7 @@ def file_kind(content: bytes) -> str | None:
 
 
 def rare_jpeg(content: bytes) -> str | None:
-    """What kind of JPEG it is if it is one that few programs read, by its frame; None for a usual one."""
+    """The kind of a JPEG that few programs can read, by its frame; None for a common one."""
     position = 2
     for _ in range(MOST_SEGMENTS):
         position = content.find(b"\xff", position)

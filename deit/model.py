@@ -25,7 +25,7 @@ PREPROCESSING_PARAMETER = "preprocessing"
 
 VERSION_PARAMETER = "version"
 """Key in config.pbtxt's parameters; the value is the number of the version that the configuration was published with.
-Triton gives one configuration for all versions that it serves, and it holds for this one.
+Triton gives one configuration for all versions that it serves, but it is valid only for this one.
 """
 
 PROVENANCE_PARAMETER = "provenance"

@@ -1,6 +1,6 @@
 """From the bytes of an image file to the pixels that a model reads, as the server does it by default.
 
-Evaluation, export, `deit classify-dataset` and the accuracy benchmark call this: what they find holds for the server.
+Evaluation, export, `deit classify-dataset` and the accuracy benchmark call this, so their results hold for the server.
 """
 
 import numpy as np

@@ -24,7 +24,7 @@ from typer.models import ParameterInfo
 Config = TypeVar("Config")
 
 MODEL_SOURCES = "a checkpoint folder, a weights file, a timm name with tag or hf-hub:OWNER/NAME"
-"""What every option that names a trained model takes; training.opening reads it."""
+"""What every option that names a trained model accepts; training.opening reads it."""
 
 SERVING = "DEIT"
 """Prefix of the environment variables of `deit serve` and `deit triton`."""

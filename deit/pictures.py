@@ -20,7 +20,6 @@ from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import AvifImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
 from deit.errors import PictureError
@@ -61,12 +60,12 @@ INTEGER_BYTES = {1: 1, 3: 2, 4: 4}
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 # With `shorter_px` libjpeg decodes at a half, a quarter or an eighth, as long as the shorter side stays this many times
-# as long as the model's resize needs. tests/serving/test_fast_decoding.py measures how far that is from the exact.
+# as long as the model's resize needs. tests/serving/gateway/test_fast_decoding.py measures the distance from exact.
 FAST_MARGIN = 2
 
 REDUCED_JPEG_FACTOR = 8
-"""In the fast mode a JPEG of one scan may have this many times `max_pixels`, as phones of 200 megapixels make them: it
-is decoded row by row at a fraction of its size, so memory follows what is decoded, and time the bytes of the file."""
+"""In the fast mode a JPEG of one scan, such as a 200-megapixel phone makes, may have this many times `max_pixels`. It
+is decoded row by row at a fraction of its size, so memory depends on the decoded size, and time on the file's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +146,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def configure_pillow() -> None:
-    """For a process that reads the files of strangers: `PictureLimits` bound the pixels in place of Pillow's own limit,
-    and oddities are not worth a log line.
+    """For a process that reads untrusted files: `PictureLimits` replaces Pillow's own limit on pixels, and warnings
+    about odd files are not logged.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one process a core decodes, and each thread takes memory
-    # Looks for the resolution, of which there may be a million too, when a JPEG is opened.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each core has a decoding process, and each thread takes memory
+    # Called when a JPEG is opened, to find the resolution, of which there may be a million entries.
     JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
 
 
@@ -185,10 +184,12 @@ def _rare(content: bytes) -> str | None:
 def _loaded(image: Image.Image, content: bytes) -> Image.Image:
     """The opened image with its pixels.
 
-    simplejpeg reads plain JPEGs with the same library as Pillow and the same settings, to the same bits in less time.
-    Whatever it finds fault with is left to Pillow, which says what may pass.
+    simplejpeg reads plain JPEGs with Pillow's library and settings, to the same bits, in less time. Any file that it
+    refuses is left to Pillow, which decides whether it passes.
     """
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        import simplejpeg  # here, because the benchmark's peers use this file's rules, and Pillow alone
+
         with contextlib.suppress(ValueError):
             pixels = simplejpeg.decode_jpeg(content, "RGB", min_width=image.width, min_height=image.height, strict=True)
             if pixels.shape[:2] == (image.height, image.width):

@@ -1,7 +1,7 @@
 """From an RGB picture to the pixels a model reads: resize, crop the centre.
 
-This is timm's evaluation transform up to the point where it turns to floats: bit for bit where exactness is asked for,
-else within 2 of 255 levels in a fifth of the time (deit/fast_resize.py).
+This is timm's evaluation transform up to its conversion to floats: bit for bit with `exact`, otherwise within 2 of 255
+levels in a fifth of the time (deit/fast_resize.py).
 Mean and standard deviation belong here too, because they travel with the geometry, but the exported graph applies them.
 Source: `transforms_imagenet_eval` in https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/transforms_factory.py
 with `Resize` and `CenterCrop` of torchvision.
@@ -82,10 +82,10 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """What timm's `pretrained_cfg` says, in a model or in config.json.
+        """Read timm's `pretrained_cfg`, from a model or from config.json.
 
         Raises:
-            ValueError: the model reads other images than RGB squares, or crops in a way that is not ours.
+            ValueError: the model does not read RGB squares, or crops in a way that is not supported.
             KeyError, TypeError: a field is missing or not as timm writes it.
         """
         channels, height, width = config["input_size"]

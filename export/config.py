@@ -33,7 +33,7 @@ class ExportConfig:
     ]
     checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]
     architecture: Annotated[
-        str | None, Option(help="Architecture of a weights file that does not name it, by its timm name.")
+        str | None, Option(help="timm's name of the architecture, for a weights file that does not give it.")
     ] = None
     labels: Annotated[
         str | None,
@@ -52,16 +52,15 @@ class ExportConfig:
         str,
         Option(
             help="Precisions to export, such as fp32,bf16,int8. Each that passes the gate becomes a model: NAME, "
-            "NAME_bf16 "
-            "and so on."
+            "NAME_bf16 and so on."
         ),
     ] = "fp32"
     engine: Annotated[
         str,
         Option(
             help="Engine: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on this "
-            "machine's GPU; tensorrt-rtx (plans) on GPUs elsewhere. auto times those for processors and takes the "
-            "fastest that passes the gate."
+            "machine's GPU; tensorrt-rtx (plans) for GPUs in other machines. auto times the engines for processors and "
+            "takes the fastest that passes the gate."
         ),
     ] = "auto"
     compute_capability: Annotated[
@@ -75,8 +74,7 @@ class ExportConfig:
         str | None,
         Option(
             help="What `probabilities` is: joint-probability (the default for a distilled model), joint-logit, class "
-            "or "
-            "distillation."
+            "or distillation."
         ),
     ] = None
     image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None

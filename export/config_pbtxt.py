@@ -109,7 +109,7 @@ def model_config(
         text_format.Merge(plan_settings(scheduling.instances, profiles_for(scheduling.max_batch_size)), config)
     else:
         text_format.Merge(cuda_settings(scheduling.instances), config)
-    # The engine keeps what its largest batch took: 100 MiB an instance for 32 images of DeiT-Ti instead of 30 for 8.
+    # The engine keeps the memory of its largest batch: per instance 100 MiB for 32 images of DeiT-Ti, 30 MiB for 8.
     largest = scheduling.max_batch_size if on_gpu else min(scheduling.max_batch_size, BATCH_ON_PROCESSORS)
     for batch_size in sorted({1, largest}):
         warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)

@@ -27,11 +27,11 @@ class Engine:
     """An engine with its settings, as config.pbtxt gives them to Triton's backend.
 
     Attributes:
-        backend: Triton's name of it: "onnxruntime", "openvino" or "tensorrt"; or "tensorrt-rtx", for which Triton has
+        backend: Triton's backend: "onnxruntime", "openvino" or "tensorrt"; or "tensorrt-rtx", for which Triton has
             none.
         precision: of the graph.
         on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
-        capability: that a plan of TensorRT-RTX is built for, such as "sm89".
+        capability: compute capability that a TensorRT-RTX plan is built for, such as "sm89".
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
         threads: CPU threads of one instance; 0: an equal share of the cores, or one on a GPU.
         instances: that compute side by side.
@@ -117,8 +117,8 @@ def candidates(precision: str, asked: str, capabilities: tuple[str, ...] = ()) -
 
     Args:
         asked: one of `config.ENGINES`; "auto" is those of processors, so a GPU is used only when it was asked for.
-        capabilities: of the GPUs that "tensorrt-rtx" builds plans for. If the one here is not among them, the graph
-            is run in place of the plans, on a processor.
+        capabilities: of the GPUs that "tensorrt-rtx" builds plans for. If this machine's GPU is not among them, the
+            graph is run instead of the plans, on a processor.
 
     Raises:
         RepositoryError: none of them can, and why.

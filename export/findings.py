@@ -57,7 +57,7 @@ def table(candidates: list[Candidate], chosen: list[Candidate], outcome: str = "
     """One row per candidate.
 
     Args:
-        outcome: what became of the chosen.
+        outcome: what was done with the chosen candidates, such as "published".
     """
     found = Table("variant", "engine", box=None, pad_edge=False)
     for heading in ("images", "agree", "top-1", "PyTorch", "largest diff.", "neighbours", "images/s", "gate"):

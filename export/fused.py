@@ -1,4 +1,4 @@
-"""The block of a ViT as suits GPUs: one product for queries, keys and values, and attention as one operator.
+"""The block of a ViT in the form that suits GPUs: one product for queries, keys and values, one operator for attention.
 
 `Attention` of ONNX opset 23 is flash attention in ONNX Runtime's CUDA provider and in TensorRT: the scores, which for
 DeiT are as large as the tokens, never reach the GPU's memory. It takes queries, keys and values as the product gives

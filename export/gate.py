@@ -136,7 +136,7 @@ def judge(
     largest_batch: int = SMALLEST_CROWD,
     on_gpu: bool = False,
 ) -> Judgement:
-    """Run the engine on everything that the gate checks, in batches of up to `largest_batch`, but at least 32."""
+    """Run the engine on everything that the gate checks, in batches of up to `largest_batch`, or 32 if that is more."""
     images, most = expected.images, max(largest_batch, SMALLEST_CROWD)
     outputs = _concatenated([run(images[part]) for part in _parts(len(images), (*BATCH_SIZES, most))])
     alone = _concatenated([run(image[None]) for image in images[:NEIGHBOURS]])

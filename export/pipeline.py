@@ -33,8 +33,8 @@ from training.columns import Columns
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-# Precisions whose graph is tried with attention as one operator. TensorRT has no kernel for it in float32 and builds no
-# plan with it.
+# Precisions whose graph is tried with attention as one operator. TensorRT has no kernel for that in float32, so it
+# builds no plan of such a graph.
 FUSED = {"cuda": ("fp32", "fp16", "bf16"), "tensorrt": ("fp16", "bf16"), "tensorrt-rtx": ("fp16", "bf16")}
 MEASURED_BATCH, MEASURED_BATCH_ON_GPU = 8, 64
 
@@ -145,7 +145,7 @@ def _judged(
             )
             found.append((onnx_file, Candidate(method=method, engine=engine, judgement=judgement)))
         if found and found[-1][1].passes and config.engine == "tensorrt-rtx" and not engines[0].on_gpu:
-            return found  # a processor's speed says nothing of a GPU's: the first that passes is the best known
+            return found  # a processor's speed says nothing about a GPU's: take the first that passes, the best known
     if not found:
         raise unloadable[0]
     rivals = [place for place, (_, candidate) in enumerate(found) if candidate.passes]
@@ -170,7 +170,7 @@ def _graphs(
     config: ExportConfig,
     scratch: Path,
 ) -> Iterator[tuple[str, Path]]:
-    """The graphs that a precision may be, by the method that made them, best known first."""
+    """The graphs that may be exported for a precision, by method, best known first."""
     side, dtype = expected.images.shape[1], DTYPES[precision]
     if precision in FUSED.get(config.engine, ()):
         fused = scratch / f"{precision}-fused.onnx"

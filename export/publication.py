@@ -1,4 +1,4 @@
-"""What the gate let through, written: a version in the model repository, or plans beside it."""
+"""Writes what the gate let through: a version in the model repository, or plans next to the repository."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ def publish_version(
             built = onnx_file.with_suffix("")
             shutil.copyfile(built / FINGERPRINT_FILE, folder / FINGERPRINT_FILE)
             shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
-        # with a plan too: another TensorRT or GPU builds its own from it
+        # next to a plan too, so that another TensorRT or GPU can build its own
         shutil.copyfile(onnx_file, folder / ONNX_FILE)
         _write_findings(folder, provenance, best, measured, answers)
 
@@ -92,7 +92,7 @@ def keep_plans(
     classifier: JointClassifier,
     config: ExportConfig,
 ) -> list[Path]:
-    """Make a folder for each compute capability: the plan, its graph, and what the gate found."""
+    """Make a folder for each compute capability, with the plan, its graph and the gate's findings."""
     answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
     folders = []
     for capability in config.capabilities:
@@ -101,8 +101,8 @@ def keep_plans(
             ran = f"The gate judged the plan for {capability} itself, on the GPU of this machine."
         else:
             ran = (
-                f"The plan for {capability} was built and not run, because no such GPU was there: the gate judged its "
-                f"graph, on {best.engine.title}."
+                f"The plan for {capability} was built but not run, because this machine has no such GPU: the gate "
+                f"judged its graph, on {best.engine.title}."
             )
         target = config.plans / _model_name(best.judgement.precision, source, config) / capability
         with replaced_folder(target) as folder:
@@ -160,8 +160,8 @@ def _write_findings(
 
 
 def _reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:
-    """Images and what PyTorch answers to them, by the names in REFERENCE_FILE. The published variant answers them as
-    PyTorch does, so an engine that does not differs from the one that was judged.
+    """Images and PyTorch's answers to them, by the names in REFERENCE_FILE. The published variant agrees with PyTorch
+    on these images, so an engine that does not differs from the one that was judged.
     """
     spread = np.unique(np.linspace(0, len(expected.images) - 1, 2 * REFERENCE_IMAGES).astype(int))
     answered = np.concatenate([run(expected.images[part])[0] for part in np.array_split(spread, len(spread) // 8 + 1)])

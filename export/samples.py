@@ -21,7 +21,7 @@ MOST_IMAGES = 512
 MOST_CALIBRATION_IMAGES = 64
 
 LARGEST_CORRUPT_SHARE = 0.01
-"""Share of the images that may be undecodable, as of `deit train --max-corrupt-share`; one may always be."""
+"""Share of the images that may be undecodable, as in `deit train --max-corrupt-share`; one is always allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def load_samples(
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
-        columns: of a data set that leaves a choice.
+        columns: of the data set, if its types leave a choice.
         count: images to judge on; up to 512 when None.
 
     Raises:
@@ -104,7 +104,7 @@ def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
 
 
 def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """The images that can be decoded, (N, H, W, 3), and their places. Raises DataError when too many cannot."""
+    """The images that can be decoded, (N, H, W, 3), and their positions. Raises DataError if too many cannot."""
     pixels, readable = [], []
     for place, read in enumerate(images):
         try:

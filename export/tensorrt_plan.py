@@ -89,7 +89,7 @@ def build_plan(onnx_file: Path, plan: Path, *, precision: str, profiles: tuple[P
 
 
 def write_plan(plan: Path, serialized: bytes, built: Fingerprint) -> None:
-    """Write the plan, then its fingerprint: a plan without one is built again."""
+    """Write the plan, then its fingerprint; a plan without a fingerprint is built again."""
     write_file(plan, serialized)
     write_file(plan.parent / FINGERPRINT_FILE, built.to_json())
 
@@ -112,10 +112,10 @@ def _build(tensorrt: Any, onnx_file: Path, *, profiles: tuple[Profile, ...], cac
 
 
 def read_network(tensorrt: Any, builder: Any, logger: Any, onnx_file: Path) -> tuple[Any, Any]:
-    """The graph as TensorRT reads it, and the parser, which owns its weights and must live as long.
+    """The graph as TensorRT reads it, and the parser, which owns the graph's weights and must live as long.
 
     Raises:
-        RepositoryError: there is something in it that TensorRT does not take, which the message names.
+        RepositoryError: TensorRT does not accept a part of the graph, which the message names.
     """
     # needed on 10; 11 knows no other kind of network and ignores it
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

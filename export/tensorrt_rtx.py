@@ -1,9 +1,9 @@
-"""Plans of TensorRT-RTX, for GPUs that are not here.
+"""TensorRT-RTX plans, for GPUs in other machines.
 
-TensorRT-RTX is a library of its own beside TensorRT. It builds a plan for a named compute capability on any machine,
-without GPU and driver, in seconds; the GPU chooses its kernels when it first runs the plan. Only a GPU can answer from
-a plan, so what is known of one that was built elsewhere is that NVIDIA's parser and builder took the graph, in its
-types and with attention fused where it is one operator: the builder takes no such operator for which it has no kernel.
+TensorRT-RTX is a separate library from TensorRT. It builds a plan for a named compute capability in seconds, on any
+machine, without a GPU or a driver; the GPU chooses its kernels when it first runs the plan. Only a GPU can run a plan.
+All that is known of a plan built elsewhere is that NVIDIA's parser and builder accepted the graph, in its types and
+with attention fused where it is one operator: the builder refuses such an operator if it has no kernel for it.
 
 https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
 """
@@ -31,24 +31,24 @@ def load_tensorrt_rtx() -> Any:
 
 
 def supported_capabilities(tensorrt: Any) -> tuple[str, ...]:
-    """What this release builds for, such as "sm89"."""
+    """The compute capabilities that this release builds for, such as "sm89"."""
     return tuple(name.lower() for name in tensorrt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name))
 
 
 def refuse_unsupported(capabilities: tuple[str, ...]) -> None:
-    """Raises RepositoryError before anything is exported, when no plan can be built for one of them, or none at all."""
+    """Raises RepositoryError, before anything is exported, if plans cannot be built for one of them or at all."""
     tensorrt = load_tensorrt_rtx()
     supported = supported_capabilities(tensorrt)
     for capability in capabilities:
         if capability not in supported:
             raise RepositoryError(
-                f"TensorRT-RTX {tensorrt.__version__} builds no plans for {capability}, but for "
-                f"{', '.join(supported)}: on a machine with that GPU take --engine tensorrt, or --engine cuda"
+                f"TensorRT-RTX {tensorrt.__version__} does not build plans for {capability}, only for "
+                f"{', '.join(supported)}: on a machine with that GPU use --engine tensorrt or --engine cuda"
             )
 
 
 def capability_here() -> str | None:
-    """The compute capability of this machine's first GPU, as "sm89", or None without one."""
+    """The compute capability of this machine's first GPU, such as "sm89", or None if it has no GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -70,7 +70,7 @@ def build_plan_for(
         capability: one that `refuse_unsupported` lets through.
 
     Raises:
-        RepositoryError: no TensorRT-RTX, the graph is not in the precision, or TensorRT-RTX does not take it.
+        RepositoryError: TensorRT-RTX is missing or does not accept the graph, or the graph is in another precision.
     """
     refuse_other_precision(onnx_file, precision)
     tensorrt = load_tensorrt_rtx()

@@ -1,6 +1,6 @@
 """One of several gateways, started by serving/supervisor.py: `python -m serving.gateway_process`.
 
-Its task comes on the standard input. It learns from Triton which models there are, as behind a Triton elsewhere.
+It reads its task from standard input, and learns from Triton which models there are, as with a Triton elsewhere.
 """
 
 import os
@@ -11,6 +11,7 @@ import sys
 
 from deit.log import configure_logging
 from serving.gateway.connection import addresses_of
+from serving.gateway.server import GatewayServer
 from serving.launcher import (
     StopSignal,
     collect_less_garbage,
@@ -36,6 +37,13 @@ def main() -> None:
     server = gateway_server(
         settings, urls, discovered, access, stop, None, listeners[0], on_ready=lambda: os.write(task.ready, b"1")
     )
+
+    def drain_once(number: int, frame: object) -> None:
+        """Ignore a second SIGTERM: the supervisor may send one, and so may whoever ends the process group."""
+        if not server.should_exit:
+            GatewayServer.handle_exit(server, number, frame)
+
+    server.handle_exit = drain_once  # type: ignore[method-assign,assignment]
     signal.signal(signal.SIGHUP, on_hangup(settings, access.keys) or server.handle_exit)
     collect_less_garbage()
     server.run(listeners)

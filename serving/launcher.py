@@ -36,7 +36,7 @@ from serving.gateway.connection import addresses_of, wait_until_ready
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Discovered, ServedModel, discover_models
-from serving.gateway.readiness import Readiness, in_background
+from serving.gateway.readiness import CANARY_TIMEOUT_S, Readiness, in_background
 from serving.gateway.server import GatewayServer, bracketed, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
@@ -50,7 +50,7 @@ GARBAGE_THRESHOLD = 20_000
 LOOK_EVERY_S = 0.1
 
 OPEN_FILES = 65_536
-"""More than the connections that a gateway has memory for."""
+"""More than the number of connections that a gateway has memory for."""
 
 BANNER = """
 ********************************************************************************
@@ -153,10 +153,17 @@ def run_triton(settings: StandaloneSettings) -> None:
     logger.info("stopped")
 
 
-async def watch(triton: EmbeddedTriton, url: str, models: dict[str, ServedModel], stop: StopSignal) -> None:
+async def watch(
+    triton: EmbeddedTriton,
+    url: str,
+    models: dict[str, ServedModel],
+    stop: StopSignal,
+    *,
+    canary_timeout_s: float = CANARY_TIMEOUT_S,
+) -> None:
     """Return never: a signal raises KeyboardInterrupt, a loss ServingError."""
     client = TritonClient(url)
-    readiness = Readiness(client, models.values())
+    readiness = Readiness(client, models.values(), canary_timeout_s=canary_timeout_s)
     try:
         async with in_background(readiness.watch()), triton.watched(readiness):
             while triton.failure is None:
@@ -200,7 +207,7 @@ def gateway_server(
     on_ready: Callable[[], object],
 ) -> GatewayServer:
     if settings.decoding.mode == "fast" and not fast_resize.IS_AVAILABLE:
-        logger.warning("cykooz-resizer is not installed, and has no wheels for this processor: Pillow resizes images")
+        logger.warning("cykooz-resizer is not installed (it has wheels only for x86-64): Pillow resizes images")
     admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
     default_model = choose_default(settings.default_model, discovered.names())
@@ -245,7 +252,7 @@ def triton_to_start(settings: ServeSettings) -> TritonSettings:
     """The settings of the embedded Triton, with ports that are free.
 
     Raises:
-        ServingError, RepositoryError: what can be refused before the wait for its models.
+        ServingError, RepositoryError: what can be refused before waiting for its models.
     """
     choose_default(settings.default_model, model_names(settings.triton.model_repository))
     return replace(settings.triton, ports=with_free_ports(settings.triton.ports, avoids_taken=True))
@@ -261,7 +268,7 @@ def say_ready(settings: ServeSettings, address: str, discovered: Discovered, gat
 
 
 def allow_open_files() -> None:
-    """Each connection is an open file, and the usual soft limit, 1,024 or less, is for programs that use select()."""
+    """Raise the soft limit: each connection is an open file, and the usual 1,024 is for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -17,7 +17,7 @@ from deit.log import LogFormat
 from deit.options import Secret, named, wrong
 
 LARGEST_IMAGE_PIXELS = 400_000_000
-"""Twice the cameras with most pixels. A decoder may take 32 bytes for each."""
+"""Twice the pixels of the largest cameras. A decoder may take 32 bytes for each."""
 
 # The panels of --help.
 MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
@@ -32,7 +32,7 @@ class TritonPorts:
         Option(
             "--triton-grpc-port",
             help="gRPC port of the embedded Triton; 0 picks a free one, as `deit serve` does if 8001 is taken. Set it "
-            "to reach Triton by other programs.",
+            "so that other programs can reach Triton.",
             rich_help_panel=TRITON,
         ),
     ] = 8001
@@ -121,8 +121,8 @@ class Limits:
     max_image_pixels: Annotated[
         int,
         Option(
-            help="Largest width x height of an image; of a JPEG in one scan, eight times as much with --decode fast. "
-            "Raise it for larger ones; decoding takes up to 32 bytes per pixel.",
+            help="Largest width x height of an image; with --decode fast, JPEGs in one scan may have eight times as "
+            "much. Raise it for larger images; decoding takes up to 32 bytes per pixel.",
             rich_help_panel=LIMITS,
         ),
     ] = 25_000_000
@@ -198,24 +198,24 @@ MOST_DECODERS = 32
 def decoders_for(cores: int, memory_bytes: int | None) -> int:
     """One more than there are cores, because large images keep at most as many busy as there are cores.
 
-    But no more than a quarter of the memory holds while they have nothing to do, and at least two, of which one stays
-    free of large images.
+    But no more than fit, when idle, into a quarter of the memory, and at least two, so that one stays free of large
+    images.
     """
     fitting = MOST_DECODERS if memory_bytes is None else memory_bytes // 4 // DECODER_BYTES
     return max(2, min(cores + 1, fitting, MOST_DECODERS))
 
 
 CORES_PER_GATEWAY = 4
-"""Decoding and, on a processor, the engine keep the other three busy."""
+"""Decoding and, if it runs on a processor, the engine keep the other three busy."""
 
 GATEWAY_BYTES = 128 * 2**20
-"""What a gateway holds, and some; its decoders come on top."""
+"""A generous estimate of what a gateway holds; its decoders come on top."""
 
 MOST_GATEWAYS = 16
 
 
 def gateways_for(cores: int, memory_bytes: int | None) -> int:
-    """One for each four cores, in at most a quarter of the memory."""
+    """One for every four cores, in at most a quarter of the memory."""
     fitting = MOST_GATEWAYS if memory_bytes is None else memory_bytes // 4 // GATEWAY_BYTES
     return max(1, min(cores // CORES_PER_GATEWAY, fitting, MOST_GATEWAYS))
 
@@ -248,7 +248,7 @@ class Decoding:
         Option(
             "--decode",
             help="fast resizes with vector instructions, within 2 of 255 levels of Pillow, and scales large JPEGs down "
-            "while it decodes them; exact gives the pixels of Pillow and timm. Choose exact to compare bit by bit.",
+            "while decoding; exact gives the pixels of Pillow and timm. Choose exact to compare bit by bit.",
             rich_help_panel=GATEWAY,
         ),
     ] = "fast"
@@ -285,8 +285,8 @@ class ServeSettings:
         str | None,
         Option(
             metavar="HOST:PORT",
-            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several "
-            "with commas between, or a name with several addresses, are asked in turn.",
+            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several, "
+            "separated by commas, or a name with several addresses, are used in turn.",
             rich_help_panel=TRITON,
         ),
     ] = None
@@ -310,8 +310,8 @@ class ServeSettings:
     host: Annotated[
         str,
         Option(
-            help="Address to listen on. 0.0.0.0 accepts other machines, :: those with IPv6 too: set API keys, and put "
-            "a TLS proxy in front.",
+            help="Address to listen on. 0.0.0.0 accepts other machines, :: also over IPv6: set API keys, and put a TLS "
+            "proxy in front.",
             rich_help_panel=GATEWAY,
         ),
     ] = "127.0.0.1"
@@ -323,7 +323,7 @@ class ServeSettings:
         str,
         Option(
             help="Path under which a proxy offers this server, such as /vision, whether or not the proxy removes it. "
-            "Set it if that is not the top.",
+            "Set it unless the proxy offers the server at its root.",
             show_default="none",
             rich_help_panel=GATEWAY,
         ),
@@ -331,8 +331,8 @@ class ServeSettings:
     keep_alive_s: Annotated[
         float,
         Option(
-            help="Seconds that an idle connection stays open. Raise it above the idle timeout of the load balancer in "
-            "front, or requests get lost now and then (502).",
+            help="Seconds that an idle connection stays open. Keep it above the idle timeout of the load balancer in "
+            "front, or requests fail now and then (502).",
             rich_help_panel=GATEWAY,
         ),
     ] = 75.0
@@ -347,9 +347,9 @@ class ServeSettings:
     gateways: Annotated[
         int | None,
         Option(
-            help="Gateway processes that share the port. Raise it where the cores are not busy under load: one answers "
-            "some 800 images a second.",
-            show_default="one for each four cores, up to 16; 1 with --allow-reload",
+            help="Gateway processes that share the port. Raise it if cores stay idle under load: one answers some 800 "
+            "images a second.",
+            show_default="one for every four cores, with the default limits up to 4; 1 with --allow-reload",
             rich_help_panel=GATEWAY,
         ),
     ] = None
@@ -398,8 +398,8 @@ class ServeSettings:
     contracts: Annotated[
         bool,
         Option(
-            help="Answer the clients of Hugging Face, KServe, SageMaker and Vertex AI on their own paths too. Turn it "
-            "off to open no path that nobody uses.",
+            help="Also answer clients of Hugging Face, KServe, SageMaker and Vertex AI on their own paths. Turn it off "
+            "to close these paths if nobody uses them.",
             rich_help_panel=GATEWAY,
         ),
     ] = True
@@ -422,11 +422,11 @@ class ServeSettings:
         if not 0 < self.keep_alive_s < math.inf:
             raise wrong("--keep-alive-s", self.keep_alive_s, "give seconds above 0; the default is 75")
         if self.gateways is not None and not 1 <= self.gateways <= 256:
-            raise wrong("--gateways", self.gateways, "give 1 to 256, or leave it out for one for each four cores")
+            raise wrong("--gateways", self.gateways, "give 1 to 256, or leave it out for one per four cores")
         if self.gateways not in (None, 1) and self.allow_reload:
             raise ValueError(
                 f"{named('--allow-reload')} is for one gateway, and {named('--gateways')} is {self.gateways}: drop "
-                "either; with several, new versions come by a restart, or with deploy/update-models"
+                "either; with several, load new versions by a restart or with deploy/update-models"
             )
         if self.rate_limit is not None and not 0 < self.rate_limit < math.inf:
             raise wrong("--rate-limit", self.rate_limit, "give requests per second above 0, or leave it out")
@@ -460,8 +460,10 @@ class ServeSettings:
                         f"{named(flag)} is for the embedded Triton, and {named('--triton-url')} uses another one: "
                         "drop either"
                     )
-        elif self.port in self.triton.ports.by_flag().values():
-            raise wrong("--port", self.port, "the embedded Triton has this port too; choose another for either")
+        else:
+            for flag, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
+                if port and port in self.triton.ports.by_flag().values():
+                    raise wrong(flag, port, "the embedded Triton has this port too; choose another for either")
         if self.images_per_request is not None and not 1 <= self.images_per_request <= MOST_IMAGES_PER_REQUEST:
             raise wrong(
                 "--images-per-request",
@@ -476,7 +478,11 @@ class ServeSettings:
         """--gateways, or its default on this machine."""
         if self.gateways is not None:
             return self.gateways
-        return 1 if self.allow_reload else gateways_for(usable_cores(), usable_memory_bytes())
+        if self.allow_reload:
+            return 1
+        # each must be able to take one image of the largest size
+        largest = max(1, self.limits.max_in_flight_pixels // self.limits.max_image_pixels)
+        return min(largest, gateways_for(usable_cores(), usable_memory_bytes()))
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -492,8 +498,8 @@ class StandaloneSettings:
     host: Annotated[
         str,
         Option(
-            help="Address of gRPC and metrics. Set 0.0.0.0 in a container, :: where there is IPv6; the metrics then "
-            "have no IPv4.",
+            help="Address of gRPC and metrics. Set 0.0.0.0 in a container, or :: if it has IPv6; the metrics then "
+            "listen on IPv6 only.",
             rich_help_panel=ACCESS,
         ),
     ] = "127.0.0.1"

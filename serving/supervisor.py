@@ -1,14 +1,15 @@
 """Several gateways on one port: `deit serve --gateways N`.
 
-A gateway is one process with one event loop, which answers some 800 images a second whatever the machine. The
-supervisor is the parent of them and of the embedded Triton. Each gateway has a listening socket of its own on the same
-port (SO_REUSEPORT), among which the kernel shares out connections; the supervisor keeps them open, so callers of one
-that ended wait for its successor instead of being refused. Decoders, limits and rates are shared out evenly, and any
-gateway answers /metrics for all of them.
+A gateway is one process with one event loop, which answers some 800 images a second on any machine. The supervisor is
+the parent of the gateways and of the embedded Triton. Each gateway has its own listening socket on the same port
+(SO_REUSEPORT), and the kernel distributes connections among them. The supervisor keeps the sockets open, so if a
+gateway ends, its callers wait for its successor instead of being refused. Decoders and the in-flight limits are divided
+evenly, and any gateway answers /metrics for all of them.
 """
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import pickle
@@ -22,16 +23,18 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from deit.errors import ServingError
 from serving.embedded import with_parent
 from serving.embedded.command_line import LOOPBACK
+from serving.embedded.run_folder import close_shared_memory
 from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.connection import addresses_of
 from serving.gateway.models import ServedModel
-from serving.gateway.readiness import in_background
+from serving.gateway.readiness import LONGEST_CANARY_TIMEOUT_S, in_background
 from serving.gateway.server import reserve_port, url_of
 from serving.gateway.tracing import traces_url
 from serving.launcher import (
@@ -45,14 +48,16 @@ from serving.launcher import (
     triton_to_start,
     watch,
 )
-from serving.settings import Decoding, ServeSettings
+from serving.settings import Decoding, ServeSettings, TritonPorts
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 
+PACKAGES = Path(__file__).parents[1]
+
 PAUSE_AFTER_LOSS_S = 1.0
-"""A gateway that ends at once whenever it is started is not started more often."""
+"""Shortest time between two starts of a gateway, for one that ends as soon as it is started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +75,24 @@ class GatewayTask:
 
 
 def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSettings:
-    """The settings of one of `count` gateways in front of that Triton; together they keep to what is asked for."""
+    """The settings of one of `count` gateways in front of that Triton.
+
+    Together they keep to the limits, except that each may still take the largest request, and one small image next to a
+    large one.
+    """
     limits = replace(
         settings.limits,
         max_in_flight_bytes=max(settings.limits.max_body_bytes, settings.limits.max_in_flight_bytes // count),
         max_in_flight_pixels=max(settings.limits.max_image_pixels, settings.limits.max_in_flight_pixels // count),
     )
-    decoders = max(2, -(-settings.decoding.processes // count))  # two, of which one stays free of large images
+    decoders = max(2, -(-settings.decoding.processes // count))  # at least two, so that one stays free of large images
     return replace(
         settings,
         gateways=1,
+        triton=replace(settings.triton, ports=TritonPorts()),
         triton_url=triton_url,
         limits=limits,
         decoding=Decoding(processes=decoders, mode=settings.decoding.mode),
-        rate_limit=None if settings.rate_limit is None else settings.rate_limit / count,
     )
 
 
@@ -95,30 +104,37 @@ class GatewayProcess:
         self._listeners = listeners
         self._metrics_folder = metrics_folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready: int | None = None
         self._started_s = 0.0
 
     def start(self) -> None:
         self._started_s = time.monotonic()
+        if self._ready is not None:
+            os.close(self._ready)
+            self._ready = None
         self._ready, theirs = os.pipe()
         descriptors = tuple(listener.fileno() for listener in self._listeners)
+        # the same packages as here, wherever the command was found
+        packages = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-IS", with_parent.__file__, str(os.getpid())),
-                *(sys.executable, "-m", "serving.gateway_process"),
+                *(sys.executable, "-P", "-m", "serving.gateway_process"),
             ],
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._metrics_folder},
+            env={**os.environ, "PYTHONPATH": packages, "PROMETHEUS_MULTIPROC_DIR": self._metrics_folder},
             stdin=subprocess.PIPE,
             pass_fds=(*descriptors, theirs),
-            process_group=0,  # Ctrl-C reaches the supervisor alone, which passes it on
+            process_group=0,  # Ctrl-C reaches only the supervisor, which passes it on
         )
         assert self._process.stdin is not None
-        with self._process.stdin as pipe, contextlib.suppress(BrokenPipeError):  # it ended, which is seen below
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it has ended, which is noticed later
             pickle.dump(GatewayTask(settings=self._settings, listeners=descriptors, ready=theirs), pipe)
         os.close(theirs)
 
     def wait_until_ready(self, stop: StopSignal, timeout_s: float) -> None:
-        """Raises ServingError when it ends, or listens too late; its own words are in the log."""
+        """Raises ServingError if it ends or listens too late; its own messages are in the log."""
         deadline_s = time.monotonic() + timeout_s
+        assert self._ready is not None  # it was started
         while not select.select([self._ready], [], [], LOOK_EVERY_S)[0]:
             stop.raise_if_received()
             if time.monotonic() > deadline_s:
@@ -127,14 +143,16 @@ class GatewayProcess:
             raise ServingError("a gateway ended before it was ready; the log above says why")
 
     def look(self) -> None:
-        """Start another when it has ended."""
+        """Start another if it has ended."""
         process = self._process
         if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
             return
         logger.error("a gateway ended with status %d and is replaced", process.returncode)
         mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
-        os.close(self._ready)
-        self.start()
+        try:
+            self.start()
+        except OSError as error:  # too few files, processes or memory at the moment
+            logger.error("%s; trying again in %.0f s", error, PAUSE_AFTER_LOSS_S)
 
     def send(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -151,10 +169,10 @@ class GatewayProcess:
 
 
 def supervise(settings: ServeSettings, count: int) -> None:
-    """Serve with `count` gateways; return when a signal asked for the end.
+    """Serve with `count` gateways; return after a signal to stop.
 
     Raises:
-        ServingError, RepositoryError: something stands in the way, or Triton failed too often.
+        ServingError, RepositoryError: the server cannot start, or Triton failed too often.
     """
     stop = StopSignal()
     allow_open_files()
@@ -174,7 +192,8 @@ def supervise(settings: ServeSettings, count: int) -> None:
         metrics_folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deit-metrics-"))
         mine = share_of(settings, count, triton_url)
         gateways = [GatewayProcess(mine, listeners, metrics_folder) for listeners in sockets]
-        stack.callback(end, gateways)
+        close_shared_memory()  # before it holds a caller's picture
+        stack.callback(end, gateways, sockets)
         for gateway in gateways:
             gateway.start()
         for gateway in gateways:
@@ -191,11 +210,11 @@ def shared_sockets(
 ) -> list[list[socket.socket]]:
     """The sockets of each gateway: on --port, and on --metrics-port where it is set."""
     ports = [("--port", settings.port, admits_strangers)]
-    if settings.metrics_port is not None:  # open to anyone who reaches it, as its option says
+    if settings.metrics_port is not None:  # open to everyone, as its option says
         ports.append(("--metrics-port", settings.metrics_port, True))
     sockets: list[list[socket.socket]] = [[] for _ in range(count)]
     for flag, wanted, admits in ports:
-        # alone at first: two servers of one user would share the port without a word
+        # exclusively at first: otherwise two servers of one user would share the port unnoticed
         with reserve_port(settings.host, wanted, admits_strangers=admits, flag=flag) as alone:
             port = alone.getsockname()[1]
         for listeners in sockets:
@@ -211,10 +230,11 @@ async def watch_all(
     models: dict[str, ServedModel],
     stop: StopSignal,
 ) -> None:
-    """Return never: a signal raises KeyboardInterrupt, the loss of Triton ServingError."""
+    """Never returns: a signal raises KeyboardInterrupt, the loss of Triton ServingError."""
     async with in_background(look_after(gateways)):
         if triton is not None:
-            await watch(triton, url, models, stop)
+            # the requests that show that a busy model is alive go through the gateways, unseen here
+            await watch(triton, url, models, stop, canary_timeout_s=LONGEST_CANARY_TIMEOUT_S)
         while True:
             stop.raise_if_received()
             await asyncio.sleep(LOOK_EVERY_S)
@@ -232,8 +252,10 @@ def send_to(gateways: Sequence[GatewayProcess], number: int) -> None:
         gateway.send(number)
 
 
-def end(gateways: Sequence[GatewayProcess]) -> None:
-    """Let them finish their requests; a second signal kills them."""
+def end(gateways: Sequence[GatewayProcess], sockets: Sequence[Sequence[socket.socket]]) -> None:
+    """Let them finish their requests; a second signal kills them. New callers are refused from now on."""
+    for listener in itertools.chain.from_iterable(sockets):
+        listener.close()
     send_to(gateways, signal.SIGTERM)
     try:
         for gateway in gateways:

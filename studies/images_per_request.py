@@ -1,7 +1,7 @@
-"""What the gateway spends on an image, by how many travel to the model in one request, before an engine of GPU speed.
+"""The gateway's cost of an image by the number of images in a request to the model, with an engine as fast as a GPU.
 
-The engine is simulated: a process that speaks Triton's gRPC, keeps the pace of a GPU and computes nothing, so nothing
-but the gateway can be the limit. Images are small, because decoding is not what is measured.
+The engine is simulated: a process that speaks Triton's gRPC, keeps the pace of a GPU and computes nothing, so only the
+gateway can be the limit. Images are small, because decoding is not measured.
 """
 
 import asyncio
@@ -46,25 +46,25 @@ PREPROCESSING = Preprocessing(
 CLASSES = 1000
 LARGEST_BATCH = 64
 SHORTEST_S = 0.001
-"""What a GPU takes for one image."""
+"""Time that a GPU takes for one image."""
 
 WARM_UP_S = 2.0
 CALLED_IMAGES = 4096
 GATEWAY = "deit"
-"""The gateway's process among those of `deit serve`, as benchmark/processes.py names it."""
+"""What benchmark/processes.py calls the gateway's process among those of `deit serve`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JoiningConfig:
     """The loads to measure."""
 
-    images_per_request: Annotated[list[int], Option(help="As of deit serve. Repeatable.")]
+    images_per_request: Annotated[list[int], Option(help="As in deit serve. Repeatable.")]
     concurrency: Annotated[int, Option(min=1, help="Requests of one image in flight over HTTP.")] = 64
-    engine_images_per_s: Annotated[int, Option(min=1, help="What the simulated engine does.")] = 10_000
-    decoders: Annotated[int, Option(min=1, help="As of deit serve.")] = 2
+    engine_images_per_s: Annotated[int, Option(min=1, help="Images per second of the simulated engine.")] = 10_000
+    decoders: Annotated[int, Option(min=1, help="As in deit serve.")] = 2
     picture_side: Annotated[int, Option(min=8, help="Side of the images that are sent, in pixels.")] = 64
-    seconds: Annotated[float, Option(min=0.1, help="Measured time of a setting in a round.")] = 8.0
-    rounds: Annotated[int, Option(min=1, help="The settings take turns so often.")] = 3
+    seconds: Annotated[float, Option(min=0.1, help="Measured time of each setting in a round.")] = 8.0
+    rounds: Annotated[int, Option(min=1, help="How often each setting takes its turn.")] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class Joined:
     """One window of load.
 
     Attributes:
-        images_per_request: that Triton got, on average.
+        images_per_request: what Triton got, on average.
         gateway_ms: processor time of the gateway's process for an image.
-        gateway_cores: that its process used.
-        call_ms: of it, the call of the model, when every request is full.
+        gateway_cores: cores that this process used.
+        call_ms: processor time of the call to the model alone, when every request is full.
     """
 
     images_per_request: float
@@ -96,7 +96,7 @@ class SimulatedEngine(GRPCInferenceServiceServicer):  # type: ignore[misc]
         self._rows = np.full((LARGEST_BATCH, CLASSES), 1 / CLASSES, np.float32)
 
     async def compute(self) -> None:
-        """For ever."""
+        """Never returns."""
         while True:
             images, done = await self._queue.get()
             batch = [done]
@@ -148,7 +148,7 @@ class SimulatedEngine(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
 
 async def serve_engine(port: int, images_per_s: float) -> None:
-    """Until the process is killed."""
+    """Serve until the process is killed."""
     engine = SimulatedEngine(images_per_s)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     add_GRPCInferenceServiceServicer_to_server(engine, server)
@@ -159,7 +159,7 @@ async def serve_engine(port: int, images_per_s: float) -> None:
 
 @contextlib.contextmanager
 def engine(config: JoiningConfig) -> Iterator[int]:
-    """A simulated engine as a process: its port."""
+    """Run a simulated engine as a process, and give its port."""
     port = free_port()
     start = f"asyncio.run(study.serve_engine({port}, {config.engine_images_per_s}))"
     code = f"import asyncio, studies.images_per_request as study; {start}"
@@ -169,7 +169,7 @@ def engine(config: JoiningConfig) -> Iterator[int]:
 
 @contextlib.contextmanager
 def gateway(config: JoiningConfig, images_per_request: int) -> Iterator[tuple[str, int]]:
-    """`deit serve` in front of a simulated engine: its address and the id of its first process."""
+    """Run `deit serve` in front of a simulated engine, and give its address and the id of its first process."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with engine(config) as engine_port:
@@ -187,7 +187,7 @@ def measure(config: JoiningConfig, images_per_request: int) -> Joined:
     """One window of closed-loop load on a gateway of its own.
 
     Raises:
-        BenchmarkError: a process did not start, or some images had no answer.
+        BenchmarkError: a process did not start, or some images got no answer.
     """
     call_ms = measure_calls(config, images_per_request)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -213,7 +213,7 @@ def measure(config: JoiningConfig, images_per_request: int) -> Joined:
             after, later = processes.use(), joined_so_far(url)
             load = await task
             if set(load.statuses) != {200}:
-                raise BenchmarkError(f"not every image had an answer: {dict(load.statuses)}")
+                raise BenchmarkError(f"not every image got an answer: {dict(load.statuses)}")
             used_s = after.cpu_s[GATEWAY] - before.cpu_s[GATEWAY]
             sent, images = later[0] - earlier[0], later[1] - earlier[1]
             return Joined(
@@ -230,7 +230,7 @@ def measure(config: JoiningConfig, images_per_request: int) -> Joined:
 
 
 def measure_calls(config: JoiningConfig, images_per_request: int) -> float:
-    """Processor time of an image in the gateway's client, in ms, when every request is full."""
+    """Processor time for an image in the gateway's Triton client, in ms, when every request is full."""
 
     async def call(port: int) -> float:
         client = TritonClient(f"127.0.0.1:{port}")
@@ -254,7 +254,7 @@ def measure_calls(config: JoiningConfig, images_per_request: int) -> float:
 
 
 def joined_so_far(url: str) -> tuple[float, float]:
-    """Requests that the gateway has sent to the model, and the images in them."""
+    """The number of requests that the gateway has sent to the model, and of the images in them."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("deit_model_request_images_"))
     sent, images = (

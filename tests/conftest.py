@@ -80,7 +80,7 @@ def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder with the longest file first, so that processes that run files side by side end together."""
+    """The folder with the longest file first, so that processes that run files side by side finish together."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
 
 
@@ -95,7 +95,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Free the loaders that cycles of objects keep: at its end Python would wait for their workers for ever."""
+    """Free loaders in reference cycles: on exit, Python would wait for their workers for ever."""
     gc.collect()
 
 

@@ -129,8 +129,8 @@ def read_pytorch(path: Path) -> dict[str, Any]:
         refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         more = f" ({refused[1]})" if refused else ""
         raise CheckpointError(
-            f"{path} holds more than tensors{more}, and opening it could run code, so it is refused. Save its "
-            "state_dict alone, best as safetensors."
+            f"{path} holds more than tensors{more}, and opening it could run code, so it is refused. Save only its "
+            "state_dict, preferably as safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is not a PyTorch file, or is damaged: {error}") from error

@@ -1,11 +1,11 @@
-"""Which epoch of a run is the best, and whether it is time to stop, by the images that judge the epochs."""
+"""Finds the best epoch of a run and decides whether to stop, by the images that judge the epochs."""
 
 from typing import Any
 
 
 def score_key(line: dict[str, Any], judged_by: str) -> str | None:
-    """The number by which an epoch is judged: top-1 of the joint read-out, else of the class head; None if it was not
-    evaluated.
+    """Key of the number that judges an epoch: top-1 of the joint read-out, else of the class head; None if the epoch
+    was not evaluated.
     """
     keys = (f"{judged_by}_joint_top1", f"{judged_by}_class_top1")
     return next((key for key in keys if key in line), None)
@@ -22,7 +22,7 @@ def is_best(metrics: list[dict[str, Any]], judged_by: str) -> bool:
 
 
 def is_stalled(metrics: list[dict[str, Any]], judged_by: str, patience: int | None) -> bool:
-    """Whether the best epoch lies at least `patience` epochs back; never without a patience."""
+    """Whether the best epoch is at least `patience` epochs back; False if patience is None."""
     scores = _scores(metrics, judged_by)
     if patience is None or not scores:
         return False

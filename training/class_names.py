@@ -18,11 +18,11 @@ Indices = npt.NDArray[np.int32]
 
 
 class UnlabelledError(DataError):
-    """A split has images without classes, as test sets of competitions have."""
+    """A split has images without classes, like the test sets of competitions."""
 
 
 def composed(name: str) -> str:
-    """The one form of a name that Unicode spells in two ways: a disk from a Mac holds the other."""
+    """The composed form of a name: Unicode spells some names in two ways, and a Mac's disk holds the other."""
     return unicodedata.normalize("NFC", name.strip())
 
 
@@ -43,17 +43,17 @@ def class_indices(
     """The class index of each image, and the classes' names.
 
     Args:
-        labels: all whole numbers, or all text. Text is counted where all of it is numbers.
-        names: of the classes in index order. Without them text is indexed in its sorted order, and numbers are names.
-        source: where the labels stand, for messages.
+        labels: all whole numbers, or all text. Text that consists of numbers is read as numbers.
+        names: of the classes in index order. Without them, text is indexed in sorted order, and numbers are the names.
+        source: where the labels come from, for messages.
 
     Raises:
-        UnlabelledError: no image has a class: each is -1 or nothing.
-        DataError: some have none, or one that is not named; or numbers without names leave one out.
+        UnlabelledError: no image has a class: each label is -1 or missing.
+        DataError: some images have no class, or one without a name, or numbers without names have a gap.
     """
     missing = [label is None or label in ("", "-1", -1) for label in labels]
     if labels and all(missing):
-        raise UnlabelledError(f"{source} gives no image a class (-1 or nothing): it can be classified, not judged")
+        raise UnlabelledError(f"{source} gives no image a class (-1 or nothing): it cannot be evaluated")
     if any(missing):
         raise DataError(f"{source} gives image {missing.index(True)} no class (counted from 0): remove it or name it")
     if any(isinstance(label, str) and not label.strip().isdecimal() for label in labels):

@@ -8,20 +8,20 @@ from torch import Tensor
 from training.processes import Processes
 
 BINS = 15
-"""Of the calibration error, as in arXiv:1706.04599."""
+"""Number of bins of the calibration error, as in arXiv:1706.04599."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassReport:
-    """Of one read-out, over all images and processes.
+    """The report on one read-out, over all images and processes.
 
     Attributes:
-        readout: whose answers these are: joint, or class for a model with one head.
+        readout: the one that is reported on: joint, or class for a model with one head.
         label_names: of the classes in index order; two may have one name.
         accuracy: top-1 in 0..1 by class index, None for a class without images.
         images: by class index.
         confusions: (class index, answered index, images), the most frequent first; pairs that never occur are left out.
-        calibration_error: mean distance of probability and accuracy, over 15 equal bins of the answer's probability.
+        calibration_error: mean distance between probability and accuracy, over 15 equal bins of probability.
     """
 
     readout: str
@@ -49,7 +49,7 @@ class ClassTally:
         self._bins.index_add_(0, (confidence * BINS).long().clamp(0, BINS - 1), columns)
 
     def result(self, processes: Processes, *, readout: str, label_names: tuple[str, ...]) -> ClassReport:
-        """The report of all processes' images."""
+        """The report over the images of all processes."""
         confusion, bins = processes.sum(self._confusion).cpu(), processes.sum(self._bins).cpu()
         counts, correct = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
         wrong = confusion.clone().fill_diagonal_(0)

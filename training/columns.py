@@ -1,11 +1,11 @@
-"""Which columns of a data set hold image and class, where its types leave more than one. Free of torch."""
+"""The columns of a data set that hold image and class, for when their types leave a choice. Free of torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns of parquet and CSV; of WebDataset the image's extension and the key of its JSON.
+    """Column names in parquet and CSV; in WebDataset, the image's extension and the key in its JSON.
 
     Attributes:
         image, label: None takes the only one that fits.
@@ -15,5 +15,5 @@ class Columns:
     label: str | None = None
 
 
-IMAGE_COLUMN_HELP = "Column with the images, or with their paths; of WebDataset their extension. Default: by its type."
-LABEL_COLUMN_HELP = "Column with the classes; of WebDataset the key of its JSON. Default: the only one that fits."
+IMAGE_COLUMN_HELP = "Column with the images or their paths; for WebDataset their extension. Default: found by its type."
+LABEL_COLUMN_HELP = "Column with the classes; for WebDataset the key in its JSON. Default: the only one that fits."

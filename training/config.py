@@ -70,7 +70,7 @@ class TrainConfig:
         Option(
             min=0,
             max=0.9,
-            help="Hold this share of each class's training images out as val, which then judges the epochs; test, if "
+            help="Hold out this share of each class's training images as val, which then judges the epochs; test, if "
             "there is one, is evaluated once at the end. For data without val.",
         ),
     ] = 0.0
@@ -78,7 +78,7 @@ class TrainConfig:
         int | None,
         Option(
             min=1,
-            help="Train on this many images, of each class its share. Default: all. Lower it to compare losses.",
+            help="Train on this many images, in the classes' proportions. Default: all. Lower it to compare losses.",
         ),
     ] = None
     name: Annotated[str, Option(help="Name of the run, which writes to RUNS/NAME.")]
@@ -151,12 +151,12 @@ class TrainConfig:
         Path | None,
         Option(
             help="Folder that keeps the teacher's answers. A run with the same data, seed, augmentation, batch and "
-            "teacher reads them there, asks only for what is missing, and loads no teacher if nothing is."
+            "teacher reads them there, asks only for missing ones, and loads the teacher only if there are any."
         ),
     ] = None
     teacher_cache_logits: Annotated[
         int,
-        Option(min=1, help="Best logits that the cache keeps of an answer, for soft and nkd; hard keeps the decision."),
+        Option(min=1, help="Largest logits of an answer that the cache keeps, for soft and nkd; hard keeps the class."),
     ] = 10
     label_weight: Annotated[
         float,
@@ -313,7 +313,7 @@ class TrainConfig:
     ] = False
     patience: Annotated[
         int | None,
-        Option(min=1, help="Stop when so many epochs brought no better top-1 on val (or test). Default: never."),
+        Option(min=1, help="Stop after this many epochs without a better top-1 on val (or test). Default: never."),
     ] = None
 
     max_corrupt_share: Annotated[
@@ -429,7 +429,7 @@ class TrainConfig:
 
     @property
     def columns(self) -> Columns:
-        """Which columns of the data hold image and class."""
+        """The columns of the data that hold image and class."""
         return Columns(self.image_column, self.label_column)
 
     @property
@@ -444,7 +444,7 @@ class TrainConfig:
         for other in NOT_SETTINGS:
             del values[other]
         if self.teacher_cache is None or self.distillation == "hard":
-            values["teacher_cache_logits"] = None  # decisions are kept whole
+            values["teacher_cache_logits"] = None  # the class is kept, and no logits
         return values
 
     @property

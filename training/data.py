@@ -146,7 +146,7 @@ def training_transform(config: TrainConfig, mean: tuple[float, float, float]) ->
 
 
 class FastRandomCrop:
-    """timm's random resized crop, with the same draws, resized as the server resizes (deit/fast_resize.py)."""
+    """timm's random resized crop with the same draws, but the server's resize (deit/fast_resize.py)."""
 
     def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
         self._size = crop.size
@@ -154,12 +154,12 @@ class FastRandomCrop:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self._scale, self._ratio)
-        box = image.crop((left, top, left + width, top + height))  # as timm: nothing outside the box counts
+        box = image.crop((left, top, left + width, top + height))  # as in timm, nothing outside the box counts
         return resize_window(box, CropWindow(0, 0, width, height), self._size, Image.Resampling.BICUBIC)
 
 
 def mend_posterize(steps: list[Transform]) -> None:
-    """Give RandAugment, AutoAugment or AugMix among timm's steps our `posterize`."""
+    """Replace posterize by ours in timm's RandAugment, AutoAugment or AugMix."""
     for step in steps:
         nested = step.policy if isinstance(step, AutoAugment) else [getattr(step, "ops", ())]
         for operation in itertools.chain.from_iterable(nested):

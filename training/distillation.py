@@ -55,7 +55,7 @@ class DistillationLoss:
 
         Args:
             class_logits, distillation_logits, teacher_logits: (N, classes); None where the strategy has none.
-                For hard the teacher's may also be its decisions, (N,).
+                For hard, the teacher may also give its decisions, (N,).
             targets: class indices (N,), or mixed and already smoothed distributions (N, classes).
         """
         label_loss = label_cross_entropy(class_logits, targets, self.label_smoothing)
@@ -87,7 +87,7 @@ def hard_teacher_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Cross-entropy with the teacher's decision, which under mixup is one label for the mixed image.
 
     Args:
-        teacher_logits: (N, classes), or the decisions themselves (N,).
+        teacher_logits: (N, classes), or the decisions (N,).
     """
     decisions = teacher_logits.argmax(dim=-1) if teacher_logits.is_floating_point() else teacher_logits
     return F.cross_entropy(logits.float(), decisions)

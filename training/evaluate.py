@@ -20,7 +20,7 @@ from training.processes import Processes
 LABEL, TEACHER = "label", "teacher"
 
 SMALLEST = 1e-12
-"""A label's probability counts for at least this much, so that one image cannot make the mean loss infinite."""
+"""Lower limit of a label's probability, so that one image cannot make the mean loss infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Evaluation:
             {"joint_real_top1": …}, over the images that have such labels.
         loss: mean negative log-likelihood of the label by read-out, in nats.
         deciders: what decides on an image: the label, the teacher if there is one, and each read-out.
-        by_class: accuracy, confusions and calibration of the read-out that answers, where they were asked for.
+        by_class: accuracy, confusions and calibration of the read-out that answers, if they were requested.
         disagreement: share of the images on which two deciders differ, (deciders, deciders).
     """
 
@@ -45,7 +45,7 @@ class Evaluation:
     by_class: ClassReport | None = None
 
     def numbers(self) -> dict[str, float]:
-        """Accuracy and loss as the line of an epoch has them: {"joint_top1": …, "joint_loss": …}."""
+        """Accuracy and loss as in an epoch's line of metrics.jsonl: {"joint_top1": …, "joint_loss": …}."""
         return {**self.accuracy, **{f"{name}_loss": loss for name, loss in self.loss.items()}}
 
 
@@ -117,7 +117,7 @@ class Tally:
 
     @property
     def _answering(self) -> str:
-        """The read-out that a server answers with."""
+        """The read-out with which a server answers."""
         return "joint" if "joint" in self._readouts else "class"
 
 
@@ -146,7 +146,7 @@ def evaluate_together(
     Args:
         batches: uint8 images (N, 3, H, W), class indices (N,) with -1 for an undecodable image, image indices (N,).
         real: the classes that ReaL finds in each image of the split, bool (images, classes).
-        label_names: of the classes; given, the evaluations report by class.
+        label_names: of the classes; if given, the evaluations report by class.
     """
     were_training = {name: model.training for name, model in models.items()}
     tallies = {name: Tally(label_names) for name in models}

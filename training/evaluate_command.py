@@ -17,7 +17,7 @@ READOUT_NAMES = {
 }
 
 SHOWN = 10
-"""Classes and confusions that are printed."""
+"""Number of classes, and of confusions, that are printed."""
 
 app = typer.Typer(add_completion=False)
 
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
     for label in sorted(known, key=lambda label: known[label])[:SHOWN]:
         typer.echo(f"  {known[label]:7.2%} of {by_class.images[label]:6} images of {names[label]}")
     if len(known) > SHOWN:
-        typer.echo(f"  are its weakest of {len(known)} classes; --output has all, and the confusions")
+        typer.echo(f"  (the weakest of {len(known)} classes; --output has all classes and confusions)")
     for label, answer, count in by_class.confusions[:SHOWN]:
         typer.echo(f"  {count:6} images of {names[label]} answered as {names[answer]}")
 

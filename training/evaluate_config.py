@@ -19,13 +19,13 @@ class EvaluateConfig:
         Option(help="Data set with a split test (or val), one parquet, tar or CSV file, or ImageNet V2's folders."),
     ]
     split: Annotated[
-        Literal["test", "val"], Option(help="Images to evaluate on. test: val where there is no labelled test.")
+        Literal["test", "val"], Option(help="Split to evaluate on; test means val if there is no labelled test.")
     ] = "test"
     image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
     label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
     checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]
     architecture: Annotated[
-        str | None, Option(help="Architecture of a weights file that does not name it, by its timm name.")
+        str | None, Option(help="timm's name of the architecture, for a weights file that does not give it.")
     ] = None
     crop_pct: Annotated[
         float | None,

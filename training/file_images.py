@@ -1,4 +1,4 @@
-"""Images in files of their own: in class folders, in a CSV list, or flat with the labels of ImageNet's devkit."""
+"""Images in separate files: in class folders, in a CSV list, or in one folder with the labels of ImageNet's devkit."""
 
 import csv
 import logging
@@ -20,7 +20,7 @@ from training.columns import Columns
 logger = logging.getLogger(__name__)
 
 LEFTOVERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
-"""Folders that archives, disks and programs leave; like hidden ones they are not classes."""
+"""Folders that archives, disks and programs leave behind; like hidden folders, they are not classes."""
 
 IMAGE_HEADERS = ("path", "image", "file", "filename", "file_name", "image_path", "image_id", "id")
 LABEL_HEADERS = ("label", "class", "category", "target", "species", "breed")
@@ -30,8 +30,8 @@ VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class FileImages:
-    """Image files with class indices. Paths lie in one Arrow array: a list of a million would be copied by every
-    worker that touches it.
+    """Image files with class indices. The paths are in one Arrow array, because a list of a million would be copied by
+    every worker that touches it.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], labels: Indices, label_names: tuple[str, ...]) -> None:
@@ -64,13 +64,13 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def read_class_folders(folder: Path) -> FileImages:
-    """Images below one folder for each class; classes are indexed in the order of their folders' names.
+    """Images below one folder for each class; classes are indexed in the order of the folders' names.
 
-    Numbers are ordered as numbers: ImageNet V2 names its folders 0, 1, 2, …, 10. Links are followed; hidden files and
-    files that are not images by their suffix are counted and left out.
+    Numbers are sorted as numbers: ImageNet V2 names its folders 0, 1, 2, …, 10. Links are followed; hidden files and
+    files without the suffix of an image are counted and left out.
 
     Raises:
-        DataError: two folders have the same name in both of Unicode's forms.
+        DataError: the names of two folders differ only in Unicode form.
     """
     folders: dict[str, Path] = {}
     for entry in class_folders(folder):
@@ -86,14 +86,14 @@ def read_class_folders(folder: Path) -> FileImages:
         paths += sorted(str(file.relative_to(folder)) for file in image_files(folders[name], skipped))
         labels += [label] * (len(paths) - before)
         if len(paths) == before:
-            logger.warning("%s has no image: the class stays without", folders[name])
+            logger.warning("%s has no images, so neither has its class", folders[name])
     skipped.update("files next to the class folders" for entry in folder.iterdir() if not entry.is_dir())
     report_skipped(folder, skipped)
     return FileImages(folder, paths, np.array(labels, dtype=np.int32), names)
 
 
 def image_files(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """The image files below a folder, by their suffixes in any case; what else there is is counted by its kind."""
+    """The image files below a folder, by suffix in upper or lower case; all other files are counted by kind."""
     visited: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         status = Path(place).stat()
@@ -115,17 +115,17 @@ def image_files(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
 
 
 def report_skipped(source: object, skipped: Counter[str]) -> None:
-    """Log how many files of which kind were left out, if any."""
+    """Log how many files of each kind were left out, if any."""
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(8))
         logger.info("%s: %d files are not read as images: %s", source, skipped.total(), kinds)
 
 
 def read_csv(file: Path, columns: Columns) -> FileImages:
-    """Images by a table of paths, relative to the table, and classes: indices or names.
+    """Images from a table of paths, relative to the table, and classes, as indices or names.
 
     Raises:
-        DataError: it has no header with such columns, or an image is not there.
+        DataError: its header lacks such columns, or an image is missing.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
@@ -167,14 +167,14 @@ def _header(file: Path, row: dict[str, str], wanted: str | None, usual: tuple[st
 
 
 def read_devkit(folder: Path, data: Path, names: tuple[str, ...]) -> FileImages:
-    """ImageNet's validation images in one folder, with the labels of its development kit below the data set.
+    """ImageNet's validation images in one folder, with the labels of its development kit, found below the data set.
 
     Args:
-        names: WordNet ids of the classes, as the training folders are called.
+        names: WordNet ids of the classes, which are the names of the training folders.
 
     Raises:
         UnlabelledError: there is no development kit.
-        DataError: it does not fit the images or the classes.
+        DataError: the kit does not match the images or the classes.
     """
     files = sorted(file for file in image_files(folder, Counter()))
     found = next(iter(sorted(data.glob(f"**/{DEVKIT_LABELS}"))), None) if _is_numbered(files) else None
@@ -204,8 +204,8 @@ def _is_numbered(files: list[Path]) -> bool:
 def _wordnet_ids(file: Path, names: tuple[str, ...]) -> list[str]:
     """The WordNet ids of the kit's classes in its own order: the first text of each entry of a MATLAB 5 file.
 
-    Entries follow each other by their ILSVRC2012_ID, and those of the 1000 classes stand before the classes above
-    them. Every id must be a class of the training images, so another order of the file cannot pass unseen.
+    Entries are sorted by ILSVRC2012_ID, with the 1000 classes before their parent classes. Every id must be a class of
+    the training images, so a file in another order cannot pass unnoticed.
     """
     try:
         content = file.read_bytes()[128:]
@@ -219,7 +219,7 @@ def _wordnet_ids(file: Path, names: tuple[str, ...]) -> list[str]:
             unpacked += zlib.decompress(element) if kind == 15 else element
         except zlib.error as error:
             raise DataError(f"{file} is damaged: {error}") from error
-    # text is of one byte or of two
+    # a character takes one byte or two
     found = [match.decode() for match in re.findall(rb"n\d{8}", unpacked.replace(b"\0", b""))]
     ids = list(dict.fromkeys(found))[: len(names)]
     if set(ids) != set(names):

@@ -1,11 +1,11 @@
 """Data sets: labelled images by split, decoded but not transformed.
 
-Layouts, each with the splits train, val and test, or those of them that there are:
+Layouts, each with the splits train, val and test, or some of them:
 - parquet: `train*.parquet` (training.parquet_images);
 - tar shards: `train*.tar` (training.tar_images);
 - a list: `train.csv` (training.file_images);
 - class folders: `train/<class name>/*` (training.file_images).
-The files may also lie in a folder `train`, or all splits in one sub-folder such as `data`, as on Hugging Face's hub.
+The files may also be in a folder `train`, or all splits in one sub-folder such as `data`, as on the Hugging Face Hub.
 """
 
 import logging
@@ -36,7 +36,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-"""What files and folders of each split are called, in whole words: train-00000-of-00002, imagenet1k-train-0001."""
+"""Names of each split, as whole words in file and folder names: train-00000-of-00002, imagenet1k-train-0001."""
 
 TABLES = (".parquet", ".tar", ".csv")
 
@@ -104,8 +104,8 @@ class SomeImages:
 
 
 def spread_indices(images: LabelledImages, count: int) -> Indices:
-    """The indices of `count` images, in order: of each class its share, and of those evenly many from all its images,
-    so that neither a sorted data set nor one whose classes take turns loses a class.
+    """The indices of `count` images, in order: each class keeps its share, spread evenly over its images, so that no
+    class is lost whether the data set is sorted or its classes alternate.
     """
     labels = np.array([images.label(index) for index in range(len(images))])
     by_class = np.argsort(labels, kind="stable")
@@ -115,14 +115,14 @@ def spread_indices(images: LabelledImages, count: int) -> Indices:
 def open_images(data: Path, split: str, columns: Columns = Columns()) -> LabelledImages:  # noqa: B008  frozen
     """The images of one split: "train", "val" or "test".
 
-    "test" are the images that results are reported on: the test split, or the validation split where there is no test
-    split, or only one without labels, as ImageNet and competitions ship it. For it, `data` may also be a folder whose
-    folders are numbered by class, as ImageNet V2's are. A parquet, tar or CSV file is whichever of train and test is
-    asked for; a folder of class folders without splits is "train".
+    "test" means the images that results are reported on: the test split, or the validation split if there is no test
+    split or only one without labels, as in ImageNet and competitions. For "test", `data` may also be a folder whose
+    folders are numbered by class, like ImageNet V2's. A parquet, tar or CSV file serves as train or test, whichever is
+    requested; a folder of class folders without splits is "train".
 
     Raises:
-        DataError: the folder or the split is missing, of an unknown layout, or empty.
-        UnlabelledError: the split is there, without labels.
+        DataError: the folder or the split is missing, has an unknown layout, or is empty.
+        UnlabelledError: the split exists, but has no labels.
     """
     if data.is_file() and split in ("train", "test") and data.suffix in TABLES:
         return _filled(_read_files([data], columns), data, split)
@@ -175,7 +175,7 @@ def find_split(data: Path, split: str, columns: Columns, *, unsplit: bool = True
 
 
 def _unsplit(data: Path) -> LabelledImages | None:
-    """All images of a folder that has class folders and no splits, None if it has no two of those."""
+    """All images of a folder that has class folders and no splits; None if it has fewer than two class folders."""
     if any(_is_there(data, split) for split in SPLITS):
         return None
     with_images = [folder for folder in class_folders(data) if next(image_files(folder, Counter()), None)]
@@ -235,7 +235,7 @@ def _read_files(files: Sequence[Path], columns: Columns) -> LabelledImages:
 
 def _filled(images: LabelledImages, place: Path, split: str) -> LabelledImages:
     if not len(images):
-        raise DataError(f"{place} has a split {split}, but no image in it")
+        raise DataError(f"{place} has a split {split}, but no images in it")
     return images
 
 

@@ -26,7 +26,7 @@ def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], a
         antialias: of the position embedding's bicubic resizing: timm's way. DeiT resizes without.
 
     Raises:
-        CheckpointError: the weights are nowhere, cannot be read, or are those of another architecture.
+        CheckpointError: the weights cannot be found or read, or are those of another architecture.
     """
     state, names = read_weights(spec, "--initial-checkpoint")
     # weights are often passed on in half precision; what is resized or joined below is so in single precision

@@ -49,7 +49,7 @@ class Learner:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def evaluated(self) -> dict[str, nn.Module]:
-        """The models whose accuracy counts, by what their metrics have after the split's name."""
+        """The models that are evaluated, by the part of their metrics' names that follows the split."""
         return {"": self.model} if self.ema is None else {"": self.model, "_ema": self.ema.module}
 
     def average_buffers(self, processes: Processes) -> None:
@@ -98,7 +98,7 @@ def create_learner(
     device: torch.device,
     asks_teacher: bool = True,
 ) -> Learner:
-    """A student as the run starts it, with its teacher if it is going to be asked.
+    """The student as the run starts it, with its teacher if the run needs it.
 
     Raises:
         TrainingError, CheckpointError: the student, the teacher or the initial checkpoint does not fit.

@@ -163,7 +163,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         for epoch in range(state.epochs_done, config.epochs):
             # an epoch that was begun is finished: its weights are not those of the last line of metrics
             if state.steps_done == 0 and is_stalled(state.metrics, splits.judged_by, config.patience):
-                logger.info("no epoch of the last %d was better, so the run ends: --patience", config.patience)
+                logger.info("none of the last %d epochs was better, so the run ends (--patience)", config.patience)
                 if splits.reported is not None and not any(key.startswith("test_") for key in state.metrics[-1]):
                     # it was killed before it came to this, and resumed with less patience
                     result = {"test": evaluate_reported(splits.reported)}

@@ -49,7 +49,7 @@ def create_model(
 
 @torch.no_grad()
 def _try_one_image(model: nn.Module, architecture: str, image_size: int) -> None:
-    """Raises TrainingError when the model does not read the whole of an RGB square of this size."""
+    """Raises TrainingError if the model does not read all of an RGB square of this size."""
     if isinstance(model, VisionTransformer) and not getattr(model.patch_embed, "dynamic_img_pad", False):
         patch = int(model.patch_embed.patch_size[0])
         if image_size % patch:  # timm's patches leave the last rows and columns out

@@ -1,6 +1,6 @@
-"""A trained model, opened by its name: a checkpoint folder, a weights file, a model of timm or one of the Hub.
+"""Opens a trained model by its name: a checkpoint folder, a weights file, a timm model or one from the Hub.
 
-Weights alone are read, never code. A weights file may be as any of these leave it: a state dictionary (safetensors or
+Only weights are read, never code. A weights file may be as any of these leave it: a state dictionary (safetensors or
 PyTorch), DeiT's main.py (`model`, `model_ema`), timm's train.py (`state_dict`, `state_dict_ema`), Lightning
 (`state_dict`); averaged weights are preferred, and the log says so.
 """
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
 
-# Keys under which training programs keep weights, the first that is there counts: averaged before trained.
+# Keys under which training programs keep weights; the first one found counts, averaged before trained.
 AVERAGED, TRAINED = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 
-# Of wrappers around the model: DistributedDataParallel, Lightning, torch.compile
+# Prefixes of wrappers around the model: DistributedDataParallel, Lightning, torch.compile
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
@@ -41,10 +41,10 @@ class TrainedModel:
     Attributes:
         model: on the CPU, in evaluation mode.
         architecture: timm's name.
-        label_names: of the classes in index order; empty when nothing names them.
+        label_names: of the classes in index order; empty if unknown.
         preprocessing: the evaluation transform that the model was trained for.
-        weights_sha256: of the weights file, or of the state dictionary's tensors when timm downloaded them.
-        teacher, metrics: what the checkpoint says of its training; None and {} when it says nothing.
+        weights_sha256: of the weights file, or of the state dictionary's tensors if timm downloaded them.
+        teacher, metrics: what the checkpoint says about its training; None and {} if it says nothing.
     """
 
     model: nn.Module
@@ -60,14 +60,14 @@ def open_model(name: str, option: str, *, architecture: str | None = None, downl
     """The model of that name.
 
     Args:
-        name: any of `MODEL_SOURCES`. What is on the disk goes before timm's names.
-        option: that named it, for the messages.
-        architecture: timm's name of what a weights file holds, when it does not say so itself.
-        downloads: fetch the weights of a model of timm; without, they are random, which does to measure time.
+        name: any of `MODEL_SOURCES`. A file or folder of that name takes precedence over timm's names.
+        option: the one that gave the name, for the messages.
+        architecture: timm's name of the architecture, for a weights file that does not give it.
+        downloads: fetch the weights of a timm model; otherwise they are random, which suffices to measure time.
 
     Raises:
-        CheckpointError: it is nowhere, damaged, unsafe to open, of another architecture, or reads other images than
-            RGB squares.
+        CheckpointError: it is missing, damaged, unsafe to open or of another architecture, or does not read RGB
+            squares.
     """
     path = Path(name)
     if path.is_file():
@@ -80,7 +80,7 @@ def open_model(name: str, option: str, *, architecture: str | None = None, downl
 
 
 def read_weights(name: str, option: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dictionary of the model of that name, and the names of its classes as far as they are known.
+    """The state dictionary of the model of that name, and the names of its classes if known.
 
     Raises:
         CheckpointError: as `open_model`.
@@ -96,7 +96,7 @@ def read_weights(name: str, option: str) -> tuple[dict[str, Tensor], tuple[str, 
 
 
 def weights_identity(name: str) -> str:
-    """What stays the same when the weights of that name move: the SHA-256 of their file, or the name of a model that
+    """An identity that stays the same if the weights are moved: the SHA-256 of their file, or the name of a model that
     timm downloads.
 
     Raises:
@@ -114,7 +114,7 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing:
     """The images that a timm model expects, as timm describes them.
 
     Raises:
-        CheckpointError: they are not RGB squares, or cropped in a way that we do not have.
+        CheckpointError: they are not RGB squares, or are cropped in a way that is not supported.
     """
     try:
         return Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
@@ -124,10 +124,10 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing:
 
 
 def state_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dictionary in the file that a training program wrote, without the prefixes of wrappers.
+    """The state dictionary in a training program's file, without the prefixes of wrappers.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the file has none.
     """
     found = next((key for key in (*AVERAGED, *TRAINED) if isinstance(content.get(key), dict)), None)
     state = content if found is None else content[found]
@@ -189,7 +189,7 @@ def _from_file(path: Path, option: str, architecture: str | None) -> TrainedMode
 
 
 def _refuse_unknown(name: str, option: str) -> None:
-    """Raises CheckpointError when the name is neither in timm's list nor has the Hub's prefix."""
+    """Raises CheckpointError if the name is not in timm's list and does not have the Hub's prefix."""
     if not name.startswith(HUB) and not (set(name).isdisjoint("/\\:") and timm.is_model(name)):
         raise CheckpointError(
             f"{option} {name}: there is no such file or folder, and timm {timm.__version__} has no model of this name. "
@@ -198,7 +198,7 @@ def _refuse_unknown(name: str, option: str) -> None:
 
 
 def _from_timm(name: str, option: str, *, downloads: bool) -> TrainedModel:
-    """A model of timm's list, or one of the Hub in timm's format."""
+    """A model from timm's list, or one from the Hub in timm's format."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=downloads).eval()
     except KeyError as error:
@@ -236,13 +236,13 @@ def _named_architecture(content: dict[str, Any]) -> str | None:
 
 
 def _trained_size(model: nn.Module, state: dict[str, Tensor]) -> int | None:
-    """The side of the images by the number of positions, None where the architecture has as many, or none."""
+    """The side of the images by the number of positions; None if the architecture has as many, or has none."""
     if not isinstance(model, VisionTransformer) or model.pos_embed is None or "pos_embed" not in state:
         return None
     positions = state["pos_embed"].shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
     side = math.isqrt(max(positions, 0))
     if side * side != positions or side in (0, model.patch_embed.grid_size[0]):
-        return None  # as it should be, or of another architecture: load_weights says what differs
+        return None  # it matches, or is another architecture, and then load_weights says what differs
     return side * int(model.patch_embed.patch_size[0])
 
 

@@ -15,19 +15,19 @@ from training.class_names import class_indices, named_in
 from training.columns import Columns
 
 KEPT_BYTES = 2**30
-"""Images of at most this size are kept in memory, which forked workers share. Of more the row group that was read last
-is kept.
+"""Up to this size, all images are kept in memory, which forked workers share; of larger data sets, only the row group
+that was read last.
 """
 
 BATCH_ROWS = 256
-"""Rows decoded at once: Arrow's offsets end at 2 GiB, and a row group may be larger."""
+"""Rows decoded at once: Arrow's offsets reach 2 GiB, and a row group may be larger."""
 
 
 class ParquetImages:
-    """Images of parquet files, encoded. The files are mapped, and decoded a row group at a time.
+    """Encoded images in parquet files, which are memory-mapped and decoded one row group at a time.
 
-    The image column is Hugging Face's feature `Image`, or else the one struct with `bytes` or column of bytes; the
-    class is its `ClassLabel`, or else the one column of numbers or text.
+    The image column is the one with Hugging Face's feature `Image`, or else the only column of bytes or of structs with
+    `bytes`; the class column is the one with `ClassLabel`, or else the only column of numbers or text.
     """
 
     def __init__(self, files: Sequence[Path], columns: Columns = Columns()) -> None:  # noqa: B008  frozen
@@ -39,7 +39,7 @@ class ParquetImages:
         label = _choose(files[0], schema, features, "ClassLabel", columns.label, _is_label, "--label-column", image)
         for file, opened in zip(files, self._opened, strict=True):
             if {image, label} - set(opened.schema_arrow.names):
-                raise DataError(f"{file} lacks the columns {image} and {label} that {files[0]} has: remove one of both")
+                raise DataError(f"{file} lacks the columns {image} and {label} that {files[0]} has: remove either")
         self._image, self._is_struct = image, pa.types.is_struct(schema.field(image).type)
         values = [value for opened in self._opened for value in opened.read([label])[label].to_pylist()]
         names = features.get(label, {}).get("names")
@@ -90,14 +90,14 @@ class ParquetImages:
         for group in range(len(self._groups)):
             kept[group] = self._decoded(group)
             size += kept[group].nbytes
-            if size > KEPT_BYTES:  # repeated values take less in the file
+            if size > KEPT_BYTES:  # a file stores repeated values once, so its size says less
                 return
         self._kept = kept
 
     def _decoded(self, group: int) -> pa.ChunkedArray:
         file, number = self._groups[group]
         column = f"{self._image}.bytes" if self._is_struct else self._image
-        # without threads, because workers are forked
+        # no threads, because workers are forked
         batches = self._opened[file].iter_batches(BATCH_ROWS, row_groups=[number], columns=[column], use_threads=False)
         try:
             arrays = [pc.struct_field(batch[0], "bytes") if self._is_struct else batch[0] for batch in batches]
@@ -106,7 +106,7 @@ class ParquetImages:
         return pa.chunked_array(arrays, type=None if arrays else pa.binary())
 
     def _read_paths(self) -> pa.ChunkedArray:
-        """The path of each image; nulls where the files name none."""
+        """The path of each image, or null if the files give none."""
         kind = self._opened[0].schema_arrow.field(self._image).type
         if not self._is_struct or "path" not in {field.name for field in kind}:
             return pa.chunked_array([pa.nulls(len(self._labels), pa.string())])
@@ -140,13 +140,13 @@ def _choose(
     option: str,
     image: str | None = None,
 ) -> str:
-    """The column that the option names, or the only one that Hugging Face or its type calls so."""
+    """The column that the option names, or else the only one by Hugging Face's feature, by name or by type."""
     described = [name for name in schema.names if features.get(name, {}).get("_type") == feature]
     by_type: list[str] = [field.name for field in schema if fits(field.type) and field.name != image]
     if wanted is not None:
         if wanted in by_type:
             return wanted
-        raise DataError(f"{option} {wanted}: {file} has {_listed(schema)}; fit for it: {', '.join(by_type) or 'none'}")
+        raise DataError(f"{option} {wanted}: {file} has {_listed(schema)}; candidates: {', '.join(by_type) or 'none'}")
     for candidates in (described, [name for name in by_type if name in ("image", "label")], by_type):
         if len(candidates) == 1:
             return str(candidates[0])

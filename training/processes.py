@@ -39,7 +39,7 @@ class Processes:
 
     @torch.no_grad()
     def average_buffers(self, module: nn.Module) -> None:
-        """Give a module the mean of all processes' statistics: each process's batch norm saw batches of its own."""
+        """Average a module's statistics over all processes, because each process's batch norm saw other batches."""
         for buffer in module.buffers():
             if self.count > 1 and buffer.is_floating_point():
                 buffer.copy_(self.sum(buffer.clone()) / self.count)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 RESUME_FILE, CONFIG_FILE, PROVENANCE_FILE = "resume.pt", "config.json", "provenance.json"
 
 MAY_CHANGE = frozenset({"data", "max_corrupt_share", "preset"})
-"""Settings that a resumed run may have otherwise: the data are known by their fingerprint, not by their path."""
+"""Settings that a resumed run may change; the data are identified by their fingerprint, not by their path."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ResumeState:
         steps_done: steps done in the epoch after them; 0 unless the run was asked to stop within it.
         loss_sum, skipped_steps, corrupt: of those steps: sum of the losses, steps without an update, and the indices of
             images that cannot be decoded.
-        answers: of those steps, what training.teacher_cache has collected of the teacher's.
+        answers: the teacher's answers of those steps, as training.teacher_cache collected them.
         answers_key: of the cache that collected them; another one cannot use them.
         weights: state dictionaries by what they belong to: model, optimizer, scaler, ema. None before the first save.
         metrics: the lines of metrics.jsonl.
@@ -64,11 +64,11 @@ class ResumeState:
 def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[str, Any]) -> ResumeState:
     """Make the run's folder, or read where it stands when `--resume` was given.
 
-    A resumed run may have moved its data or its teacher, allow more corrupt images, or go on for more epochs. What
-    changed is noted in provenance.json, and config.json names the settings as they are now.
+    For a resumed run, data or teacher may have moved, and it may allow more corrupt images or run for more epochs.
+    provenance.json notes what changed, and config.json holds the current settings.
 
     Args:
-        origin: what provenance.json keeps of a new run.
+        origin: what provenance.json keeps about a new run.
 
     Raises:
         TrainingError: the folder exists and --resume was not given, or --resume was given with settings, data or a
@@ -89,7 +89,7 @@ def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[s
             f"--resume: {config.folder} is not a run ({error}); leave --resume out, and start one"
         ) from error
     path = config.folder / RESUME_FILE
-    state = ResumeState()  # of a run that was killed in its first epoch
+    state = ResumeState()  # for a run that was killed in its first epoch
     if path.is_file():
         content = read_pytorch(path)
         state = ResumeState(**content["state"])
@@ -124,7 +124,7 @@ def _counts(split: dict[str, Any] | None) -> str:
 
 
 def _changes(config: TrainConfig, settings: dict[str, Any], *, same_teacher: bool) -> dict[str, list[Any]]:
-    """What differs from the settings so far, [then, now] by name. Raises TrainingError where it may not."""
+    """The settings that changed, as [then, now] by name. Raises TrainingError if one of them must not change."""
     # a run of an earlier version lacks the options that came after it, and did what their defaults do
     defaults = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
     defaults["teacher_cache_logits"] = None  # as in the settings of a run without a cache

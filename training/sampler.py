@@ -39,7 +39,7 @@ def epoch_order(images: int, *, seed: int, epoch: int, repeats: int, labels: Ten
     https://github.com/facebookresearch/deit/blob/main/samplers.py
 
     Args:
-        labels: class indices (images,); given, images are drawn with replacement, of each class equally many.
+        labels: class indices (images,); if given, images of each class are drawn equally often, with replacement.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch, Purpose.ORDER))
     if labels is not None:

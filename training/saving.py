@@ -1,4 +1,4 @@
-"""The checkpoint folders and the numbers that an epoch leaves."""
+"""The checkpoint folders and the numbers that an epoch writes."""
 
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
@@ -14,8 +14,8 @@ def save_checkpoints(
     evaluations: dict[str, dict[str, Evaluation]],
     epochs: int,
 ) -> None:
-    """Save a folder for each evaluated model: the student and the average of its weights. Their metrics are of the test
-    images where those were evaluated.
+    """Save a folder for each evaluated model: the student and the average of its weights. Their metrics are those on
+    the test images, if these were evaluated.
     """
     for split in list(evaluations)[-1:]:
         for name in evaluations[split]:
@@ -32,7 +32,7 @@ def save_as(
     evaluations: dict[str, dict[str, Evaluation]],
     epochs: int,
 ) -> None:
-    """Save the model of that name with its metrics of a split."""
+    """Save the model of that name with its metrics on a split."""
     save_checkpoint(
         config.folder / folder,
         learner.evaluated()[name],
@@ -50,7 +50,7 @@ def save_as(
 
 
 def flat_numbers(evaluations: dict[str, dict[str, Evaluation]]) -> dict[str, float]:
-    """The numbers of evaluations by split and model, as metrics.jsonl calls them, such as test_ema_joint_top1."""
+    """The numbers of evaluations by split and model, named as in metrics.jsonl, such as test_ema_joint_top1."""
     return {
         f"{split}{model}_{key}": round(value, 5)
         for split, by_model in evaluations.items()

@@ -1,4 +1,4 @@
-"""The images of a run: what it trains on, what its epochs are judged by, and what its result is reported on."""
+"""The images of a run: those it trains on, those that judge its epochs, and those that its result is reported on."""
 
 import logging
 import math
@@ -22,8 +22,8 @@ class Splits:
 
     Attributes:
         judged_by: "val" or "test": what `judged` is, and the prefix of its numbers.
-        judged: evaluated after each epoch, to choose by.
-        reported: evaluated once, at the end; None where it is `judged`.
+        judged: evaluated after each epoch, to choose the best.
+        reported: evaluated once, at the end; None if it is the same as `judged`.
     """
 
     train: LabelledImages
@@ -50,7 +50,7 @@ def open_splits(config: TrainConfig) -> Splits:
     val = _labelled(config, "val")
     if config.val_share:
         if val is not None:
-            raise TrainingError(f"--val-share {config.val_share:g}: {config.data} has a val already: leave it out")
+            raise TrainingError(f"--val-share {config.val_share:g}: {config.data} already has val: leave it out")
         train, val = _held_out(train, config.val_share)
     if config.train_images is not None:
         if config.train_images > len(train):
@@ -83,7 +83,7 @@ def open_splits(config: TrainConfig) -> Splits:
 
 
 def _labelled(config: TrainConfig, split: str) -> LabelledImages | None:
-    if not config.data.is_dir():  # one file is the training images
+    if not config.data.is_dir():  # a single file holds the training images
         return None
     try:
         return find_split(config.data, split, config.columns)
@@ -93,7 +93,7 @@ def _labelled(config: TrainConfig, split: str) -> LabelledImages | None:
 
 
 def _held_out(train: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
-    """The rest to train on, and the share of each class that is held out, always the same images."""
+    """The images left to train on, and those held out: a share of each class, always the same images."""
     count = max(math.floor(share * len(train)), 1)
     held = spread_indices(train, count)
     rest = np.setdiff1d(np.arange(len(train), dtype=np.int32), held)

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""What a run logs about itself before its first step."""
 
 import logging
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Shares, device: torch.device) -> None:
-    """Log what the run is made of, and the learning rate, which recipes scale in different ways."""
+    """Log the run's model, data and batch, and the learning rate, which recipes scale in different ways."""
     logger.info(
         "%s: %.2f M parameters on %s in %s; %d training images, %d classes; teacher %s",
         config.model,

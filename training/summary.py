@@ -24,7 +24,7 @@ EVALUATED = {
     "val": ", val",
     "val_ema": ", averaged weights, val",
 }
-"""What is added to a read-out's title, by the beginning of its metrics."""
+"""What is added to a read-out's title, by the prefix of its metrics."""
 
 
 def write_summary(folder: Path) -> Path:

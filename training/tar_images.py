@@ -21,7 +21,7 @@ LABEL_BYTES = 2**20
 """A larger .cls or .json is not a label."""
 
 Key = tuple[int, str]
-"""Number of the shard, and what the members of a sample have in common."""
+"""Number of the shard, and the part of the name that the members of a sample share."""
 
 
 class _Member(NamedTuple):
@@ -32,7 +32,7 @@ class _Member(NamedTuple):
 
 
 class TarImages:
-    """Images in tar shards, read where they lie. The shards' headers are read once, at the start.
+    """Images in tar shards, read in place. The shards' headers are read once, at the start.
 
     A sample's key ends at the first dot of the base name, which is WebDataset's rule. Its class is in `key.cls` or
     `key.json`, as an index or a name; labels.txt or classnames.txt next to the shards names the indices. Without such
@@ -110,7 +110,7 @@ def _read_member(
         if extension == "cls" and columns.label is None:
             labels_of[key] = text
         elif extension == "json" and (label := _json_label(text, columns.label)) is not None:
-            labels_of.setdefault(key, label)  # a .cls says it too
+            labels_of.setdefault(key, label)  # a .cls takes precedence
     elif path.suffix.lower() in IMAGE_SUFFIXES and columns.image in (None, extension):
         images.append(_Member(key, member.name, member.offset_data, member.size))
     else:

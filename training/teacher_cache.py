@@ -1,7 +1,7 @@
-"""The teacher's answers, kept by draw, so that all runs which show it the same images ask it once.
+"""Keeps the teacher's answers by draw, so that runs which show it the same images ask it only once.
 
-An image's augmentation follows from the run's seed and the place of its draw (training.seeds), and so does the answer.
-A folder holds a key, which says what the answers depend on, and a file for each epoch, whole or absent.
+The run's seed and the place of a draw decide an image's augmentation (training.seeds), and so the answer. A folder
+holds a key, which says what the answers depend on, and a file for each epoch, whole or absent.
 """
 
 import io
@@ -43,7 +43,7 @@ AUGMENTATION = (
 """The settings that decide what the teacher sees of an image."""
 
 MOST_CLASSES = 2**15
-"""A class is kept as a 16-bit number."""
+"""Because a class is kept as a 16-bit number."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Form:
     """How an answer is kept, as 16-bit numbers.
 
     Attributes:
-        classes: that the teacher decides among.
-        best: None keeps its decision, in 2 bytes; a number keeps so many of its best logits and the mass of all others,
-            in 4 x best + 2 bytes.
+        classes: number of classes that the teacher decides among.
+        best: None keeps the decision, in 2 bytes; a number keeps that many of the largest logits and the mass of all
+            others, in 4 x best + 2 bytes.
         temperature: of the softmax whose mass is kept.
     """
 
@@ -63,14 +63,14 @@ class Form:
 
     @property
     def width(self) -> int:
-        """Numbers that an answer takes."""
+        """How many numbers an answer takes."""
         return 1 if self.best is None else 2 * self.best + 1
 
     def encode(self, logits: Tensor) -> Tensor:
         """int16 (N, width) of logits (N, classes)."""
         if self.best is None:
             return logits.argmax(dim=-1, keepdim=True).to(torch.int16)
-        # a softmax does not change with the largest logit, and in 16 bits small numbers are exact
+        # subtracting the largest logit does not change a softmax, and 16 bits are more exact for small numbers
         logits = logits.float() - logits.float().amax(dim=-1, keepdim=True)
         best = logits.topk(self.best, dim=-1)
         others = (logits / self.temperature).scatter(1, best.indices, -torch.inf)
@@ -96,7 +96,7 @@ class Form:
 
 
 class TeacherCache:
-    """The answers of one epoch after the other: read where they are kept, else kept as they are given."""
+    """The teacher's answers, epoch by epoch: read if they are kept, otherwise kept as the teacher gives them."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class TeacherCache:
         processes: Processes,
         device: torch.device,
     ) -> None:
-        """Raises TrainingError when the folder's answers are to other images or of another teacher."""
+        """Raises TrainingError if the folder's answers are for other images or from another teacher."""
         self._folder, self._form, self._shares, self._processes, self._device = folder, form, shares, processes, device
         self._draws = steps * shares.batch_size
         self.key = json.loads(json.dumps(key))
@@ -117,14 +117,14 @@ class TeacherCache:
         self._epoch = 0
         self._is_read = self._is_whole = False
         self._codes = torch.zeros(0)
-        self._moved = torch.zeros(2)  # mass, and of how many answers
+        self._moved = torch.zeros(2)  # the mass that moved, and the number of answers
 
     def lacks(self, epochs: range) -> bool:
-        """Whether the answers of one of the epochs are not kept."""
+        """Whether the answers of any of these epochs are missing."""
         return not all(self._file(epoch).is_file() for epoch in epochs)
 
     def begin(self, epoch: int, first_step: int, codes: Tensor | None) -> None:
-        """Go to an epoch; one that was stopped goes on with the `codes` that `collected` returned then.
+        """Go to an epoch; one that was stopped continues with the `codes` that `collected` returned then.
 
         Raises:
             DataError: the file of the epoch is damaged.
@@ -145,7 +145,7 @@ class TeacherCache:
             self._codes.copy_(codes)
 
     def recall(self, step: int, turn: int) -> Tensor | None:
-        """The answers to a device batch, None where the teacher must be asked: classes (n,) or logits (n, classes)."""
+        """The answers to a device batch: classes (n,) or logits (n, classes). None if the teacher must be asked."""
         return self._form.decode(self._codes[self._places(step, turn)]) if self._is_read else None
 
     def keep(self, step: int, turn: int, logits: Tensor) -> Tensor:
@@ -158,10 +158,10 @@ class TeacherCache:
         return decoded
 
     def collected(self) -> Tensor | None:
-        """What all processes have kept of the epoch so far, on the CPU; None if it is read, or began without."""
+        """What all processes have kept of the epoch so far, on the CPU; None if it is read, or lacks its beginning."""
         if self._is_read or not self._is_whole:
             return None
-        # each draw is one process's, and all others have zeros there; NCCL adds no 16-bit numbers
+        # each draw belongs to one process, and the others have zeros there; NCCL cannot add 16-bit numbers
         return self._processes.sum(self._codes.int()).to(torch.int16).cpu()
 
     def finish(self) -> None:
@@ -235,7 +235,7 @@ def open_cache(
     """The cache that the run asks for.
 
     Raises:
-        TrainingError: the folder's answers are to other images or of another teacher.
+        TrainingError: the folder's answers are for other images or from another teacher.
     """
     if config.teacher_cache is None:
         return None

@@ -130,7 +130,7 @@ def best_of(
 
 
 def ours_for(model: ModelVersion, images: Sequence[bytes]) -> list[dict[int, float]]:
-    """What our server answers for the first images from the pixels that the peers read: Pillow's."""
+    """Our server's answers for the first images, from the pixels that the peers read: Pillow's."""
     with only(model.model) as repository, our_server(repository, exact=True) as server:
         return answers_of(f"{server.url}{CLASSIFY}?model={model.name}", images[:CHECKED_IMAGES])
 

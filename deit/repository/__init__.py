@@ -6,7 +6,7 @@
                                          the config.pbtxt that this version was published with
 
 `layout` names the files, `config` reads config.pbtxt, `models` answers what a version is and runs with, `publishing`
-changes the repository, `numbers` remembers which ones were given, `lock` lets one writer in at a time, `doctor` finds
+changes the repository, `numbers` remembers the highest one given, `lock` lets one writer in at a time, `doctor` finds
 faults, `command` is `deit models`.
 
 All but `layout` and `lock` need Triton's schema of config.pbtxt, which the package tritonclient brings.

@@ -170,7 +170,7 @@ def _edited_preprocessing(version: ModelVersion) -> Iterator[str]:
 
 
 def _not_described(model: Path, config: model_config_pb2.ModelConfig, served: tuple[int, ...]) -> Iterator[str]:
-    """Triton gives the gateway one configuration for all versions, which holds for the one it was published with."""
+    """Triton gives the gateway one configuration for all versions, valid only for the one it was published with."""
     published = parameter(config, VERSION_PARAMETER)
     if others := [number for number in served if published not in ("", str(number))]:
         way = models_command("rollback", model.name, "--version", served[-1], repository=model.parent)

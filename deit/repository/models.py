@@ -115,9 +115,9 @@ class ModelVersion:
 def read_version(model: Path, number: int | None = None) -> ModelVersion:
     """A version of the model in the folder `model`: the one that is served by default, the newest if several are.
 
-    A served version runs with the model's config.pbtxt unless that was published with another version; any other runs
-    with the one in its own folder. One that needs it and has none is refused, so that no graph gets the preprocessing
-    of another version.
+    A served version runs with the model's config.pbtxt, unless that was published with another version; every other
+    version runs with the one in its own folder. If it has none there it is refused, so that no graph gets the
+    preprocessing of another version.
 
     Raises:
         RepositoryError: the model serves no version, has no such version, or does not say what that version runs with.
@@ -144,8 +144,8 @@ def published_version(model: Path, number: int) -> ModelVersion:
         raise RepositoryError(f"{model} has no version {number}; it has: {listed(version_numbers(model))}")
     if not file.is_file():
         raise RepositoryError(
-            f"version {number} of {model} has no {CONFIG_FILE} of its own, so how it runs and wants "
-            f"images prepared is not known: write the configuration that it was made with to {file}"
+            f"version {number} of {model} has no {CONFIG_FILE} of its own, so how it runs and how it expects images to "
+            f"be prepared is unknown: write the configuration that it was made with to {file}"
         )
     return ModelVersion(model=model, number=number, config_file=file, config=read_config(file))
 

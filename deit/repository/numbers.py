@@ -1,4 +1,4 @@
-"""The highest version number that each model ever had, so that none is given twice."""
+"""The highest version number that each model ever had, so that none is reused."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from deit.errors import RepositoryError
 from deit.repository.models import version_numbers
 
 NUMBERS_FILE = ".version_numbers.json"
-"""In the repository, where Triton looks at folders alone: the highest number of each model that lost a version."""
+"""File in the repository, where Triton looks only at folders: the highest number of each model that lost a version."""
 
 
 def newest_number(model: Path) -> int:
-    """The highest number that a version of this model ever had; 0 before the first one.
+    """The highest number that a version of this model ever had; 0 if there never was one.
 
     Raises:
         RepositoryError: the file of numbers cannot be read.

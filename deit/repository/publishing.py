@@ -116,7 +116,7 @@ def serve_version(repository: Path, name: str, number: int) -> None:
 def remove(repository: Path, name: str, number: int | None = None) -> None:
     """Remove a version, or the whole model: it disappears by one rename, then its files are deleted.
 
-    No later version gets its number: to a gateway the same name and number are the same version.
+    Its number is never reused, because a gateway takes the same name and number for the same version.
 
     Raises:
         RepositoryError: the model or version does not exist, or the version is served.

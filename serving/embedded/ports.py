@@ -16,14 +16,14 @@ def with_free_ports(ports: TritonPorts, *, avoids_taken: bool) -> TritonPorts:
     """The same with a free port for each that is 0.
 
     Args:
-        avoids_taken: also for each that nobody chose and that something else has.
+        avoids_taken: also replace default ports that another program has.
     """
     chosen = ports
     for field in fields(TritonPorts):
         port = getattr(ports, field.name)
         if port == 0 or (avoids_taken and port is not None and port == field.default and not _is_free(port)):
             chosen = replace(chosen, **{field.name: _free_port()})
-            logger.info("Triton has port %d for %s", getattr(chosen, field.name), field.name)
+            logger.info("Triton uses port %d for %s", getattr(chosen, field.name), field.name)
     return chosen
 
 

@@ -41,6 +41,8 @@ def start_guard(leader_pid: int) -> None:
             null = os.open(os.devnull, os.O_RDWR)
             for stream in range(3):  # a reader of the leader's output waits for its end
                 os.dup2(null, stream)
+            os.closerange(3, leader)  # so that the leader's ports are free when it has ended
+            os.closerange(leader + 1, os.sysconf("SC_OPEN_MAX"))
             select.select([leader], [], [])
             time.sleep(STUBS_END_S)
             os.killpg(leader_pid, signal.SIGKILL)

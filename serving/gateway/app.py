@@ -91,7 +91,7 @@ def create_app(
         models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
         broken: why it does not serve others, by name.
         companions: what runs alongside the lone Triton.
-        images_per_request: most images in a request to Triton; None for what suits each model.
+        images_per_request: most images in a request to Triton; None for each model's default.
     """
 
     @asynccontextmanager
@@ -212,7 +212,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     path: str = request.scope["path"]
     if error.status_code == 404:
-        if not path:  # the root path without its slash, from where the page's relative addresses lead elsewhere
+        if not path:  # the root path without its slash, where the page's relative addresses would be wrong
             return RedirectResponse(f"{record_of(request.scope).root_path.rpartition('/')[2]}/", 307)
         name = path.removesuffix("/").rpartition("/")[2]
         if name and path.endswith("/"):

@@ -50,7 +50,7 @@ class Authentication:
     """Lets requests with a live key through, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
     Args:
-        rate_limit: how many requests with pictures each key may send in a second; None for any number.
+        rate_limit: how many requests with pictures each key may send per second; None for any number.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, *, rate_limit: float | None) -> None:

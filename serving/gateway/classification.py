@@ -22,7 +22,7 @@ from serving.gateway.tritons import Tritons
 from serving.gateway.uploads import ReadyPixels, Upload
 
 MOST_CLASSES = 1000
-"""Of a model, that metrics count one by one; those with a higher index are counted together."""
+"""Classes of a model that metrics count one by one; those with a higher index are counted together."""
 
 OTHERS = "others"
 
@@ -95,7 +95,7 @@ class Classifier:
     async def output(
         self, image: Upload | ReadyPixels, question: Question, *, deadline: Deadline, record: RequestRecord
     ) -> AnsweredImage:
-        """What the model says of one image, about all its classes. Raises as `answer` does."""
+        """The model's output for one image, over all classes. Raises as `answer` does."""
         asked = await self._ask(image, question, deadline=deadline, record=record)
         answer, labels, heads = asked.answer, asked.model.labels, asked.answer.heads
         index = int(answer.probabilities.argmax())

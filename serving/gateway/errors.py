@@ -45,7 +45,7 @@ class Problem(Exception):
         self.extensions = extensions
 
     def body(self, root_path: str = "") -> dict[str, Any]:
-        """Problem details; `root_path` is where a proxy offers this server."""
+        """Problem details; `root_path` is the path under which a proxy offers this server."""
         return {
             "type": f"{root_path}/problems/{self.name}",
             "title": self.title,
@@ -86,7 +86,7 @@ class ProblemResponse(JSONResponse):
         record = record_of(scope)
         record.problems.append(self._problem.name)
         body = self._problem.body(record.root_path)
-        if is_of_another_contract(scope["path"]):  # where clients show what stands in `error`
+        if is_of_another_contract(scope["path"]):  # whose clients show the member `error`
             body["error"] = self._problem.detail
         self.body = self.render(body)
         self.headers["Content-Length"] = str(len(self.body))
@@ -249,7 +249,7 @@ IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
     Overloaded,
     DeadlineExceeded,
 )
-"""What a request with images may be answered."""
+"""The errors that may answer a request with images."""
 
 PROBLEMS: Mapping[str, type[Problem]] = {problem.name: problem for problem in Problem.__subclasses__()}
 

@@ -1,7 +1,7 @@
 """Joins images that wait for the same model of the same Triton into one request.
 
-Much of what a call costs the gateway and Triton is the same for one image and for many, so under load images share one.
-A lone image never waits: it is sent at once while nothing is asked of its model. Others wait for company until an
+Much of the cost of a call, in the gateway and in Triton, is the same for one image as for many, so under load images
+share a call. A lone image never waits: it is sent at once if no request to its model is under way. Others wait until an
 answer comes, the request is full, or LONGEST_WAIT_S has passed.
 """
 
@@ -54,7 +54,7 @@ class WaitingImage:
 
 @dataclass(eq=False)
 class Traffic:
-    """What waits for one destination, and the requests that are under way to it."""
+    """The images that wait for one destination, and the requests under way to it."""
 
     waiting: list[WaitingImage] = field(default_factory=list)
     requests: set[asyncio.Task[None]] = field(default_factory=set)
@@ -65,8 +65,8 @@ class Joiner:
     """Sends images to models, several in one request. Belongs to the event loop.
 
     Args:
-        images_per_request: at most; None for what suits the model.
-        count: called with the model's name and the images of each request.
+        images_per_request: most images in a request; None for the model's default.
+        count: called with the model's name and the number of images of each request.
     """
 
     def __init__(self, images_per_request: int | None, count: Callable[[str, int], None]) -> None:
@@ -90,9 +90,9 @@ class Joiner:
         with_heads: bool,
         headers: Mapping[str, str],
     ) -> ModelOutput:
-        """As `TritonClient.classify`, of which it has the arguments and the errors.
+        """As `TritonClient.classify`, with the same arguments and errors.
 
-        Triton gets the latest deadline of the images in a request, the id of the first, and the first headers.
+        For a request of several images Triton gets their latest deadline, the id of the first, and the first headers.
         """
         if (limit := self.limit(model)) == 1:
             self._count(model.name, 1)
@@ -171,6 +171,6 @@ class Joiner:
 def _give_up_when_all_left(
     request: asyncio.Task[None], images: list[WaitingImage], left: asyncio.Future[object]
 ) -> None:
-    """End a request when nobody waits for an image of it any more, so that Triton drops it."""
+    """Cancel a request when nobody waits for any of its images any more, so that Triton drops it."""
     if left.cancelled() and all(image.answer.done() for image in images):
         request.cancel()

@@ -23,7 +23,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-# One of several gateways: prometheus_client then keeps its values in this folder, where the others read them.
+# Set for one of several gateways: prometheus_client then keeps its values in this folder, where the others read them.
 IS_SHARED = "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
@@ -43,7 +43,7 @@ class WhatIsServed:
         yield info
         if self.tritons is None:
             return
-        yield GaugeMetricFamily("deit_tritons", "Tritons that can be asked", value=self.tritons.answering())
+        yield GaugeMetricFamily("deit_tritons", "Tritons that answer", value=self.tritons.answering())
         broken = GaugeMetricFamily(
             "deit_models_broken",
             "Models that a Triton does not serve, because they do not load or give no probabilities",
@@ -56,7 +56,7 @@ class WhatIsServed:
 
 
 class Metrics:
-    """One gateway's, or those of all gateways of a supervisor; in a registry of its own."""
+    """The metrics of one gateway, or of all gateways of a supervisor; in a registry of their own."""
 
     def __init__(self, models: Mapping[str, ServedModel], admission: Admission) -> None:
         self.registry = registry = CollectorRegistry()
@@ -89,7 +89,7 @@ class Metrics:
         self._heads = Counter(
             "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
         )
-        # Looking for what belongs to some labels takes longer than counting: once is enough.
+        # Looking up the metric for some labels takes longer than counting, so it is done once.
         self._predictions = functools.cache(
             Counter(
                 "deit_predictions",
@@ -114,7 +114,7 @@ class Metrics:
             Gauge(name, text, registry=registry, multiprocess_mode="livesum")
             for name, text in (
                 ("deit_requests_in_flight", "Requests not yet answered"),
-                ("deit_images_in_flight", "Images that wait or are worked on"),
+                ("deit_images_in_flight", "Images that wait or are being processed"),
                 ("deit_image_limit", "Images in flight above which more are refused"),
             )
         )

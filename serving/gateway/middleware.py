@@ -129,7 +129,7 @@ class RequestEnvelope:
 
 
 def below(path: str, root_path: str) -> str:
-    """The path as this server knows it. uvicorn puts the root path in front; a proxy may have left it there too."""
+    """The path without the root path, which uvicorn puts in front; a proxy may have left it there too."""
     path = path.removeprefix(root_path)
     return path.removeprefix(root_path) if path == root_path or path.startswith(f"{root_path}/") else path
 

@@ -43,13 +43,13 @@ class ServedModel:
     """A model as requests see it.
 
     Attributes:
-        versions: those that are served, oldest first; an answer names the one that gave it. A version whose
-            preprocessing is not known is not among them.
+        versions: those that are served, oldest first; an answer names the one that gave it. Versions with unknown
+            preprocessing are left out.
         labels: class names in index order.
         has_heads: it gives the probabilities of the class head and of the distillation head too.
         provenance: None for a model that was not made by `deit export`.
-        largest_batch: images that one request may carry.
-        is_on_gpu: Triton runs it on a GPU.
+        largest_batch: number of images that one request may carry.
+        is_on_gpu: whether Triton runs it on a GPU.
     """
 
     name: str
@@ -167,7 +167,7 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
 
 
 def _described(name: str, versions: tuple[str, ...], published: str | None) -> tuple[str, ...]:
-    """The versions that config.pbtxt describes: all, unless it was published with one.
+    """The versions that config.pbtxt describes: all, unless it was published with a particular one.
 
     Raises:
         ServingError: that one is not loaded.

@@ -15,7 +15,7 @@ from serving.gateway.errors import InvalidParameter
 
 
 class Parameters(BaseModel):
-    """The parameters of one request, for all its images. Of repeated ones the last counts."""
+    """The parameters of one request, for all its images. If one is repeated, the last counts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ def parameters_of(request: Request) -> Parameters:
     """Raises RequestValidationError, as FastAPI does, which names the parameter.
 
     Raises:
-        InvalidParameter: there is no parameter of such a name; a caller who mistypes one would believe the answer.
+        InvalidParameter: there is no parameter of that name; if it were ignored, a mistyped one would seem to work.
     """
     if unknown := request.query_params.keys() - Parameters.model_fields.keys():
         known = ", ".join(Parameters.model_fields)

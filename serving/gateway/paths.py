@@ -1,4 +1,4 @@
-"""Where pictures are classified: our own path, and those of contracts that other clients speak."""
+"""The paths on which pictures are classified: our own, and those of the contracts that other clients speak."""
 
 import functools
 import re
@@ -21,7 +21,8 @@ OF_OTHERS = ("/hf", "/ping", "/invocations", "/v1", "/v2")
 
 
 def answering_route(path: str) -> str | None:
-    """The path as it is declared if pictures are sent there, else None."""
+    """The route that declares this path, if pictures are sent there, else None."""
+    path = path.removesuffix("\n")  # which the router ignores too
     if path == CLASSIFY:
         return CLASSIFY
     if is_of_another_contract(path):
@@ -30,7 +31,8 @@ def answering_route(path: str) -> str | None:
 
 
 def is_of_another_contract(path: str) -> bool:
-    """Whether the clients that ask here expect another contract than ours."""
+    """Whether clients of this path expect another contract than ours."""
+    path = path.removesuffix("\n")
     return path.startswith(OF_OTHERS) and f"/{path.split('/', 2)[1]}" in OF_OTHERS
 
 

@@ -49,10 +49,17 @@ async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None
 
 
 class Readiness:
-    """Asks the models in the background."""
+    """Asks the models in the background.
 
-    def __init__(self, client: TritonClient, models: Iterable[ServedModel]) -> None:
+    Args:
+        canary_timeout_s: shortest time that a model is given to answer.
+    """
+
+    def __init__(
+        self, client: TritonClient, models: Iterable[ServedModel], *, canary_timeout_s: float = CANARY_TIMEOUT_S
+    ) -> None:
         self._client = client
+        self._canary_timeout_s = canary_timeout_s
         self._models = {model.name: model for model in models}
         self._failures: dict[str, Problem] = {}
         self._lost_since_s: dict[str, float] = {}
@@ -115,7 +122,7 @@ class Readiness:
     async def _ask_model(self, model: ServedModel) -> None:
         blank = np.zeros(model.input_shape, np.uint8)
         usual_s = USUAL_ANSWERS * self._client.usual_answer_s(model.name)
-        timeout_s = min(LONGEST_CANARY_TIMEOUT_S, max(CANARY_TIMEOUT_S, usual_s))
+        timeout_s = min(LONGEST_CANARY_TIMEOUT_S, max(self._canary_timeout_s, usual_s))
         asked_s = time.monotonic()
         try:
             await self._client.classify(

@@ -19,7 +19,7 @@ class ImageRecord:
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
         best_label: the most probable class; "others" for one of very many.
     confidence: its probability.
-    heads_agree: both heads find the same class most probable; None when they were not asked for.
+    heads_agree: whether both heads have the same most probable class; None if they were not requested.
     """
 
     version: str
@@ -33,7 +33,7 @@ class ImageRecord:
 class RequestRecord:
     """Attributes:
     started_s: when its header was complete, by `time.monotonic()`; its deadline counts from there.
-    root_path: where a proxy offers this server; "" for the top.
+    root_path: the path under which a proxy offers this server; "" for its root.
     client: the address that it came from.
     key_name: whose key it bore.
     receive_s: from `started_s` until the body was complete.

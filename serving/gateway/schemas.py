@@ -85,7 +85,7 @@ class ImageResults(OfModel):
 
 
 class PreprocessingBody(BaseModel):
-    """How the gateway makes pixels of a picture: resize, crop the centre."""
+    """How the gateway turns a picture into pixels: resize, crop the centre."""
 
     model_config = ConfigDict(from_attributes=True)
 

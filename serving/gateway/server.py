@@ -88,10 +88,10 @@ class GatewayServer(uvicorn.Server):
 def reserve_port(
     host: str, port: int, *, admits_strangers: bool, flag: str = "--port", shared: bool = False
 ) -> socket.socket:
-    """A bound socket that does not listen yet: nobody else gets the port, and nobody connects before we are ready.
+    """A bound socket that does not listen yet: the port is ours, and nobody can connect before we are ready.
 
     Args:
-        shared: further sockets of this user may have the port too, and get their share of the connections.
+        shared: other sockets of this user may bind the port too, and get their share of the connections.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -121,5 +121,5 @@ def url_of(listener: socket.socket) -> str:
 
 
 def bracketed(host: str) -> str:
-    """An address as it stands before a port (RFC 3986 section 3.2.2)."""
+    """An address as written before a port (RFC 3986 section 3.2.2)."""
     return f"[{host}]" if ":" in host else host

@@ -33,7 +33,7 @@ class GatewayState:
         return self.tritons.models()
 
     def raise_if_not_ready(self) -> None:
-        """Raises Draining, and NotReady where no decoder runs or a model does not answer."""
+        """Raises Draining, or NotReady if no decoder runs or a model does not answer."""
         if self.admission.is_stopping:
             raise Draining("the server is shutting down")
         findings = [*self.decoder.findings(), *self.tritons.findings()]

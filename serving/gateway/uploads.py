@@ -24,7 +24,7 @@ FIELDS = re.compile(r"image(\[\d{0,4}\])?")
 """PHP and axios write the fields of a list as image[] or image[0]."""
 
 EXTENDED_FILENAME = re.compile(rb""";\s*filename\*\s*=\s*"?([\w-]*)'[^']*'([^;"]*)""", re.IGNORECASE)
-"""RFC 8187; forms should not have it (RFC 7578 section 4.2), and older clients write nothing else for some names."""
+"""RFC 8187; forms should not have it (RFC 7578 section 4.2), but for some names older clients write nothing else."""
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 4096
@@ -50,7 +50,7 @@ class Upload:
         return read_header(self.content)
 
     def pixels_to_expect(self, most: int) -> int:
-        """For admission: what the header declares; none when that is too much, because then it is not decoded."""
+        """For admission: the pixels that the header declares; 0 if too many, because then nothing is decoded."""
         declared = self.header.pixels
         if declared is None:
             return most
@@ -61,7 +61,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class ReadyPixels:
-    """An image as a model reads it, uint8 (H, W, 3); nothing of it is decoded."""
+    """An image as a model reads it, uint8 (H, W, 3); it needs no decoding."""
 
     pixels: npt.NDArray[np.uint8]
 
@@ -72,10 +72,10 @@ class ReadyPixels:
 class MemoryParser(MultiPartParser):
     """Starlette's parser, with four differences.
 
-    No temporary file: the body is already limited, and a read-only disk must do. Names are UTF-8 whatever charset the
-    request names (RFC 7578 section 5.1.2), among them codecs of Python that fail on some names, and Latin-1 where
-    they are not. A part of FIELD is a file without a file name too, as Flutter and React Native send it, and so is
-    any part with `filename*`. And it knows whether the form came to its end.
+    It uses no temporary file: the body is already limited, and the disk may be read-only. It reads names as UTF-8,
+    whatever charset the request gives (RFC 7578 section 5.1.2; some of Python's codecs fail on some names), and as
+    Latin-1 if they are not UTF-8. A part of FIELD is a file even without a file name, as Flutter and React Native send
+    it, and so is any part with `filename*`. And it knows whether the form came to its end.
     """
 
     spool_max_size = 2**62
@@ -87,7 +87,7 @@ class MemoryParser(MultiPartParser):
 
     @_charset.setter
     def _charset(self, value: str) -> None:
-        """What the request names."""
+        """Ignores the charset that the request gives."""
 
     def on_headers_finished(self) -> None:
         disposition = self._current_part.content_disposition or b""

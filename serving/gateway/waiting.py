@@ -1,4 +1,4 @@
-"""What a request waits for, as long as its deadline and its client allow: its body, its images."""
+"""Waits for a request's body and images, as long as its deadline and its client allow."""
 
 import asyncio
 import time
@@ -42,7 +42,7 @@ async def gather(*coroutines: Coroutine[Any, Any, Done]) -> list[Done]:
 
 
 async def while_client_waits(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
-    """The outcome of `work`, which is cancelled, down to the call to Triton, when the client closes the connection.
+    """The outcome of `work`, which is cancelled, down to the call to Triton, if the client closes the connection.
 
     Raises:
         ClientDisconnect

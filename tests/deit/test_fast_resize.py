@@ -1,4 +1,6 @@
-"""What the fast resize may differ from Pillow's by, over shapes, filters and photographs."""
+"""How far the fast resize may differ from Pillow's, over shapes, filters and photographs."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +44,16 @@ def test_every_filter_stays_within_two_levels(interpolation, crop_mode):
     assert found.max() <= MOST_LEVELS
     if RESAMPLING[interpolation] not in ALGORITHMS:
         assert found.max() == 0  # Pillow's own
+
+
+@pytest.mark.parametrize(("side", "size"), [(224, (29, 60)), (224, (450, 900)), (448, (225, 300)), (518, (662, 800))])
+def test_a_window_that_is_the_whole_image_is_not_beyond_it(side, size):
+    """Where size * (extent / size) is a bit more than the extent."""
+    whole = Preprocessing(image_size=side, crop_pct=1.0, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    image = photograph(100, 75).resize(size)
+    assert differences(image, whole).max() <= MOST_LEVELS
+    squashed = replace(whole, crop_mode="squash")
+    assert resize_and_crop(image, squashed).shape == (side, side, 3)
 
 
 def test_an_image_of_the_right_size_is_only_cropped():

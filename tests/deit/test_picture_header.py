@@ -62,6 +62,13 @@ def box(kind, contents):
     return (8 + len(contents)).to_bytes(4, "big") + kind + contents
 
 
+def test_an_avif_sequence_counts_as_the_largest():
+    """Its size stands in a track; what stands elsewhere may be anything."""
+    frames = [photograph(64, 64, seed=seed) for seed in range(2)]
+    content = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+    assert read_header(content).size is None
+
+
 def avif(*properties):
     """The boxes around the declared sizes, as far as they matter here."""
     meta = bytes(4) + box(b"hdlr", bytes(20)) + box(b"iprp", box(b"ipco", b"".join(properties)))

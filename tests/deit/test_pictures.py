@@ -204,7 +204,7 @@ def test_other_formats_are_unsupported(picture, file_format, named):
         (b"\0\0\0\x14ftypisom\0\0\0\0mp42" + bytes(100), "a video"),
         (b"\xff\x0a" + bytes(100), "a JPEG XL"),
         (b"%PDF-1.7\n", "a PDF"),
-        (b'\xef\xbb\xbf<?xml version="1.0"?>', "a text in XML or HTML"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>', "an XML or HTML text"),
         (b"/9j/4AAQSkZJRgABAQAAAQABAAD", "a JPEG in base64"),
     ],
 )

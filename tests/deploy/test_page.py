@@ -1,4 +1,4 @@
-"""Every command of docs/deploy.md runs in a test; what cannot run here has at least options that exist."""
+"""Every command of docs/deploy.md runs in a test; those that cannot run here have their options checked."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""NVIDIA's own parser and builder take every graph for GPUs, in its types, without a GPU and its driver.
+"""NVIDIA's own parser and builder accept every graph for GPUs, in its types, without a GPU or a driver.
 
 TensorRT's inspector wants a driver, because it reads a plan that is loaded. A plan for which the builder was asked for
 details holds the same as text; `weights` and `kernels` read that of the one release that is locked.
@@ -107,8 +107,8 @@ LOWER = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "int8"}
 
 @for_gpus
 def test_a_plan_computes_in_the_precision_of_its_graph(graphs: Graphs, precision: str, form: str) -> None:
-    """Of two blocks. The heads are float32 in each, the patches in half precision when attention is separate, and so is
-    what `mixed` does not quantize.
+    """With two blocks. The heads are always float32. If attention is separate, the patches are in half precision, like
+    the parts that `mixed` does not quantize.
     """
     found = weights(built(graphs(precision, form), precision))
     assert set(found) == {LOWER[precision], "float"}
@@ -119,13 +119,13 @@ def test_a_plan_computes_in_the_precision_of_its_graph(graphs: Graphs, precision
 
 @for_gpus
 def test_attention_is_one_kernel_in_half_precision(graphs: Graphs, precision: str, form: str) -> None:
-    """From one operator, and recognised in separate ones. In float32, which the rest of int8 is, there is none."""
+    """From one operator, and recognised in separate ones. There is none in float32, the type of int8's other layers."""
     attentions = kernels(built(graphs(precision, form), precision), "_gemm_mha_v2")
     assert attentions == (2 if precision in ("fp16", "bf16") else 0)
 
 
 def test_a_graph_in_float32_with_attention_as_one_operator_is_refused(graphs: Graphs) -> None:
-    """Why `deit export` makes none for TensorRT; and what a refusal of the builder looks like."""
+    """Why `deit export` makes no such graph for TensorRT; and what a refusal by the builder looks like."""
     graph = graphs("fp32", "fused")
     with pytest.raises(RepositoryError, match=r"cannot build .*fp32-fused.onnx for sm89; its log above says why"):
         built(graph, "fp32")
@@ -133,7 +133,7 @@ def test_a_graph_in_float32_with_attention_as_one_operator_is_refused(graphs: Gr
 
 
 def test_zero_points_other_than_zero_are_refused(graphs: Graphs, tmp_path: Path) -> None:
-    """Why int8 for GPUs is symmetric; and what a refusal of the parser looks like."""
+    """Why int8 for GPUs is symmetric; and what a refusal by the parser looks like."""
     images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     quantize(graphs("fp32", "separate"), tmp_path / "model.onnx", images, method="static")
     with pytest.raises(RepositoryError, match=r"cannot read .*model.onnx: .*[Zz]ero.point"):
@@ -179,9 +179,9 @@ def test_a_graph_in_another_precision_than_asked_for_is_refused(graphs: Graphs) 
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_refused_by_name(pictures: Path, tmp_path: Path) -> None:
-    """Before anything is exported: the checkpoint is not even looked for."""
+    """Before anything is exported: the checkpoint does not even exist."""
     refuse_unsupported(("sm89", "sm80"))
-    with pytest.raises(RepositoryError, match=r"builds no plans for sm90, but for sm75, sm80,.*--engine tensorrt"):
+    with pytest.raises(RepositoryError, match=r"not build plans for sm90, only for sm75, sm80,.*--engine tensorrt"):
         export_models(config(Path("nowhere"), pictures, tmp_path, compute_capability="sm89,sm90"))
 
 
@@ -220,7 +220,7 @@ def test_plans_for_a_fleet_lie_where_triton_does_not_look(checkpoint: Path, pict
         judged = report["candidates"][report["published"]]
         assert (judged["engine"], judged["precision"], judged["method"]) == ("onnxruntime", "fp16", None)
         text = (folder / "report.txt").read_text()
-        assert f"The plan for {folder.name} was built and not run, because no such GPU was there" in text
+        assert f"The plan for {folder.name} was built but not run, because this machine has no such GPU" in text
         assert "published" not in text
 
 

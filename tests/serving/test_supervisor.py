@@ -4,13 +4,14 @@ import contextlib
 import os
 import re
 import signal
+import socket
 from dataclasses import fields
 from pathlib import Path
 
 import httpx
 import pytest
 
-from serving.settings import Decoding, Limits, ServeSettings, gateways_for
+from serving.settings import Decoding, Limits, ServeSettings, TritonPorts, TritonSettings, gateways_for
 from serving.supervisor import share_of
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import eventually, is_alive
@@ -24,7 +25,7 @@ def ask(url: str) -> int:
 
 
 def answered(url: str) -> float:
-    """Images that all gateways together say they have answered."""
+    """The number of images that all gateways together report as answered."""
     page = httpx.get(f"{url}/metrics", timeout=60).text
     return sum(float(value) for value in re.findall(r"^deit_images_total\{.*\} (\S+)$", page, re.MULTILINE))
 
@@ -57,6 +58,8 @@ def test_they_share_the_port_and_the_metrics_and_outlive_each_other(deit_serve, 
     left = server.children()
     server.process.send_signal(signal.SIGTERM)
     assert server.wait() == 0
+    with socket.create_server(("127.0.0.1", int(server.url.rpartition(":")[2]))):
+        pass  # nobody holds the port
     eventually(lambda: not any(map(is_alive, left)))
     assert "Traceback" not in server.output
 
@@ -72,12 +75,17 @@ def test_what_all_may_do_is_shared_out():
         rate_limit=90.0, limits=Limits(max_in_flight_bytes=300 * 2**20), decoding=Decoding(processes=10), gateways=3
     )
     share = share_of(asked, 3, "127.0.0.1:8001")
-    assert share.rate_limit == 30
+    assert share.rate_limit == 90
     assert share.limits.max_in_flight_bytes == 100 * 2**20
     assert share.limits.max_in_flight_pixels == 100_000_000 // 3
     assert share.decoding.processes == 4
-    untouched = {field.name for field in fields(asked)} - {"rate_limit", "limits", "decoding", "gateways", "triton_url"}
+    untouched = {field.name for field in fields(asked)} - {"limits", "decoding", "gateways", "triton", "triton_url"}
     assert all(getattr(share, name) == getattr(asked, name) for name in untouched)
+
+
+def test_a_port_of_triton_stays_with_its_parent():
+    asked = ServeSettings(triton=TritonSettings(ports=TritonPorts(http=8100)), gateways=2)
+    assert share_of(asked, 2, "127.0.0.1:8001").triton.ports.http is None
 
 
 def test_a_limit_for_all_still_lets_the_largest_single_request_in():

@@ -162,7 +162,7 @@ def test_cifar10_opens(shared_data: Path) -> None:
     [
         (lambda root: root.rmdir(), "is not a folder"),
         (lambda root: None, "has no split train"),
-        (lambda root: (root / "train").mkdir(), "no image in it"),
+        (lambda root: (root / "train").mkdir(), "no images in it"),
         (lambda root: (root / "train.tar").write_bytes(b"no tar at all" * 100), "is not an uncompressed tar file"),
         (lambda root: (root / "train.parquet").write_bytes(b"PAR1 and then nothing"), "train.parquet is not parquet"),
     ],

@@ -1,4 +1,4 @@
-"""Data sets in the layouts that people have them in."""
+"""Data sets in the layouts that people use."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def test_the_hubs_cifar100_asks_which_of_its_classes_are_meant(tmp_path: Path) -
     with pytest.raises(DataError, match=r"several columns for --label-column: .* one of fine_label, coarse_label"):
         open_images(tmp_path, "train")
     assert labels_of(open_images(tmp_path, "train", Columns(label="fine_label"))) == ["bee", "apple"]
-    with pytest.raises(DataError, match=r"--label-column fein: .*has img .*; fit for it: fine_label, coarse_label"):
+    with pytest.raises(DataError, match=r"--label-column fein: .*has img .*; candidates: fine_label, coarse_label"):
         open_images(tmp_path, "train", Columns(label="fein"))
 
 

@@ -1,4 +1,4 @@
-"""Trained models under every name and in every layout that people have them in."""
+"""Trained models under every name and in every layout that people use."""
 
 import argparse
 import json

@@ -1,1 +1,1 @@
-"""Contracts that other clients speak, thin: pictures in, answers out. Everything between is that of /classify."""
+"""Contracts that other clients speak: thin layers that take pictures and give answers. All between is /classify's."""

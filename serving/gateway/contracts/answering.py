@@ -1,4 +1,4 @@
-"""What the contracts share: pictures of a request, answered by the classifier within the limits of /classify."""
+"""What the contracts share: answers a request's pictures with the classifier, within the limits of /classify."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from serving.gateway.waiting import gather, while_client_waits
 async def answers(
     request: Request, images: Sequence[Upload | ReadyPixels], question: Question, deadline: Deadline
 ) -> list[AnsweredImage]:
-    """What the model says of each image, in order.
+    """The model's answer for each image, in order.
 
     Raises:
-        Problem: the first image that is refused refuses the request, for these contracts have no error for one image.
+        Problem: an image is refused, and with it the request: these contracts have no error for a single image.
     """
     gateway, record = gateway_state(request), record_of(request.scope)
     if not images:
@@ -53,13 +53,13 @@ async def answers(
 
 
 def check_count(count: int, max_images: int) -> None:
-    """Before pictures are made of it. Raises MalformedRequest."""
+    """Call before pictures are created. Raises MalformedRequest."""
     if count > max_images:
         raise MalformedRequest(f"the request has {count} images; the limit is {max_images}")
 
 
 def headers_of(request: Request, answered: Sequence[AnsweredImage]) -> dict[str, str]:
-    """Those of /classify: model, version where one gave all answers, time by stage."""
+    """The headers of /classify: the model, the version if all answers are from one, and the time by stage."""
     record = record_of(request.scope)
     headers = {"X-Model": record.model, "Server-Timing": record.server_timing()}
     versions = {each.answer.version for each in answered}

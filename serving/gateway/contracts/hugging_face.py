@@ -1,4 +1,4 @@
-"""Image classification as Hugging Face's Inference Endpoints have it, for `InferenceClient.image_classification`.
+"""Image classification as in Hugging Face's Inference Endpoints, for `InferenceClient.image_classification`.
 
 https://huggingface.co/docs/inference-providers/tasks/image-classification
 """
@@ -23,11 +23,11 @@ router = APIRouter(tags=["Hugging Face"])
 
 
 MOST_INPUTS = 4096
-"""Each may have an error of its own. How many pictures are taken is --max-images."""
+"""Each error may be reported separately. --max-images limits the pictures."""
 
 
 class PipelineParameters(BaseModel):
-    top_k: int = Field(default=DEFAULT_TOP_K, ge=1, description="How many classes; at most all of the model's")
+    top_k: int = Field(default=DEFAULT_TOP_K, ge=1, description="How many classes to return, at most")
     function_to_apply: Literal["softmax"] | None = Field(default=None, description="The model gives probabilities")
 
 
@@ -74,7 +74,7 @@ async def classify_by_name(name: str, request: Request) -> Response:
 
 
 async def label_scores(request: Request, model: str | None) -> Response:
-    """A list of labels with scores; of several pictures a list of lists."""
+    """A list of labels with scores; for several pictures, a list of lists."""
     gateway, deadline = gateway_state(request), deadline_of(request)
     served = gateway.model(model)
     uploads, is_list, top_k = await received(request, pictures(request, gateway.limits.max_images), deadline)
@@ -86,7 +86,7 @@ async def label_scores(request: Request, model: str | None) -> Response:
 
 
 async def pictures(request: Request, max_images: int) -> tuple[list[Upload], bool, int]:
-    """The pictures, whether they came as a list, and how many classes are asked for."""
+    """The pictures, whether they came as a list, and the number of classes to return."""
     if not is_json(request.headers.get("content-type", "")):
         uploads = await read_uploads(request, max_images=max_images)
         return uploads, len(uploads) > 1, DEFAULT_TOP_K

@@ -1,4 +1,4 @@
-"""Bodies in JSON: checked against a contract, and the pictures out of their base64."""
+"""JSON bodies: checks them against a contract, and decodes pictures from base64."""
 
 import binascii
 import re
@@ -12,7 +12,8 @@ from serving.gateway.uploads import Upload
 
 Body = TypeVar("Body", bound=BaseModel)
 
-# Reading JSON holds up the event loop, and so every other request: by the number of values, hardly by their length.
+# Parsing JSON blocks the event loop, and so every other request; the time depends on the number of values, hardly on
+# their length.
 MOST_TEXTS = 10_000
 MOST_LISTS = 60_000
 MOST_VALUES = 200_000
@@ -23,10 +24,10 @@ DATA_URL = re.compile(r"data:[^,]{0,200};base64,")
 
 
 def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
-    """The body as the contract has it.
+    """The body, parsed as the contract defines it.
 
     Raises:
-        MalformedRequest: it is not JSON, or not an object, or has very many values.
+        MalformedRequest: it is not JSON, or not an object, or has too many values.
         RequestValidationError: a member has another type, or a value that it cannot have.
     """
     text = bytes(body)
@@ -40,16 +41,16 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
         return kind.model_validate_json(text)
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False)
-        if not found[0]["loc"]:  # of the whole body: it is not JSON, or not an object
+        if not found[0]["loc"]:  # the error is about the whole body: it is not JSON, or not an object
             raise MalformedRequest(f"the body cannot be read: {found[0]['msg']}") from error
         raise RequestValidationError(found) from error
 
 
 def picture(text: str, name: str) -> Upload:
-    """The picture that a member `name` holds, in base64 or as a data URL.
+    """The picture in the member `name`, in base64 or as a data URL.
 
     Raises:
-        InvalidParameter: it holds neither, or an address: what stands elsewhere is never fetched.
+        InvalidParameter: it holds neither, or an address, which is never fetched.
     """
     if ADDRESS.match(text):
         raise InvalidParameter(
@@ -59,7 +60,7 @@ def picture(text: str, name: str) -> Upload:
         text = text[url.end() :]
     elif text.startswith("data:"):
         raise InvalidParameter(f"{name} is a data URL without ;base64,")
-    if "\n" in text:  # as `base64` writes its lines
+    if "\n" in text:  # the command base64 wraps its lines
         text = "".join(text.split())
     try:
         return Upload(filename="", content=binascii.a2b_base64(text, strict_mode=True))
@@ -79,7 +80,7 @@ def refuse_compressed(encoding: str) -> None:
 
 
 def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """For OpenAPI, whole: FastAPI lists among its components only what it reads itself."""
+    """The complete schema for OpenAPI: FastAPI's components have only the models that it reads itself."""
     schema = kind.model_json_schema()
     parts = schema.pop("$defs", {})
 

@@ -1,10 +1,9 @@
 """The Open Inference Protocol over REST, also known as KServe v2, for `tritonclient.http` and KServe's own client.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
-Triton's extensions binary_tensor_data and classification are known too:
+Triton's extensions binary_tensor_data and classification are supported too:
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
-Paths and names are Triton's, and so are the outputs. The input may also hold pictures as they are: what Triton itself
-is given are pixels.
+Paths, names and outputs are Triton's. The input may also hold encoded pictures; Triton itself always gets pixels.
 """
 
 from typing import Any
@@ -43,7 +42,7 @@ INFERENCE: dict[str, Any] = {
     "response_model": InferenceResponse,
     "responses": {
         200: {
-            "description": "The outputs; with the binary extension JSON, and after it the values",
+            "description": "The outputs; with the binary extension, JSON followed by the values",
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         },
         **documented(*IMAGE_PROBLEMS),
@@ -53,7 +52,7 @@ INFERENCE: dict[str, Any] = {
             {
                 "name": HEADER_LENGTH,
                 "in": "header",
-                "description": "Bytes of JSON, after which the values of the input follow",
+                "description": "Length of the JSON in bytes; the values of the input follow it",
                 "schema": {"type": "string"},
             }
         ],
@@ -70,20 +69,20 @@ INFERENCE: dict[str, Any] = {
 
 @router.get(LIVE, summary="Is the process alive?")
 async def live() -> dict[str, bool]:
-    """As /healthz."""
+    """Same as /healthz."""
     return {"live": True}
 
 
 @router.get(READY, summary="Can it answer?", responses=documented(NotReady, Draining))
 async def ready(request: Request) -> dict[str, bool]:
-    """As /readyz."""
+    """Same as /readyz."""
     gateway_state(request).raise_if_not_ready()
     return {"ready": True}
 
 
 @router.get(SERVER, summary="Describe the server")
 async def server_metadata(request: Request) -> dict[str, Any]:
-    """Its name, its version, and the extensions of the protocol that it knows."""
+    """The server's name, its version, and the extensions of the protocol that it supports."""
     return {
         "name": request.app.title,
         "version": request.app.version,
@@ -93,7 +92,7 @@ async def server_metadata(request: Request) -> dict[str, Any]:
 
 @router.get(MODEL, summary="Describe a model's tensors", responses=documented(UnknownModel, NotReady))
 async def model_metadata(name: str, request: Request) -> dict[str, Any]:
-    """The tensors of a model. `images` takes pictures as BYTES too, whatever their size."""
+    """The tensors of a model. `images` also takes encoded pictures of any size, as BYTES."""
     return described(gateway_state(request).model(name))
 
 
@@ -101,14 +100,14 @@ async def model_metadata(name: str, request: Request) -> dict[str, Any]:
     MODEL_VERSION, summary="Describe the tensors of a model's version", responses=documented(UnknownModel, NotReady)
 )
 async def version_metadata(name: str, version: str, request: Request) -> dict[str, Any]:
-    """The tensors of a model in this version."""
+    """The tensors of this version of a model."""
     gateway = gateway_state(request)
     return described(gateway.model(gateway.question(Parameters(model=name, version=version)).model))
 
 
 @router.get(f"{MODEL}/ready", summary="Does a model answer?", responses=documented(UnknownModel, NotReady))
 async def model_ready(name: str, request: Request) -> dict[str, Any]:
-    """200 while a Triton serves this model and it has answered lately."""
+    """200 while a Triton serves this model and the model has answered recently."""
     return model_state(request, name, None)
 
 
@@ -116,19 +115,19 @@ async def model_ready(name: str, request: Request) -> dict[str, Any]:
     f"{MODEL_VERSION}/ready", summary="Does a model's version answer?", responses=documented(UnknownModel, NotReady)
 )
 async def version_ready(name: str, version: str, request: Request) -> dict[str, Any]:
-    """200 while a Triton serves this version of the model and the model has answered lately."""
+    """200 while a Triton serves this version and the model has answered recently."""
     return model_state(request, name, version)
 
 
 @router.post(INFER, summary="Infer", **INFERENCE)
 async def infer(name: str, request: Request) -> Response:
-    """Probabilities for each image: a picture as BYTES, in base64 where it stands in JSON, or pixels as UINT8."""
+    """Probabilities for each image: an encoded picture as BYTES (base64 if in JSON), or pixels as UINT8."""
     return await inference(request, name, None)
 
 
 @router.post(INFER_VERSION, summary="Infer by a version", **INFERENCE)
 async def infer_by_version(name: str, version: str, request: Request) -> Response:
-    """As without a version, by this one."""
+    """The same, with this version of the model."""
     return await inference(request, name, version)
 
 
@@ -171,7 +170,7 @@ async def inference(request: Request, name: str, version: str | None) -> Respons
 
 
 def output_names(asked: InferenceRequest, model: ServedModel) -> list[str]:
-    """Those that are asked for; all of the model's, as Triton does, where none is."""
+    """The outputs that the request names; if it names none, all of the model's, as Triton does."""
     known = [PROBABILITIES, *(HEADS if model.has_heads else ())]
     for output in asked.outputs:
         if output.name not in known:
@@ -189,7 +188,7 @@ def row_of(answered: AnsweredImage, output: str) -> Probabilities:
 
 
 def sooner(deadline: Deadline, timeout_us: Any, started_s: float) -> Deadline:
-    """What Triton's clients send as `timeout` may end a request earlier."""
+    """The deadline, or an earlier one from the `timeout` that Triton's clients send."""
     if not isinstance(timeout_us, int) or timeout_us <= 0:
         return deadline
     allowed_s = min(deadline.allowed_s, timeout_us / 1e6)

@@ -1,7 +1,7 @@
-"""What Amazon SageMaker asks of a container: /ping and /invocations, on port 8080, which is our default too.
+"""What Amazon SageMaker requires of a container: /ping and /invocations, on port 8080, which is also our default.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
-The body and the answer are those of Hugging Face's containers there.
+Body and answer are those of Hugging Face's containers on SageMaker.
 """
 
 from fastapi import APIRouter, Request, Response
@@ -17,12 +17,12 @@ router = APIRouter(tags=["SageMaker"])
 
 @router.get(PING, summary="Can it answer? As SageMaker asks", responses=documented(NotReady, Draining))
 async def ping(request: Request) -> Health:
-    """As /readyz."""
+    """Same as /readyz."""
     gateway_state(request).raise_if_not_ready()
     return Health(status="ready")
 
 
 @router.post(INVOCATIONS, summary="Classify as SageMaker asks", **DESCRIPTION)
 async def invocations(request: Request) -> Response:
-    """The body and the answer of `POST /hf`."""
+    """Body and answer as in `POST /hf`."""
     return await label_scores(request, None)

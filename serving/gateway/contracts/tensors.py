@@ -1,4 +1,4 @@
-"""Requests and answers of the Open Inference Protocol: JSON, and values in it or, by the binary extension, after it."""
+"""Requests and answers of the Open Inference Protocol: JSON, with values in it or after it (binary extension)."""
 
 import itertools
 import json
@@ -17,18 +17,18 @@ from serving.gateway.errors import InvalidParameter, MalformedRequest
 from serving.gateway.triton_client import Probabilities
 from serving.gateway.uploads import ReadyPixels, Upload
 
-# A client may write null for what it leaves out.
+# A client may write null for a member that it leaves out.
 Options = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class InputTensor(BaseModel):
     name: Literal["images"]
-    datatype: Literal["BYTES", "UINT8"] = Field(description="Pictures as they are, or pixels as the model reads them")
+    datatype: Literal["BYTES", "UINT8"] = Field(description="Encoded pictures, or pixels in the model's size")
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], FailFast()] = Field(
         min_length=1, max_length=4, description="[N] or [N, 1] of BYTES, [N, height, width, 3] of UINT8"
     )
     parameters: Options = Field(default_factory=dict)
-    data: list[Any] | None = Field(default=None, description="Pictures in base64, or pixels; none with binary values")
+    data: list[Any] | None = Field(default=None, description="Pictures in base64, or pixels; absent with binary values")
 
 
 class RequestedOutput(BaseModel):
@@ -50,12 +50,12 @@ class OutputTensor(BaseModel):
     datatype: Literal["FP32", "BYTES"]
     shape: list[int]
     parameters: dict[str, Any] | None = None
-    data: list[float] | list[str] | None = Field(default=None, description="Row after row; none with binary values")
+    data: list[float] | list[str] | None = Field(default=None, description="Row after row; absent with binary values")
 
 
 class InferenceResponse(BaseModel):
     model_name: str
-    model_version: str | None = Field(default=None, description="The one that gave all answers")
+    model_version: str | None = Field(default=None, description="The version that gave all answers")
     id: str | None = None
     outputs: list[OutputTensor]
 
@@ -64,7 +64,7 @@ def request_and_rest(body: bytes, json_bytes: str | None) -> tuple[InferenceRequ
     """The JSON, and what follows it.
 
     Args:
-        json_bytes: what the header says of the length of the JSON; None for all.
+        json_bytes: length of the JSON according to the header; None if the body is all JSON.
 
     Raises:
         MalformedRequest, RequestValidationError
@@ -84,7 +84,7 @@ def images_of(tensor: InputTensor, rest: memoryview, *, max_images: int) -> Sequ
     """The images of the input, in order.
 
     Raises:
-        InvalidParameter, MalformedRequest: shape and values do not fit.
+        InvalidParameter, MalformedRequest: shape and values do not match.
     """
     declared = tensor.parameters.get("binary_data_size")
     if declared is None:
@@ -101,7 +101,7 @@ def images_of(tensor: InputTensor, rest: memoryview, *, max_images: int) -> Sequ
     texts = None if tensor.data is None else unnested(tensor.data)
     contents = elements(rest, at_most=count) if texts is None else texts
     if len(contents) != count:
-        raise InvalidParameter(f"the shape {tensor.shape} has {count} elements, and the values are more or fewer")
+        raise InvalidParameter(f"the shape {tensor.shape} needs {count} elements, but data has another number")
     if texts is None:
         return [Upload(filename="", content=each) for each in contents]
     return [picture(each, "data") if isinstance(each, str) else not_text() for each in texts]
@@ -125,11 +125,11 @@ def flat(data: list[Any]) -> bytes:
             values = list(itertools.chain.from_iterable(values))
         return bytes(values)
     except (TypeError, ValueError) as error:
-        raise InvalidParameter("data of UINT8 are whole numbers from 0 to 255") from error
+        raise InvalidParameter("data of type UINT8 must be whole numbers from 0 to 255") from error
 
 
 def elements(rest: memoryview, *, at_most: int) -> list[bytes]:
-    """The elements of BYTES, each after its length in four bytes, the lowest first; one more than `at_most` at most."""
+    """The elements of BYTES, each preceded by its length (4 bytes, little-endian); at most one more than `at_most`."""
     found: list[bytes] = []
     position = 0
     while position < len(rest) and len(found) <= at_most:
@@ -143,12 +143,12 @@ def elements(rest: memoryview, *, at_most: int) -> list[bytes]:
 
 
 def unnested(data: list[Any]) -> list[Any]:
-    """Of the shape [N, 1] too."""
+    """The elements, also of data in the shape [N, 1]."""
     return [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data]
 
 
 def not_text() -> Upload:
-    raise InvalidParameter("data of BYTES are texts: pictures in base64, or data URLs")
+    raise InvalidParameter("data of type BYTES must be texts: pictures in base64, or data URLs")
 
 
 def written(
@@ -158,7 +158,7 @@ def written(
     outputs: Mapping[str, Sequence[Probabilities]],
     labels: tuple[str, ...],
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how much of it is JSON; None for all."""
+    """The body of an answer, and the length of its JSON; None if it is all JSON."""
     everything = bool(asked.parameters.get("binary_data_output", False))
     wanted = {each.name: each.parameters for each in asked.outputs}
     tensors, values = [], []

@@ -1,4 +1,4 @@
-"""Predictions as Google's Vertex AI has them, whose paths TensorFlow Serving and KServe's first protocol share.
+"""Predictions as in Google's Vertex AI; TensorFlow Serving and KServe's first protocol share its path.
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
 An instance is a picture as AutoML's image models take it (`content`) or as TensorFlow Serving does (`b64`); a
@@ -39,7 +39,7 @@ class PredictionRequest(BaseModel):
 
 
 class InstancePrediction(BaseModel):
-    ids: list[str] = Field(description="Indexes of the classes, best first")
+    ids: list[str] = Field(description="Indices of the classes, best first")
     displayNames: list[str] = Field(description="Their names")  # noqa: N815
     confidences: list[float] = Field(description="Their probabilities")
 
@@ -63,19 +63,19 @@ DESCRIPTION: dict[str, Any] = {
 
 @router.post(PREDICT, summary="Predict as TensorFlow Serving and Vertex AI do", **DESCRIPTION)
 async def predict(name: str, request: Request) -> Response:
-    """A prediction for each instance, by this model."""
+    """A prediction for each instance, from this model."""
     return await predictions(request, name)
 
 
 @router.post(VERTEX_PREDICT, summary="Predict on the path that Vertex AI chooses", **DESCRIPTION)
 async def predict_deployed(endpoint: str, deployed: str, request: Request) -> Response:
-    """A prediction for each instance, by the default model: Vertex AI's ids name none of ours."""
+    """A prediction for each instance, from the default model, because Vertex AI's ids do not name our models."""
     return await predictions(request, None)
 
 
 @router.get(VERTEX, summary="Can it answer? As Vertex AI asks", responses=documented(NotReady, Draining))
 async def deployed_health(endpoint: str, deployed: str, request: Request) -> dict[str, str]:
-    """As /readyz."""
+    """Same as /readyz."""
     gateway_state(request).raise_if_not_ready()
     return {"status": "ready"}
 

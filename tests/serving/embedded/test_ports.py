@@ -10,7 +10,7 @@ from serving.settings import TritonPorts
 def test_a_port_that_nobody_chose_gives_way_to_another_server():
     default = TritonPorts()
     with socket.create_server(("127.0.0.1", 0)) as other, contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # then another program has it, which is as good
+        with contextlib.suppress(OSError):  # if another program has it, that is just as good
             stack.enter_context(socket.create_server(("127.0.0.1", default.grpc)))
         taken = other.getsockname()[1]
         given = TritonPorts(metrics=taken)

@@ -1,4 +1,4 @@
-"""Which images travel to a model in one request, and that each caller gets what is its own."""
+"""Which images travel to a model in one request, and that each caller gets its own answer."""
 
 import asyncio
 import re
@@ -66,7 +66,7 @@ class Echo(GRPCInferenceServiceServicer):
         return response
 
     async def arrived(self, count=1):
-        """The values of the images of the next requests; those of one moment come in any order."""
+        """The values of the images in the next requests; simultaneous requests arrive in any order."""
         return sorted([(await self.requests.get())[0] for _ in range(count)])
 
 
@@ -101,7 +101,7 @@ def value_of(output):
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Images wait for each other for ever: only what the test does lets them go."""
+    """Images wait for each other for ever, until the test lets them go."""
     monkeypatch.setattr("serving.gateway.joining.LONGEST_WAIT_S", 3600)
 
 
@@ -295,7 +295,7 @@ def test_images_for_both_heads_travel_apart():
 
 
 def test_no_answer_of_a_joined_request_belongs_to_another_image(server, deit_serve, model_repository):
-    """Through Triton: the server's own, behind a gateway that joins."""
+    """With a real Triton: the server's own, behind a gateway that joins images."""
     port = next(
         re.findall(r"--triton-grpc-port=(\d+)", argument) for argument in server.process.args if "grpc" in argument
     )

@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from tests.conftest import encoded, photograph
 from tests.serving.raw_http import exchange, status
 
 
@@ -55,3 +56,10 @@ def test_a_slash_too_many_leads_to_the_path_without_it_on_the_same_server(server
 
 def test_a_redirect_is_followed_to_the_answer(client):
     assert client.get("/models/tiny/", follow_redirects=True).json() == client.get("/models/tiny").json()
+
+
+@pytest.mark.parametrize("path", ["/classify%0A", "/hf%0A"])
+def test_a_line_feed_after_a_path_passes_by_no_limit(client, path):
+    """The router takes it for the path without; so must what admits and counts."""
+    answer = client.post(path, content=encoded(photograph(60, 50)))
+    assert answer.status_code == 200, answer.text
