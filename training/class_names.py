@@ -21,6 +21,10 @@ class UnlabelledError(DataError):
     """A split has images without classes, like the test sets of competitions."""
 
 
+NUMBERS_PER_CLASS = 10
+"""More numbers up to the highest than this for each class that is there are identifiers, not a count."""
+
+
 def composed(name: str) -> str:
     """The composed form of a name: Unicode spells some names in two ways, and a Mac's disk holds the other."""
     return unicodedata.normalize("NFC", name.strip())
@@ -49,7 +53,7 @@ def class_indices(
 
     Raises:
         UnlabelledError: no image has a class: each label is -1 or missing.
-        DataError: some images have no class, or one without a name, or numbers without names have a gap.
+        DataError: some images have no class, or one without a name, or numbers without names do not count from 0.
     """
     missing = [label is None or label in ("", "-1", -1) for label in labels]
     if labels and all(missing):
@@ -61,10 +65,10 @@ def class_indices(
     numbers = [int(label) for label in labels]  # type: ignore[call-overload]
     least, most = min(numbers, default=0), max(numbers, default=-1)
     if names is None:
-        there = set(numbers)
-        if (gap := next((number for number in range(len(there)) if number not in there), None)) is not None:
+        # Counted from 1, or not counted at all; a sample of a data set may well lack some classes.
+        if least > 0 or most >= NUMBERS_PER_CLASS * max(1, len(set(numbers))):
             raise DataError(
-                f"{source} counts classes from {least} to {most} and has no image of class {gap}: name all classes in "
+                f"{source} has {len(set(numbers))} classes, numbered from {least} to {most}: name all classes in "
                 f"{LABELS_FILE} next to it, one a line in the order of their numbers from 0, or give each image its "
                 "class by name"
             )
