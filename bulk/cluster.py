@@ -50,31 +50,23 @@ def classify_on_cluster(
         models = max(1, int(there.get("GPU", 0) / gpus)) if gpus else 0
         cpus = processes or max(1, int(there["CPU"]) - models)
         given = (ray.put(work),)
+
+        def stage(data: Any, step: type, workers: int, **resources: float) -> Any:
+            """`step` in as many processes as there is work for, a part at a time."""
+            return data.map_batches(
+                step,
+                fn_constructor_args=given,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
+                num_cpus=1,
+                **resources,
+            )
+
         dataset = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         if gpus:
-            decoded = dataset.map_batches(
-                Decode,
-                fn_constructor_args=given,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(cpus, len(parts))),
-                num_cpus=1,
-            )
-            answered = decoded.map_batches(
-                Classify,
-                fn_constructor_args=given,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(models, len(parts))),
-                num_cpus=1,
-                num_gpus=gpus,
-            )
+            answered = stage(stage(dataset, Decode, cpus), Classify, models, num_gpus=gpus)
         else:
-            answered = dataset.map_batches(
-                DecodeAndClassify,
-                fn_constructor_args=given,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(cpus, len(parts))),
-                num_cpus=1,
-            )
+            answered = stage(dataset, DecodeAndClassify, cpus)
         for row in answered.iter_rows():
             yield Done(int(row["images"]), int(row["problems"]))
     finally:
