@@ -21,7 +21,7 @@ from export.findings import Candidate
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.publication import drop_plans, keep_plans, publish_version
+from export.publication import Passed, drop_plans, keep_plans, publish_version, reference_answers
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -86,10 +86,19 @@ def export_models(config: ExportConfig) -> list[Path]:
                 if config.engine == "tensorrt-rtx":
                     drop_plans(precision, source, config)
                 continue
-            if config.engine == "tensorrt-rtx":
-                folders += keep_plans(*best, measured, expected, source, classifier, config)
-            else:
-                folders.append(publish_version(*best, measured, expected, source, classifier, config))
+            onnx_file, candidate = best
+            passed = Passed(
+                onnx_file=onnx_file,
+                best=candidate,
+                measured=measured,
+                answers=reference_answers(
+                    candidate.engine.load(onnx_file, classifier.output_names), expected, classifier
+                ),
+                source=source,
+                classifier=classifier,
+                config=config,
+            )
+            folders += keep_plans(passed) if config.engine == "tensorrt-rtx" else [publish_version(passed)]
     if refused:
         raise RepositoryError(
             f"not {outcome}, {'; '.join(refused)}. {outcome.capitalize()}: {', '.join(map(str, folders)) or 'nothing'}"

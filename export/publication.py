@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,51 @@ logger = logging.getLogger(__name__)
 REFERENCE_IMAGES = 32
 
 
-def publish_version(
-    onnx_file: Path,
-    best: Candidate,
-    measured: list[Candidate],
-    expected: Reference,
-    source: TrainedModel,
-    classifier: JointClassifier,
-    config: ExportConfig,
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """What the gate let through.
+
+    Attributes:
+        onnx_file, best: the graph, and how it did.
+        measured: all that were judged in this precision.
+        answers: of `reference_answers`.
+    """
+
+    onnx_file: Path
+    best: Candidate
+    measured: list[Candidate]
+    answers: dict[str, npt.NDArray[Any]]
+    source: TrainedModel
+    classifier: JointClassifier
+    config: ExportConfig
+
+    def write_findings(self, folder: Path, *, outcome: str = "published", note: str = "") -> None:
+        """What travels with a version or a plan: reference answers, provenance and the gate's report."""
+        best, measured = self.best, self.measured
+        np.savez_compressed(folder / REFERENCE_FILE, **self.answers)
+        (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(self.provenance), indent=2) + "\n")
+        (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
+        (folder / REPORT_TABLE).write_text(findings.as_text(measured, best, outcome) + (f"{note}\n" if note else ""))
+
+    @property
+    def provenance(self) -> Provenance:
+        source, judgement = self.source, self.best.judgement
+        return Provenance(
+            architecture=source.architecture,
+            checkpoint_sha256=source.weights_sha256,
+            precision=judgement.precision,
+            readout=self.classifier.readout,
+            teacher=source.teacher,
+            parity_images=judgement.images,
+            parity_max_difference=judgement.max_difference,
+            metrics=source.metrics,
+            versions=_versions(self.best.engine),
+        )
+
+
+def publish_version(passed: Passed) -> Path:
     """Publish the best candidate as the next version of its model, and return the version's folder."""
-    provenance = _provenance(best, source, classifier)
-    answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
+    onnx_file, best, source, config = passed.onnx_file, passed.best, passed.source, passed.config
     file = PLAN_FILE if best.engine.backend == "tensorrt" else ONNX_FILE
 
     def fill(folder: Path) -> None:
@@ -57,7 +90,7 @@ def publish_version(
             shutil.copyfile(built / PLAN_FILE, folder / PLAN_FILE)
         # next to a plan too, so that another TensorRT or GPU can build its own
         shutil.copyfile(onnx_file, folder / ONNX_FILE)
-        _write_findings(folder, provenance, best, measured, answers)
+        passed.write_findings(folder)
 
     name = _model_name(best.judgement.precision, source, config)
     version = publish(
@@ -68,10 +101,10 @@ def publish_version(
             on_gpu=best.engine.on_gpu,
             file=file,
             backend_parameters=best.engine.parameters,
-            outputs=classifier.output_names,
+            outputs=passed.classifier.output_names,
             num_classes=len(source.label_names),
             preprocessing=source.preprocessing,
-            provenance=provenance,
+            provenance=passed.provenance,
             verification=findings.summary(best),
             scheduling=scheduling_of(config),
         ),
@@ -83,17 +116,9 @@ def publish_version(
     return folder
 
 
-def keep_plans(
-    onnx_file: Path,
-    best: Candidate,
-    measured: list[Candidate],
-    expected: Reference,
-    source: TrainedModel,
-    classifier: JointClassifier,
-    config: ExportConfig,
-) -> list[Path]:
+def keep_plans(passed: Passed) -> list[Path]:
     """Make a folder for each compute capability, with the plan, its graph and the gate's findings."""
-    answers = _reference_answers(best.engine.load(onnx_file, classifier.output_names), expected, classifier)
+    onnx_file, best, config = passed.onnx_file, passed.best, passed.config
     folders = []
     for capability in config.capabilities:
         plan = plan_file(onnx_file, capability)
@@ -104,13 +129,12 @@ def keep_plans(
                 f"The plan for {capability} was built but not run, because this machine has no such GPU: the gate "
                 f"judged its graph, on {best.engine.title}."
             )
-        target = config.plans / _model_name(best.judgement.precision, source, config) / capability
+        target = config.plans / _model_name(best.judgement.precision, passed.source, config) / capability
         with replaced_folder(target) as folder:
             for file in (plan, plan.with_name(FINGERPRINT_FILE)):
                 shutil.copyfile(file, folder / file.name)
             shutil.copyfile(onnx_file, folder / ONNX_FILE)
-            provenance = _provenance(best, source, classifier)
-            _write_findings(folder, provenance, best, measured, answers, outcome="built", note=ran)
+            passed.write_findings(folder, outcome="built", note=ran)
         folders.append(target)
         logger.info("built %s (%.1f MB). %s", target, plan.stat().st_size / 1e6, ran)
     return folders
@@ -129,37 +153,7 @@ def _model_name(precision: str, source: TrainedModel, config: ExportConfig) -> s
     return name if precision == "fp32" else f"{name}_{precision}"
 
 
-def _provenance(best: Candidate, source: TrainedModel, classifier: JointClassifier) -> Provenance:
-    return Provenance(
-        architecture=source.architecture,
-        checkpoint_sha256=source.weights_sha256,
-        precision=best.judgement.precision,
-        readout=classifier.readout,
-        teacher=source.teacher,
-        parity_images=best.judgement.images,
-        parity_max_difference=best.judgement.max_difference,
-        metrics=source.metrics,
-        versions=_versions(best.engine),
-    )
-
-
-def _write_findings(
-    folder: Path,
-    provenance: Provenance,
-    best: Candidate,
-    measured: list[Candidate],
-    answers: dict[str, npt.NDArray[Any]],
-    *,
-    outcome: str = "published",
-    note: str = "",
-) -> None:
-    np.savez_compressed(folder / REFERENCE_FILE, **answers)
-    (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(provenance), indent=2) + "\n")
-    (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
-    (folder / REPORT_TABLE).write_text(findings.as_text(measured, best, outcome) + (f"{note}\n" if note else ""))
-
-
-def _reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:
+def reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:
     """Images and PyTorch's answers to them, by the names in REFERENCE_FILE. The published variant agrees with PyTorch
     on these images, so an engine that does not differs from the one that was judged.
     """
