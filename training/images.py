@@ -8,10 +8,11 @@ Layouts, each with the splits train, val and test, or some of them:
 The files may also be in a folder `train`, or all splits in one sub-folder such as `data`, as on the Hugging Face Hub.
 """
 
+import contextlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -246,23 +247,26 @@ def _contents(folder: Path) -> str:
 
 def decode(images: LabelledImages, index: int) -> Image.Image:
     """One image, upright and in RGB. Raises DataError that names it."""
-    try:
+    with _naming(images.source(index)):
         return read_picture(images.encoded(index), LIMITS).image
-    except (OSError, PictureError) as error:
-        raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error
 
 
 def prepare(images: LabelledImages, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """One image as a model reads it, uint8 (H, W, 3), as the server prepares it. Raises DataError that names it."""
-    try:
+    with _naming(images.source(index)):
         return model_input(images.encoded(index), preprocessing, LIMITS)
-    except (OSError, PictureError) as error:
-        raise DataError(f"{images.source(index)} cannot be decoded: {error}") from error
 
 
 def prepare_file(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """The image in a file, in the same way. Raises DataError that names it."""
-    try:
+    with _naming(file):
         return model_input(file.read_bytes(), preprocessing, LIMITS)
+
+
+@contextlib.contextmanager
+def _naming(source: object) -> Iterator[None]:
+    """Turn what is wrong with an image into a DataError that names it."""
+    try:
+        yield
     except (OSError, PictureError) as error:
-        raise DataError(f"{file} cannot be decoded: {error}") from error
+        raise DataError(f"{source} cannot be decoded: {error}") from error
