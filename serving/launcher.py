@@ -40,7 +40,7 @@ from serving.gateway.readiness import CANARY_TIMEOUT_S, Readiness, in_background
 from serving.gateway.server import GatewayServer, bracketed, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
-from serving.settings import ServeSettings, StandaloneSettings, TritonSettings
+from serving.settings import ServeSettings, StandaloneSettings
 
 logger = logging.getLogger(__name__)
 
@@ -100,18 +100,8 @@ def serve(settings: ServeSettings) -> None:
         if (port := settings.metrics_port) is not None:  # open to anyone who reaches it, as its option says
             metrics_listener = reserve_port(settings.host, port, admits_strangers=True, flag="--metrics-port")
             listeners.append(stack.enter_context(metrics_listener))
-        triton, own = None, settings.triton
-        if settings.triton_url is None:
-            own = triton_to_start(settings)
-            triton = stack.enter_context(
-                embedded_triton(
-                    own,
-                    most_restarts=settings.triton_restarts,
-                    allow_reload=settings.allow_reload,
-                    traces_url=traces_url(os.environ),
-                )
-            )
-        urls = addresses_of(settings.triton_url or f"{LOOPBACK}:{own.ports.grpc}")
+        triton, triton_url = triton_of(settings, stack)
+        urls = addresses_of(triton_url)
         discovered = loaded_models(urls, triton, stop, timeout_s=settings.triton.start_timeout_s)
         address = url_of(listener)
         server = gateway_server(
@@ -248,14 +238,24 @@ def gateway_server(
     )
 
 
-def triton_to_start(settings: ServeSettings) -> TritonSettings:
-    """The settings of the embedded Triton, with ports that are free.
+def triton_of(settings: ServeSettings, stack: ExitStack) -> tuple[EmbeddedTriton | None, str]:
+    """The embedded Triton, started on ports that are free and stopped with the stack, or None where --triton-url names
+    another; and the address to ask.
 
     Raises:
         ServingError, RepositoryError: what can be refused before waiting for its models.
     """
+    if settings.triton_url is not None:
+        return None, settings.triton_url
     choose_default(settings.default_model, model_names(settings.triton.model_repository))
-    return replace(settings.triton, ports=with_free_ports(settings.triton.ports, avoids_taken=True))
+    own = replace(settings.triton, ports=with_free_ports(settings.triton.ports, avoids_taken=True))
+    triton = embedded_triton(
+        own,
+        most_restarts=settings.triton_restarts,
+        allow_reload=settings.allow_reload,
+        traces_url=traces_url(os.environ),
+    )
+    return stack.enter_context(triton), f"{LOOPBACK}:{own.ports.grpc}"
 
 
 def say_ready(settings: ServeSettings, address: str, discovered: Discovered, gateways: int = 1) -> None:

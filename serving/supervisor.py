@@ -23,20 +23,18 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from deit.errors import ServingError
 from serving.embedded import with_parent
-from serving.embedded.command_line import LOOPBACK
 from serving.embedded.run_folder import close_shared_memory
-from serving.embedded.triton import EmbeddedTriton, embedded_triton
+from serving.embedded.triton import EmbeddedTriton
 from serving.gateway.connection import addresses_of
+from serving.gateway.decoder_handle import PACKAGES
 from serving.gateway.models import ServedModel
 from serving.gateway.readiness import LONGEST_CANARY_TIMEOUT_S, in_background
 from serving.gateway.server import reserve_port, url_of
-from serving.gateway.tracing import traces_url
 from serving.launcher import (
     LOOK_EVERY_S,
     StopSignal,
@@ -45,7 +43,7 @@ from serving.launcher import (
     loaded_models,
     read_access,
     say_ready,
-    triton_to_start,
+    triton_of,
     watch,
 )
 from serving.settings import Decoding, ServeSettings, TritonPorts
@@ -53,8 +51,6 @@ from serving.settings import Decoding, ServeSettings, TritonPorts
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
-
-PACKAGES = Path(__file__).parents[1]
 
 PAUSE_AFTER_LOSS_S = 1.0
 """Shortest time between two starts of a gateway, for one that ends as soon as it is started."""
@@ -113,23 +109,29 @@ class GatewayProcess:
             os.close(self._ready)
             self._ready = None
         self._ready, theirs = os.pipe()
+        try:
+            self._process = self._started(theirs)
+        finally:
+            os.close(theirs)
+
+    def _started(self, ready: int) -> subprocess.Popen[bytes]:
         descriptors = tuple(listener.fileno() for listener in self._listeners)
         # the same packages as here, wherever the command was found
         packages = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [
                 *(sys.executable, "-IS", with_parent.__file__, str(os.getpid())),
                 *(sys.executable, "-P", "-m", "serving.gateway_process"),
             ],
             env={**os.environ, "PYTHONPATH": packages, "PROMETHEUS_MULTIPROC_DIR": self._metrics_folder},
             stdin=subprocess.PIPE,
-            pass_fds=(*descriptors, theirs),
+            pass_fds=(*descriptors, ready),
             process_group=0,  # Ctrl-C reaches only the supervisor, which passes it on
         )
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it has ended, which is noticed later
-            pickle.dump(GatewayTask(settings=self._settings, listeners=descriptors, ready=theirs), pipe)
-        os.close(theirs)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has ended, which is noticed later
+            pickle.dump(GatewayTask(settings=self._settings, listeners=descriptors, ready=ready), pipe)
+        return process
 
     def wait_until_ready(self, stop: StopSignal, timeout_s: float) -> None:
         """Raises ServingError if it ends or listens too late; its own messages are in the log."""
@@ -179,13 +181,7 @@ def supervise(settings: ServeSettings, count: int) -> None:
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         access = read_access(settings)
         sockets = shared_sockets(stack, settings, count, admits_strangers=settings.insecure or access.keys is not None)
-        triton, own = None, settings.triton
-        if settings.triton_url is None:
-            own = triton_to_start(settings)
-            triton = stack.enter_context(
-                embedded_triton(own, most_restarts=settings.triton_restarts, traces_url=traces_url(os.environ))
-            )
-        triton_url = settings.triton_url or f"{LOOPBACK}:{own.ports.grpc}"
+        triton, triton_url = triton_of(settings, stack)
         timeout_s = settings.triton.start_timeout_s
         discovered = loaded_models(addresses_of(triton_url), triton, stop, timeout_s=timeout_s)
         choose_default(settings.default_model, discovered.names())
