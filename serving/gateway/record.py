@@ -18,8 +18,8 @@ class ImageRecord:
         version: of the model that answered.
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
         best_label: the most probable class; "others" for one of very many.
-    confidence: its probability.
-    heads_agree: whether both heads have the same most probable class; None if they were not requested.
+        confidence: its probability.
+        heads_agree: whether both heads have the same most probable class; None if they were not requested.
     """
 
     version: str
@@ -74,6 +74,12 @@ class RequestRecord:
     def server_timing(self) -> str:
         """The value of the header Server-Timing (W3C), in milliseconds."""
         return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in self.stages_s().items())
+
+    def headers(self) -> dict[str, str]:
+        """Of the answer: the model, its version if all images were answered by one, and the time by stage."""
+        headers = {"X-Model": self.model, "Server-Timing": self.server_timing()}
+        versions = {image.version for image in self.images}
+        return headers | ({"X-Model-Version": versions.pop()} if len(versions) == 1 else {})
 
 
 def record_of(scope: Scope) -> RequestRecord:

@@ -162,15 +162,11 @@ class ClassifyRequest:
         if len(uploads) == 1:
             answer = await self._answer(uploads[0])
             body = ClassificationBody(model=self._question.model, **dict(answer))
-            versions = {answer.version}
         else:
             results = await gather(*(self._result(upload) for upload in uploads))
             body = ImageResults(model=self._question.model, results=results)
-            versions = {result.version for result in results if result.version is not None}
-        headers = {"X-Model": self._question.model, "Server-Timing": self._record.server_timing()}
-        if len(versions) == 1:
-            headers["X-Model-Version"] = versions.pop()
-        return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
+        content = body.model_dump_json(exclude_none=True)
+        return Response(content, media_type="application/json", headers=self._record.headers())
 
     async def lines(self, uploads: list[Upload]) -> AsyncIterator[str]:
         """Results as JSON lines, in the order in which they finish."""

@@ -56,11 +56,3 @@ def check_count(count: int, max_images: int) -> None:
     """Call before pictures are created. Raises MalformedRequest."""
     if count > max_images:
         raise MalformedRequest(f"the request has {count} images; the limit is {max_images}")
-
-
-def headers_of(request: Request, answered: Sequence[AnsweredImage]) -> dict[str, str]:
-    """The headers of /classify: the model, the version if all answers are from one, and the time by stage."""
-    record = record_of(request.scope)
-    headers = {"X-Model": record.model, "Server-Timing": record.server_timing()}
-    versions = {each.answer.version for each in answered}
-    return headers | ({"X-Model-Version": versions.pop()} if len(versions) == 1 else {})

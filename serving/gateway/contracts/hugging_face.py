@@ -3,18 +3,18 @@
 https://huggingface.co/docs/inference-providers/tasks/image-classification
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import MaxLen
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.gateway.classification import AnsweredImage, best
-from serving.gateway.contracts.answering import answers, check_count, headers_of
-from serving.gateway.contracts.json_body import is_json, parsed, picture, refuse_compressed, schema_of
-from serving.gateway.errors import IMAGE_PROBLEMS, documented
+from serving.gateway.contracts.answering import answers, check_count
+from serving.gateway.contracts.json_body import description, is_json, parsed, picture, refuse_compressed
 from serving.gateway.parameters import Parameters
 from serving.gateway.paths import HUGGING_FACE, HUGGING_FACE_MODEL
+from serving.gateway.record import record_of
 from serving.gateway.state import DEFAULT_TOP_K, gateway_state
 from serving.gateway.uploads import RAW_TYPES, Upload, read_uploads
 from serving.gateway.waiting import deadline_of, received
@@ -46,19 +46,7 @@ class LabelScore(BaseModel):
 Answer = list[LabelScore] | list[list[LabelScore]]
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
-DESCRIPTION: dict[str, Any] = {
-    "response_model": Answer,
-    "responses": documented(*IMAGE_PROBLEMS),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": schema_of(PipelineRequest)},
-                **{each: {"schema": {"type": "string", "format": "binary"}} for each in RAW_TYPES},
-            },
-        },
-    },
-}
+DESCRIPTION = description(Answer, PipelineRequest, *RAW_TYPES)
 
 
 @router.post(HUGGING_FACE, summary="Classify as Hugging Face does", **DESCRIPTION)
@@ -82,7 +70,7 @@ async def label_scores(request: Request, model: str | None) -> Response:
     answered = await answers(request, uploads, question, deadline)
     found = [scores(each, question.top_k) for each in answered]
     body = ANSWER.dump_json(found if is_list else found[0])
-    return Response(body, media_type="application/json", headers=headers_of(request, answered))
+    return Response(body, media_type="application/json", headers=record_of(request.scope).headers())
 
 
 async def pictures(request: Request, max_images: int) -> tuple[list[Upload], bool, int]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from serving.gateway.errors import InvalidParameter, MalformedRequest, UnsupportedType
+from serving.gateway.errors import IMAGE_PROBLEMS, InvalidParameter, MalformedRequest, UnsupportedType, documented
 from serving.gateway.uploads import Upload
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -44,6 +44,17 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
         if not found[0]["loc"]:  # the error is about the whole body: it is not JSON, or not an object
             raise MalformedRequest(f"the body cannot be read: {found[0]['msg']}") from error
         raise RequestValidationError(found) from error
+
+
+def description(answer: Any, asked: type[BaseModel], *raw_types: str) -> dict[str, Any]:
+    """What OpenAPI says of a path that reads its own body: JSON as `asked`, or the bytes of a picture."""
+    content: dict[str, Any] = {"application/json": {"schema": schema_of(asked)}}
+    content |= {each: {"schema": {"type": "string", "format": "binary"}} for each in raw_types}
+    return {
+        "response_model": answer,
+        "responses": documented(*IMAGE_PROBLEMS),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
 
 
 def picture(text: str, name: str) -> Upload:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
 from serving.gateway.classification import AnsweredImage
-from serving.gateway.contracts.answering import answers, headers_of
+from serving.gateway.contracts.answering import answers
 from serving.gateway.contracts.json_body import refuse_compressed, schema_of
 from serving.gateway.contracts.tensors import InferenceRequest, InferenceResponse, images_of, request_and_rest, written
 from serving.gateway.deadline import Deadline
@@ -162,7 +162,7 @@ async def inference(request: Request, name: str, version: str | None) -> Respons
     started_s = record_of(request.scope).started_s
     answered = await answers(request, images, question, sooner(deadline, asked.parameters.get("timeout"), started_s))
     outputs = {output: [row_of(each, output) for each in answered] for output in names}
-    headers = headers_of(request, answered)
+    headers = record_of(request.scope).headers()
     content, json_bytes = written(asked, question.model, headers.get("X-Model-Version"), outputs, model.labels)
     if json_bytes is None:
         return Response(content, media_type="application/json", headers=headers)

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, FailFast, Field
 
 from serving.gateway.classification import AnsweredImage, best
-from serving.gateway.contracts.answering import answers, check_count, headers_of
-from serving.gateway.contracts.json_body import parsed, picture, refuse_compressed, schema_of
-from serving.gateway.errors import IMAGE_PROBLEMS, Draining, InvalidParameter, NotReady, documented
+from serving.gateway.contracts.answering import answers, check_count
+from serving.gateway.contracts.json_body import description, parsed, picture, refuse_compressed
+from serving.gateway.errors import Draining, InvalidParameter, NotReady, documented
 from serving.gateway.parameters import Parameters
 from serving.gateway.paths import PREDICT, VERTEX, VERTEX_PREDICT
+from serving.gateway.record import record_of
 from serving.gateway.state import DEFAULT_TOP_K, gateway_state
 from serving.gateway.uploads import Upload
 from serving.gateway.waiting import deadline_of, received
@@ -49,16 +50,7 @@ class PredictionAnswer(BaseModel):
     deployedModelId: str = Field(description="Name of the model")  # noqa: N815
 
 
-DESCRIPTION: dict[str, Any] = {
-    "response_model": PredictionAnswer,
-    "responses": documented(*IMAGE_PROBLEMS),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": schema_of(PredictionRequest)}},
-        }
-    },
-}
+DESCRIPTION = description(PredictionAnswer, PredictionRequest)
 
 
 @router.post(PREDICT, summary="Predict as TensorFlow Serving and Vertex AI do", **DESCRIPTION)
@@ -94,7 +86,7 @@ async def predictions(request: Request, model: str | None) -> Response:
         predictions=[prediction(each, top_k, parameters.confidenceThreshold) for each in answered],
         deployedModelId=served.name,
     )
-    return Response(body.model_dump_json(), media_type="application/json", headers=headers_of(request, answered))
+    return Response(body.model_dump_json(), media_type="application/json", headers=record_of(request.scope).headers())
 
 
 def picture_of(instance: Instance) -> Upload:

@@ -17,21 +17,11 @@ from tritonclient.grpc.service_pb2_grpc import (
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, PROBABILITIES
 from serving.gateway.errors import DeadlineExceeded, Internal, Overloaded
 from serving.gateway.joining import Joiner
-from serving.gateway.models import ServedModel
 from serving.gateway.triton_client import TritonClient
-from tests.serving.conftest import PREPROCESSING
 from tests.serving.gateway.test_cross_talk import assert_nothing_is_mixed_up
+from tests.serving.gateway.test_tritons import MODEL as ON_PROCESSOR
 
-MODEL = ServedModel(
-    name="tiny",
-    versions=("1",),
-    labels=("a", "b"),
-    has_heads=True,
-    preprocessing=PREPROCESSING,
-    provenance=None,
-    largest_batch=128,
-    is_on_gpu=True,
-)
+MODEL = replace(ON_PROCESSOR, has_heads=True, largest_batch=128, is_on_gpu=True)
 FULL_QUEUE = "[request id: 1] Exceeds maximum queue size"
 WITH_NAN = 255
 """An image of this value has an answer that is not a number."""
