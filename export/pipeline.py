@@ -72,9 +72,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 refused.append(f"for it does not run here: {precision}: {error}")
                 continue
             measured = [candidate for _, candidate in found]
-            best = max(
-                (each for each in found if each[1].passes), key=lambda each: each[1].images_per_s or 0.0, default=None
-            )
+            best = findings.best(found)
             Console(stderr=True, width=140).print(findings.table(measured, [best[1]] if best else [], outcome))
             if best is None:
                 reasons = dict.fromkeys(

@@ -158,7 +158,9 @@ def test_a_chosen_and_a_pasted_picture_do_as_well(page):
 
 
 def test_it_says_which_classes_there_are_and_that_an_address_is_no_picture(page):
-    page.get_by_text("The model knows 10 classes, and takes every picture for one of them: airplane, car: blue,").wait_for()
+    page.get_by_text(
+        "The model knows 10 classes, and takes every picture for one of them: airplane, car: blue,"
+    ).wait_for()
     page.evaluate(
         """() => {
           const transfer = new DataTransfer();
