@@ -89,7 +89,7 @@ def random_sequence(seed, length):
 def play_all(stack, seeds, length):
     for seed in seeds:
         sequence = random_sequence(seed, length)
-        print(seed, sequence)  # pytest shows it when a check fails
+        print(seed, sequence)  # noqa: T201  pytest shows it when a check fails
         with stack.load(threads=1):
             play(stack, sequence)
         stack.check()
