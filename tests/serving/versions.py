@@ -170,7 +170,7 @@ class Stack:
 
     @contextlib.contextmanager
     def load(self, threads: int = 2) -> Iterator[None]:
-        """Requests to every gateway without a pause while the block runs."""
+        """Requests to every gateway while the block runs, each soon after the answer to the last."""
         self._ends.clear()
         with ThreadPoolExecutor() as pool:
             asking = [pool.submit(self._ask, which) for which in range(len(self.gateways)) for _ in range(threads)]
@@ -202,7 +202,7 @@ class Stack:
                     self.answers.append((index, body["version"], [each["probability"] for each in ordered]))
                 else:
                     self.refusals.append(f"{answer.status_code} {answer.json()['detail']}")
-                    self._ends.wait(0.02)  # leave the processor to the Tritons that start
+                self._ends.wait(0.01)  # leave the processor to what starts
 
     def versions(self, count: int = 40) -> set[str]:
         """That answer now, by `count` requests to each gateway that runs; "none" for a refusal."""
