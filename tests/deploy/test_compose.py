@@ -334,9 +334,11 @@ def test_prometheus_sees_gateway_and_triton(stack, image):
     stack.compose("--profile", "observability", "rm", "--stop", "--force", "prometheus", "alertmanager")
 
 
-def test_perf_analyzer_measures_the_stack(stack):
-    output = stack.compose("--profile", "benchmark", "run", "--rm", "--build", "benchmark", timeout_s=900)
+def test_perf_analyzer_measures_the_stack_and_the_results_stay(stack, tmp_path):
+    options = ["--rm", "--build", "--user", str(os.getuid()), "--volume", f"{tmp_path}:/tmp/results"]
+    output = stack.compose("--profile", "benchmark", "run", *options, "benchmark", timeout_s=900)
     assert "written to /tmp/results/" in output
+    assert [file.suffix for file in tmp_path.iterdir()] == [".jsonl"]
 
 
 def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):

@@ -24,7 +24,9 @@ TESTS = {
     r"docker compose kill --signal HUP (gateway|proxy)": (
         "deploy/test_compose.py::test_keys_and_tls_are_a_matter_of_two_variables"
     ),
-    r"docker compose --profile benchmark run": "deploy/test_compose.py::test_perf_analyzer_measures_the_stack",
+    r"docker compose --profile benchmark run": (
+        "deploy/test_compose.py::test_perf_analyzer_measures_the_stack_and_the_results_stay"
+    ),
     r"docker compose build": KUBERNETES,
     r"docker build": "deploy/test_compose.py::test_models_become_an_image_only_if_they_are_sound",
     r"(export|docker compose push|docker push|cp|sed|kubectl) ": KUBERNETES,
