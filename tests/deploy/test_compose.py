@@ -327,6 +327,7 @@ def test_prometheus_sees_gateway_and_triton(stack, image):
 
     eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(deit_images_total)")), 60)
     eventually(lambda: re.search(r'"value":\[[^,]+,"[1-9]', ask("sum(nv_inference_count)")), 60)
+    eventually(lambda: re.search(r'"value":\[[^,]+,"1"', ask('up{job="proxy"}')), 60)
     rules = stack.compose("exec", "-T", "prometheus", "curl", "-sS", "http://127.0.0.1:9090/api/v1/rules")
     assert rules.count('"health":"ok"') >= 10, rules
     url = "http://127.0.0.1:9090/api/v1/alertmanagers"
