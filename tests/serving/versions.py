@@ -119,6 +119,11 @@ class TritonHere:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def keep(self) -> None:
+        """Start it again if it has ended by itself, as a container's restart policy does."""
+        if self._process is not None and self._process.poll() is not None:
+            self.start()
+
     def end(self, number: signal.Signals) -> None:
         """Return when all of it is gone."""
         if self._process is not None:
@@ -220,6 +225,8 @@ class Stack:
             gateway.wait_until_ready()
             while f"deit_tritons {count}.0" not in (page := httpx.get(f"{gateway.url}/metrics").text):
                 assert time.monotonic() < deadline, "\n".join(page.splitlines()[-60:] + gateway.lines[-20:])
+                for triton in self.tritons:
+                    triton.keep()
                 time.sleep(0.05)
 
     def check(self) -> None:
