@@ -105,6 +105,7 @@ def test_a_run_stopped_within_an_epoch_leaves_whole_epochs_alone(
     assert len(list(cache.glob("epoch-*.npz"))) == done < 5
     train(replace(run, resume=True))
     assert len(list(cache.glob("epoch-*.npz"))) == 5
+    assert all(len(str(line["learning_rate"])) < 14 for line in metrics_of(run.folder)), "six digits are enough"
     train(replace(run, name="whole", teacher_cache=None))
     assert same(weights_of(tmp_path / "whole"), weights_of(run.folder))
     train(replace(run, name="reading"))
