@@ -16,7 +16,7 @@ KUBERNETES = "deploy/test_kubernetes.py::test_the_page_is_followed"
 # How a command begins, and the test that runs it on a real engine, in a real process, or on a copy of the files.
 TESTS = {
     r"docker compose (--file \S+ --file \S+ )?up --detach --wait( --no-recreate)?": "deploy/conftest.py::stack",
-    r"docker compose rm --force triton": "deploy/test_compose.py::test_a_triton_of_two_that_is_stopped_fails_no_request",
+    r"docker compose rm --force": "deploy/test_compose.py::test_a_triton_of_two_that_is_stopped_fails_no_request",
     r"docker compose --profile observability up": "deploy/test_compose.py::test_prometheus_sees_gateway_and_triton",
     r"curl ": "deploy/test_compose.py::test_a_photograph_is_classified_through_the_proxy",
     r"docker compose down": "deploy/test_compose.py::test_down_leaves_nothing",
