@@ -21,6 +21,7 @@ from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.evaluate import Evaluation, evaluate_together
 from training.events import event_file
 from training.features import Features
+from training.freezing import to_training
 from training.images import LabelledImages
 from training.learner import create_learner, teach
 from training.model import Normalize
@@ -173,7 +174,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         state.save(config)
                         write_file(config.folder / "metrics.jsonl", as_lines(state.metrics))
                 break
-            model.train()
+            to_training(model)
             started, first_step = time.monotonic(), state.steps_done
             corrupt = CorruptImages(splits.train, config.max_corrupt_share)
             corrupt.add(state.corrupt)
