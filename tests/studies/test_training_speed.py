@@ -27,6 +27,17 @@ def test_loader_and_step_are_measured_next_to_timms(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [data, tmp_path / "results"]  # and no run is left behind
 
 
+def test_a_step_that_reads_the_teachers_answers_is_measured_next_to_one_that_asks(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    small = ("--rounds", "1", "--batch-size", "2", "--steps", "1", "--precision", "fp32", "--image-size", "32")
+    student = ("--model-arg", "patch_size=8", "--model-arg", "depth=1", "--model-arg", "embed_dim=24")
+    teacher = ("--teacher-arg", "channels=[8,16,16,16]", "--teacher-arg", "layers=[1,1,1,1]")
+    cache = ("--compare", "teacher-cache", "--teacher-image-size", "64")
+    records = measured(tmp_path / "results", "--images", str(data), *small, *student, *teacher, *cache)
+    assert [record.conditions["implementation"] for record in records] == ["here", "here, answers kept"]
+    assert all(record.conditions["image_size"] == 32 for record in records)
+
+
 @pytest.mark.soak
 def test_the_loader_keeps_up_with_timms(shared_data: Path, tmp_path: Path) -> None:
     photographs = shared_data / "imagenet" / "sample500.parquet"
