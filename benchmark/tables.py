@@ -244,11 +244,13 @@ TRAIN = MeasuredTable(
         "precision": precision,
         "part": condition("part"),
         "implementation": condition("implementation"),
+        "pixels": condition("image_size"),
         "batch size": condition("batch_size"),
         "device": condition("device"),
         "workers": condition("workers"),
         "teacher": condition("teacher"),
         "images/s": figure("images_per_s"),
+        "processor ms an image": figure("cpu_ms", digits=2),
     },
     note="Brackets: lowest to highest run.",
 )

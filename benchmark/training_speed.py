@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +43,12 @@ from training.opening import timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision
 from training.sampler import share_out
 
+Turn = dict[str, float]
+"""Figures of one turn by name."""
+
+UNITS = {"images_per_s": "images/s", "cpu_ms": "ms"}
+"""cpu_ms is the processor time of an image, which other work on the machine changes little."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpeedConfig:
@@ -49,7 +56,10 @@ class TrainingSpeedConfig:
 
     images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
     rounds: RoundsOption = 5
-    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    workers: Annotated[
+        int,
+        Option(min=0, help="Processes that decode and augment. With 0 the loaders' processor time is measured too."),
+    ] = 2
     loader_images: Annotated[int, Option(min=64, help="Images that each loader reads in a turn.")] = 2000
     batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 32
     steps: Annotated[int, Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5
@@ -100,9 +110,9 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
         )
         turns = {}
         if config.compare == "timm":
-            our_epoch, timms_epoch = _our_loader(run, device), _timm_loader(run, device)
+            epochs = {"here": _our_loader(run, device), "timm": _timm_loader(run, device)}
             turns["loader"] = _in_turns(
-                config.rounds, {"here": lambda: _rate(our_epoch()), "timm": lambda: _rate(timms_epoch())}
+                config.rounds, {name: partial(_loaded, epoch, config.workers) for name, epoch in epochs.items()}
             )
         if config.steps:
             _write_jpeg_folders(source, short, (config.steps + 1) * config.batch_size)  # the first step warms up
@@ -131,15 +141,15 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
                 **({"workers": config.workers} if part == "loader" else {"teacher": config.teacher}),
                 **({} if config.image_size == 224 else {"image_size": config.image_size}),
             },
-            figures={"images_per_s": Figure.of(values, "images/s")},
+            figures={name: Figure.of([turn[name] for turn in values], UNITS[name]) for name in values[0]},
         )
         for part, sides in turns.items()
         for implementation, values in sides.items()
     ]
 
 
-def _in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    turns: dict[str, list[float]] = {name: [] for name in sides}
+def _in_turns(rounds: int, sides: dict[str, Callable[[], Turn]]) -> dict[str, list[Turn]]:
+    turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else reversed(sides):
             turns[name].append(sides[name]())
@@ -174,13 +184,14 @@ def _write_teacher(config: TrainingSpeedConfig, label_names: tuple[str, ...], fo
 # -------------------------------------------------------------------------------------------------------------- loaders
 
 
-def _rate(batches: Iterator[Tensor]) -> float:
-    """Images per second of one epoch, from asking for the first batch to having the last."""
-    started = time.perf_counter()
-    count = sum(len(batch) for batch in batches)
+def _loaded(epoch: Callable[[], Iterator[Tensor]], workers: int) -> Turn:
+    """One epoch, from asking for the first batch to having the last; without workers also its processor time."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    count = sum(len(batch) for batch in epoch())
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return count / (time.perf_counter() - started)
+    rate = {"images_per_s": count / (time.perf_counter() - started)}
+    return rate if workers else {**rate, "cpu_ms": 1e3 * (time.process_time() - cpu_started) / count}
 
 
 def _our_loader(config: TrainConfig, device: torch.device) -> Callable[[], Iterator[Tensor]]:
@@ -240,17 +251,17 @@ def _preprocessing(config: TrainConfig) -> Preprocessing:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def _our_steps(config: TrainConfig, data: Path) -> float:
+def _our_steps(config: TrainConfig, data: Path) -> Turn:
     """Images per second of the steps of one run of `deit train`, without waiting for data; the median step counts."""
     with tempfile.TemporaryDirectory() as runs:
         run = replace(config, data=data, runs=Path(runs))
         train(run)
         steps = json.loads((run.folder / "profile.json").read_text())[1:]
     step_s: float = statistics.median(sum(step.values()) - step["data"] for step in steps)
-    return config.batch_size / step_s
+    return {"images_per_s": config.batch_size / step_s}
 
 
-def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callable[[], float]:
+def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callable[[], Turn]:
     """The same by timm's parts, on uint8 batches that are in memory."""
     preprocessing = _preprocessing(config)
     images = open_images(data, "train")
@@ -270,7 +281,7 @@ def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callab
     )
     precision = choose_precision(config.precision, device)
 
-    def turn() -> float:
+    def turn() -> Turn:
         torch.manual_seed(0)
         student = create_model(
             config.model,
@@ -316,6 +327,6 @@ def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callab
             now = time.perf_counter()
             seconds.append(now - started)
             started = now
-        return config.batch_size / statistics.median(seconds[1:])
+        return {"images_per_s": config.batch_size / statistics.median(seconds[1:])}
 
     return turn
