@@ -30,6 +30,11 @@ def create_optimizer(objective: nn.Module, config: TrainConfig, device: torch.de
     return optimizer
 
 
+def rate_of(optimizer: Optimizer) -> float:
+    """The learning rate: with --layer-decay that of the heads, the highest."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Load a saved state, also of a run on another kind of device: whether it is fused stays as it is here."""
     for group, here in zip(saved["param_groups"], optimizer.param_groups, strict=True):

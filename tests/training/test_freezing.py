@@ -16,7 +16,7 @@ from training.freezing import freeze, to_training
 from training.learner import loss_of
 from training.loop import train
 from training.model import create_model
-from training.optimizer import create_optimizer
+from training.optimizer import create_optimizer, rate_of
 from training.schedule import learning_rate_schedule
 
 HEADS = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
@@ -80,6 +80,7 @@ def test_each_block_learns_more_slowly_than_the_next() -> None:
     learning_rate_schedule(optimizer, settings, 10)(settings.warmup_epochs, 0)
     rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     peak = rates[id(model.head.weight)]
+    assert rate_of(optimizer) == peak
     expected = {model.head_dist.weight: 1, model.dist_token: 1, model.norm.weight: 1 / 2, model.cls_token: 1 / 8}
     expected |= {model.blocks[1].norm1.weight: 1 / 2, model.blocks[0].norm1.weight: 1 / 4}
     for weight, factor in expected.items():
