@@ -46,6 +46,7 @@ class LabelScore(BaseModel):
 Answer = list[LabelScore] | list[list[LabelScore]]
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
+
 DESCRIPTION = description(Answer, PipelineRequest, *RAW_TYPES)
 
 
@@ -66,11 +67,12 @@ async def label_scores(request: Request, model: str | None) -> Response:
     gateway, deadline = gateway_state(request), deadline_of(request)
     served = gateway.model(model)
     uploads, is_list, top_k = await received(request, pictures(request, gateway.limits.max_images), deadline)
-    question = gateway.question(Parameters(model=served.name, top_k=min(top_k, len(served.labels))))
+    record = record_of(request.scope)
+    question = gateway.question(Parameters(model=served.name, top_k=min(top_k, len(served.labels))), record)
     answered = await answers(request, uploads, question, deadline)
     found = [scores(each, question.top_k) for each in answered]
     body = ANSWER.dump_json(found if is_list else found[0])
-    return Response(body, media_type="application/json", headers=record_of(request.scope).headers())
+    return Response(body, media_type="application/json", headers=record.headers())
 
 
 async def pictures(request: Request, max_images: int) -> tuple[list[Upload], bool, int]:

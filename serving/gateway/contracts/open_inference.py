@@ -30,6 +30,7 @@ from serving.gateway.paths import INFER, INFER_VERSION, LIVE, MODEL, MODEL_VERSI
 from serving.gateway.record import record_of
 from serving.gateway.state import gateway_state
 from serving.gateway.triton_client import Probabilities
+from serving.gateway.uploads import Upload
 from serving.gateway.waiting import deadline_of, received
 
 router = APIRouter(tags=["Open Inference Protocol"])
@@ -158,11 +159,15 @@ async def inference(request: Request, name: str, version: str | None) -> Respons
     images = images_of(asked.inputs[0], rest, max_images=gateway.limits.max_images)
     model = gateway.model(name)
     names = output_names(asked, model)
-    question = gateway.question(Parameters(model=name, version=version, heads=not set(HEADS).isdisjoint(names)))
-    started_s = record_of(request.scope).started_s
-    answered = await answers(request, images, question, sooner(deadline, asked.parameters.get("timeout"), started_s))
+    record = record_of(request.scope)
+    question = gateway.question(
+        Parameters(model=name, version=version, heads=not set(HEADS).isdisjoint(names)),
+        record if all(isinstance(image, Upload) for image in images) else None,  # pixels are made for one model
+    )
+    timeout = asked.parameters.get("timeout")
+    answered = await answers(request, images, question, sooner(deadline, timeout, record.started_s))
     outputs = {output: [row_of(each, output) for each in answered] for output in names}
-    headers = record_of(request.scope).headers()
+    headers = record.headers()
     content, json_bytes = written(asked, question.model, headers.get("X-Model-Version"), outputs, model.labels)
     if json_bytes is None:
         return Response(content, media_type="application/json", headers=headers)

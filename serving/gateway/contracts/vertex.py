@@ -80,13 +80,14 @@ async def predictions(request: Request, model: str | None) -> Response:
     check_count(len(asked.instances), gateway.limits.max_images)
     parameters = asked.parameters or PredictionParameters()
     top_k = min(parameters.maxPredictions, len(served.labels))
-    question = gateway.question(Parameters(model=served.name, top_k=top_k))
+    record = record_of(request.scope)
+    question = gateway.question(Parameters(model=served.name, top_k=top_k), record)
     answered = await answers(request, [picture_of(each) for each in asked.instances], question, deadline)
     body = PredictionAnswer(
         predictions=[prediction(each, top_k, parameters.confidenceThreshold) for each in answered],
-        deployedModelId=served.name,
+        deployedModelId=question.model,
     )
-    return Response(body.model_dump_json(), media_type="application/json", headers=record_of(request.scope).headers())
+    return Response(body.model_dump_json(), media_type="application/json", headers=record.headers())
 
 
 def picture_of(instance: Instance) -> Upload:
