@@ -150,10 +150,10 @@ def create_app(
         redoc_url=None,
     )
     app.state.metrics = metrics
-    app.include_router(router)
-    if speaks_other_contracts:
-        for contract in (hugging_face, open_inference, vertex, sagemaker):
-            app.include_router(contract.router)
+    contracts = (hugging_face, open_inference, vertex, sagemaker) if speaks_other_contracts else ()
+    routes = [route for each in (router, *(contract.router for contract in contracts)) for route in each.routes]
+    # Not by include_router, which makes the search for a route take 0.1 ms; and what takes pictures is found first.
+    app.router.routes += sorted(routes, key=lambda route: "POST" not in getattr(route, "methods", ()))
     app.mount("/static/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(Problem, _answer_problem)

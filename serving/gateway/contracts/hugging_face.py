@@ -3,7 +3,7 @@
 https://huggingface.co/docs/inference-providers/tasks/image-classification
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import MaxLen
 from fastapi import APIRouter, Request, Response
@@ -47,19 +47,20 @@ Answer = list[LabelScore] | list[list[LabelScore]]
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 
-DESCRIPTION = description(Answer, PipelineRequest, *RAW_TYPES)
+def described(path: str) -> dict[str, Any]:
+    return description(path, Answer, PipelineRequest, *RAW_TYPES)
 
 
-@router.post(HUGGING_FACE, summary="Classify as Hugging Face does", **DESCRIPTION)
+@router.post(HUGGING_FACE, summary="Classify as Hugging Face does", **described(HUGGING_FACE))
 async def classify_by_default(request: Request) -> Response:
     """The bytes of a picture, or JSON with `inputs` in base64; answered by the default model, best class first."""
     return await label_scores(request, None)
 
 
-@router.post(HUGGING_FACE_MODEL, summary="Classify by a model as Hugging Face does", **DESCRIPTION)
-async def classify_by_name(name: str, request: Request) -> Response:
+@router.post(HUGGING_FACE_MODEL, summary="Classify by a model as Hugging Face does", **described(HUGGING_FACE_MODEL))
+async def classify_by_name(request: Request) -> Response:
     """The bytes of a picture, or JSON with `inputs` in base64; answered by this model, best class first."""
-    return await label_scores(request, name)
+    return await label_scores(request, request.path_params["name"])
 
 
 async def label_scores(request: Request, model: str | None) -> Response:

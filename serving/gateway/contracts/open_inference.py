@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
 from serving.gateway.classification import AnsweredImage
 from serving.gateway.contracts.answering import answers
-from serving.gateway.contracts.json_body import refuse_compressed, schema_of
+from serving.gateway.contracts.json_body import path_parameters, refuse_compressed, schema_of
 from serving.gateway.contracts.tensors import InferenceRequest, InferenceResponse, images_of, request_and_rest, written
 from serving.gateway.deadline import Deadline
 from serving.gateway.errors import (
@@ -39,33 +39,33 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 HEADS = (CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
 
-INFERENCE: dict[str, Any] = {
-    "response_model": InferenceResponse,
-    "responses": {
-        200: {
-            "description": "The outputs; with the binary extension, JSON followed by the values",
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+
+def inference_at(path: str) -> dict[str, Any]:
+    """What OpenAPI says of it."""
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    length = {
+        "name": HEADER_LENGTH,
+        "in": "header",
+        "description": "Length of the JSON in bytes; the values of the input follow it",
+        "schema": {"type": "string"},
+    }
+    return {
+        "response_model": InferenceResponse,
+        "responses": {
+            200: {
+                "description": "The outputs; with the binary extension, JSON followed by the values",
+                "content": binary,
+            },
+            **documented(*IMAGE_PROBLEMS),
         },
-        **documented(*IMAGE_PROBLEMS),
-    },
-    "openapi_extra": {
-        "parameters": [
-            {
-                "name": HEADER_LENGTH,
-                "in": "header",
-                "description": "Length of the JSON in bytes; the values of the input follow it",
-                "schema": {"type": "string"},
-            }
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": schema_of(InferenceRequest)},
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "openapi_extra": {
+            "parameters": [*path_parameters(path), length],
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": schema_of(InferenceRequest)}, **binary},
             },
         },
-    },
-}
+    }
 
 
 @router.get(LIVE, summary="Is the process alive?")
@@ -120,16 +120,16 @@ async def version_ready(name: str, version: str, request: Request) -> dict[str, 
     return model_state(request, name, version)
 
 
-@router.post(INFER, summary="Infer", **INFERENCE)
-async def infer(name: str, request: Request) -> Response:
+@router.post(INFER, summary="Infer", **inference_at(INFER))
+async def infer(request: Request) -> Response:
     """Probabilities for each image: an encoded picture as BYTES (base64 if in JSON), or pixels as UINT8."""
-    return await inference(request, name, None)
+    return await inference(request, request.path_params["name"], None)
 
 
-@router.post(INFER_VERSION, summary="Infer by a version", **INFERENCE)
-async def infer_by_version(name: str, version: str, request: Request) -> Response:
+@router.post(INFER_VERSION, summary="Infer by a version", **inference_at(INFER_VERSION))
+async def infer_by_version(request: Request) -> Response:
     """The same, with this version of the model."""
-    return await inference(request, name, version)
+    return await inference(request, request.path_params["name"], request.path_params["version"])
 
 
 def described(model: ServedModel) -> dict[str, Any]:

@@ -50,17 +50,22 @@ class PredictionAnswer(BaseModel):
     deployedModelId: str = Field(description="Name of the model")  # noqa: N815
 
 
-DESCRIPTION = description(PredictionAnswer, PredictionRequest)
-
-
-@router.post(PREDICT, summary="Predict as TensorFlow Serving and Vertex AI do", **DESCRIPTION)
-async def predict(name: str, request: Request) -> Response:
+@router.post(
+    PREDICT,
+    summary="Predict as TensorFlow Serving and Vertex AI do",
+    **description(PREDICT, PredictionAnswer, PredictionRequest),
+)
+async def predict(request: Request) -> Response:
     """A prediction for each instance, from this model."""
-    return await predictions(request, name)
+    return await predictions(request, request.path_params["name"])
 
 
-@router.post(VERTEX_PREDICT, summary="Predict on the path that Vertex AI chooses", **DESCRIPTION)
-async def predict_deployed(endpoint: str, deployed: str, request: Request) -> Response:
+@router.post(
+    VERTEX_PREDICT,
+    summary="Predict on the path that Vertex AI chooses",
+    **description(VERTEX_PREDICT, PredictionAnswer, PredictionRequest),
+)
+async def predict_deployed(request: Request) -> Response:
     """A prediction for each instance, from the default model, because Vertex AI's ids do not name our models."""
     return await predictions(request, None)
 
