@@ -277,13 +277,17 @@ class CaptureSettings:
     ] = None
     percent: Annotated[
         float,
-        Option("--capture-percent", help="Share of the requests that is kept.", rich_help_panel=CAPTURE),
+        Option(
+            "--capture-percent",
+            help="Share of the requests whose pictures are kept. Raise it if there are few requests.",
+            rich_help_panel=CAPTURE,
+        ),
     ] = 1.0
     max_images: Annotated[
         int,
         Option(
             "--capture-max-images",
-            help="Most images in the folder; then nothing more is kept until there is room.",
+            help="Most pictures in the folder; then no more are kept until some are deleted. Raise it to look at more.",
             rich_help_panel=CAPTURE,
         ),
     ] = 10_000
@@ -291,7 +295,8 @@ class CaptureSettings:
         int,
         Option(
             "--capture-max-bytes",
-            help="Most bytes of pictures in the folder; then nothing more is kept until there is room.",
+            help="Most bytes of pictures in the folder; then no more are kept until some are deleted. Raise it if the "
+            "disk has room.",
             rich_help_panel=CAPTURE,
         ),
     ] = 2**30

@@ -40,7 +40,8 @@ class WhatIsServed:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         info = GaugeMetricFamily("deit_model_info", "1", labels=["model", "version", "precision", "checkpoint"])
-        for model in self.models.values():
+        served = self.models.values()
+        for model in [*served, *(each.other for each in served if each.other is not None)]:
             precision = model.provenance.precision if model.provenance else ""
             checkpoint = model.provenance.checkpoint_sha256 if model.provenance else ""
             info.add_metric([model.name, model.version, precision, checkpoint], 1)

@@ -143,6 +143,10 @@ def test_a_canary_answers_its_share_and_says_so(client, tried, right, what):
         model="tiny", candidate=what.get("other", "tiny"), candidate_version=str(what.get("number", "")), mode="canary"
     )
     assert samples(client)["deit_candidate_percent", shown] == 50
+    described = {
+        dict(of)["version"] for name, of in samples(client) if name == "deit_model_info" and ("model", "tiny") in of
+    }
+    assert described == ({"1", "2"} if "number" in what else {"1"})
 
 
 def test_a_canary_answers_the_clients_of_other_servers_too_but_not_pixels(client, tried, right):
