@@ -20,8 +20,10 @@ import onnxruntime
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from deit.errors import RepositoryError
 from deit.model import IMAGES, PROBABILITIES
 from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.repository.candidates import try_candidate
 from deit.repository.config import config_text
 from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from deit.repository.models import read_version
@@ -85,6 +87,11 @@ class Repository:
     def serve(self, version: int) -> None:
         """From the next start of a Triton on."""
         serve_version(self.folder, self.name, version)
+
+    def canary(self, version: int) -> None:
+        """On half of the requests, where Triton can run it next to the served one."""
+        with contextlib.suppress(RepositoryError):
+            try_candidate(self.folder, self.name, "canary", 50, number=version)
 
     def _config(self, version: int, image_size: int) -> model_config_pb2.ModelConfig:
         text = config_pbtxt(self.name, preprocessing=preprocessing_of(version, image_size))

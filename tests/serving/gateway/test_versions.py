@@ -16,6 +16,8 @@ def repository(tmp_path):
 
 @pytest.fixture
 def stack(repository):
+    """Tritons that serve version 1, with version 3 as its canary."""
+    repository.canary(3)
     with running_stack(repository, tritons=2, gateways=1) as stack:
         yield stack
 
@@ -35,9 +37,10 @@ def test_a_triton_that_comes_back_with_another_version_is_learnt_anew(repository
 
 
 def test_tritons_that_differ_each_get_pixels_of_their_own_and_a_stop_fails_no_request(stack, repository):
-    """As while new versions are rolled out; then as an operator stops one of two, and the kernel the other."""
+    """As a new version is rolled out, which ends a canary; then an operator stops one of two, the kernel the other."""
     one, other = stack.tritons
     with stack.load():
+        assert stack.versions() == {"1", "3"}
         repository.serve(2)
         one.end(signal.SIGTERM)  # gracefully, as `docker stop` does
         one.start()
@@ -49,10 +52,10 @@ def test_tritons_that_differ_each_get_pixels_of_their_own_and_a_stop_fails_no_re
         stack.asked(2)
     stack.check()
     assert stack.refusals == []
-    assert {version for _, version, _ in stack.answers} == {"1", "2"}
+    assert {version for _, version, _ in stack.answers} == {"1", "2", "3"}
 
 
-ACTIONS = ("publish", "roll back", "kill", "stop", "start", "restart", "wait", "replace a gateway")
+ACTIONS = ("publish", "roll back", "canary", "kill", "stop", "start", "restart", "wait", "replace a gateway")
 
 
 def play(stack, sequence):
@@ -63,8 +66,9 @@ def play(stack, sequence):
         match action:
             case "publish":
                 repository.publish_another()
-            case "roll back":
-                repository.serve(repository.versions[number % len(repository.versions)])
+            case "roll back" | "canary":
+                change = repository.serve if action == "roll back" else repository.canary
+                change(repository.versions[number % len(repository.versions)])
             case "kill" | "stop" | "restart":
                 triton.end(signal.SIGTERM if action == "stop" else signal.SIGKILL)
             case "wait" if any(each.runs for each in tritons):  # a gateway does not start without one
