@@ -116,3 +116,8 @@ def test_without_enough_labels_probabilities_stay_the_models_own(
 
 def test_entropy_is_in_bits() -> None:
     np.testing.assert_allclose(entropy_bits(np.array([[1.0, 0.0], [0.5, 0.5]], np.float32)), [0, 1])
+
+
+def test_nothing_is_fitted_to_images_that_a_model_was_trained_on(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes((labelled / "test.parquet").read_bytes())
+    assert held_out(tmp_path, 64, num_classes=3, calibrates=False) is None
