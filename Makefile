@@ -93,8 +93,8 @@ chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, n
 	apt-get install -qq --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: screenshots
-screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew.
-	@.venv/bin/python -m tests.screenshots
+screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew; with MODEL_REPOSITORY=FOLDER, page-explain.png.
+	@.venv/bin/python -m tests.screenshots $(MODEL_REPOSITORY)
 
 .PHONY: system
 system: ## Install the Debian packages that a bare machine lacks (needs root).

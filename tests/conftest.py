@@ -57,26 +57,32 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 @pytest.fixture(scope="session")
 def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set that a model learns in seconds: grainy 16-pixel squares in three colours, as parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("colours")
     random = np.random.default_rng(0)
     for split, count in (("train", 192), ("test", 48)):
-        rows, labels = [], []
+        images, labels = [], []
         for index in range(count):
             label = index % len(COLOURS)
             colour = np.array(list(COLOURS.values())[label])
             pixels = np.clip(colour + random.normal(0, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
-            rows.append({"bytes": encoded(Image.fromarray(pixels), "PNG"), "path": f"{index}.png"})
+            images.append(encoded(Image.fromarray(pixels), "PNG"))
             labels.append(label)
-        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(COLOURS)}}
-        schema = pa.schema(
-            [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
-            metadata={"huggingface": json.dumps({"info": {"features": features}})},
-        )
-        pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), folder / f"{split}.parquet")
+        write_parquet(folder / f"{split}.parquet", images, labels, tuple(COLOURS))
     return folder
+
+
+def write_parquet(file: Path, images: list[bytes], labels: list[int], names: tuple[str, ...]) -> None:
+    """A split of a data set, in the layout of Hugging Face."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"bytes": each, "path": f"{index}.png"} for index, each in enumerate(images)]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
