@@ -28,6 +28,9 @@ CLASS_RELEVANCE, DISTILLATION_RELEVANCE = "class_relevance", "distillation_relev
 CLASS_FEATURES, DISTILLATION_FEATURES = "class_features", "distillation_features"
 """Outputs of a model that explains, float32 (N, width): what the head of the token reads."""
 
+EXPLAIN_SUFFIX = "_explain"
+"""Of the name of a model that explains another."""
+
 PREPROCESSING_PARAMETER = "preprocessing"
 """Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
 

@@ -18,7 +18,7 @@ import torch
 
 from deit import __version__
 from deit.durable import removed_folder, replaced_folder
-from deit.model import IMAGES, Provenance
+from deit.model import EXPLAIN_SUFFIX, IMAGES, Provenance
 from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
 from deit.repository.publishing import publish
 from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
@@ -36,9 +36,6 @@ from training.opening import TrainedModel
 logger = logging.getLogger(__name__)
 
 REFERENCE_IMAGES = 32
-
-EXPLAIN_SUFFIX = "_explain"
-"""Of the name of the model that explains another."""
 
 
 @dataclass(frozen=True, kw_only=True)
