@@ -85,9 +85,19 @@ def write_parquet(file: Path, images: list[bytes], labels: list[int], names: tup
     pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), file)
 
 
+COMPUTING = ("benchmark", "end_to_end", "export", "studies", "training")
+"""Folders whose tests compute; those of the others mostly wait for servers and processes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder with the longest file first, so that processes that run files side by side finish together."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+    """Files that compute and files that wait in turns, so that processes that run files side by side share the cores.
+
+    From the end of the alphabet, because the longest are there: the processes finish together.
+    """
+    files = sorted({item.location[0] for item in items}, reverse=True)
+    groups = [[file for file in files if (file.split("/")[1] in COMPUTING) is computes] for computes in (True, False)]
+    share = {file: place / len(group) for group in groups for place, file in enumerate(group)}
+    items.sort(key=lambda item: share[item.location[0]])
 
 
 def pytest_collection_finish() -> None:
