@@ -20,9 +20,9 @@ help: ## Show this help.
 serve: .venv/serving ## Install what serving needs and serve the model that ships, on http://127.0.0.1:8080.
 	@exec .venv/bin/deit serve
 
-# Files of tests run side by side, each whole and in one process. One process more than there are cores, because many tests
-# wait, and at most four; each with one thread of torch, because threads that share a core wait for each other.
-PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN | awk '{ print ($$1 < 4) ? $$1 + 1 : 4 }')
+# Files of tests run side by side, each whole and in one process: two processes for each core, because half of the files
+# mostly wait, and at most four; each with one thread of torch, because threads that share a core wait for each other.
+PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN | awk '{ print ($$1 < 2) ? 2 : 4 }')
 .PHONY: test
 test: .venv/development ## Install everything and run the tests, in several processes.
 	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
@@ -93,8 +93,8 @@ chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, n
 	apt-get install -qq --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: screenshots
-screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew.
-	@.venv/bin/python -m tests.screenshots
+screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew; with MODEL_REPOSITORY=FOLDER, page-explain.png.
+	@.venv/bin/python -m tests.screenshots $(MODEL_REPOSITORY)
 
 .PHONY: system
 system: ## Install the Debian packages that a bare machine lacks (needs root).

@@ -93,7 +93,8 @@ def read_report(folder: Path, machine: str | None = None) -> BenchmarkReport:
     missing = [f"{name}: not measured on this machine" for kind, name in NAMES.items() if kind not in measured]
     return BenchmarkReport(
         machine=machine,
-        environment=_environment(chosen),
+        # a study of confidence fills no table of the report, and how busy the machine was does not matter to it
+        environment=_environment([record for record in chosen if record.kind != "confidence"]),
         tables=tables(chosen),
         pictures=pictures(chosen, machine),
         missing=(*missing, *failures(chosen)),

@@ -32,6 +32,7 @@ Kind = Literal[
     "train",  # the training step and the loader
     "strategy",  # an arm of a comparison of distillation strategies
     "disagreement",  # of two deciders of such a comparison
+    "confidence",  # probabilities before and after a fit, and unfamiliar images
 ]
 
 # Figures that a record of a kind always has, so that the report can rely on them.
@@ -47,6 +48,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "train": ("images_per_s",),
     "strategy": ("top1",),
     "disagreement": ("disagreement",),
+    "confidence": ("calibration_error_before", "calibration_error"),
 }
 
 Condition = str | int | float | bool | None

@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deit.calibration import Calibration
+
 IMAGES = "images"
 """Input, uint8 (N, H, W, 3), RGB, already resized and cropped. Normalisation is the first layer of the graph."""
 
@@ -19,6 +21,15 @@ CLASS_PROBABILITIES = "class_probabilities"
 
 DISTILLATION_PROBABILITIES = "distillation_probabilities"
 """Output of a distilled model, float32 (N, classes): softmax of the distillation token's head."""
+
+CLASS_RELEVANCE, DISTILLATION_RELEVANCE = "class_relevance", "distillation_relevance"
+"""Outputs of a model that explains, float32 (N, rows, columns): the share of each patch in the token at the end."""
+
+CLASS_FEATURES, DISTILLATION_FEATURES = "class_features", "distillation_features"
+"""Outputs of a model that explains, float32 (N, width): what the head of the token reads."""
+
+EXPLAIN_SUFFIX = "_explain"
+"""Of the name of a model that explains another."""
 
 PREPROCESSING_PARAMETER = "preprocessing"
 """Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
@@ -49,6 +60,7 @@ class Provenance:
         parity_max_difference: largest absolute difference of a probability on them.
         metrics: accuracies that came with the checkpoint, such as {"joint_top1": 0.81}.
         versions: of the tools that made the graph.
+        calibration: how its probabilities were fitted to labelled images; None if they are the model's own.
     """
 
     architecture: str
@@ -60,6 +72,7 @@ class Provenance:
     parity_max_difference: float
     metrics: dict[str, float]
     versions: dict[str, str]
+    calibration: Calibration | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -68,6 +81,8 @@ class Provenance:
     def from_json(cls, text: str) -> "Provenance":
         fields: dict[str, Any] = json.loads(text)
         try:
+            if fields.get("calibration") is not None:
+                fields["calibration"] = Calibration(**fields["calibration"])
             return cls(**fields)
         except TypeError as error:
             raise ValueError(f"not a description of provenance: {error}") from error

@@ -16,6 +16,7 @@ ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx"
 PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
 GPU_ENGINES = ("cuda", *PLAN_ENGINES)
 COMPUTE_CAPABILITY = re.compile(r"sm\d{2,3}")
+FEWEST_HELD_OUT = 256
 READOUTS = ("joint-probability", "joint-logit", "class", "distillation")
 
 
@@ -83,6 +84,32 @@ class ExportConfig:
         None
     )
 
+    calibrate: Annotated[
+        bool | None,
+        Option(
+            help="Fit the probabilities to labelled images that the gate does not judge on, so that of the answers "
+            "given with 80 % about 80 % are right. No image gets another first answer. Default: if there are at least "
+            f"{FEWEST_HELD_OUT} such images."
+        ),
+    ] = None
+    false_refusals: Annotated[
+        float,
+        Option(
+            min=0.0,
+            max=0.5,
+            help="Share of familiar images that may be refused with abstain=true; found on the same images.",
+        ),
+    ] = 0.05
+
+    explain: Annotated[
+        bool,
+        Option(
+            "--explain",
+            help="Also publish NAME_explain, which computes heat maps and features for explain=true and "
+            "embedding=true; the models themselves stay as fast as they are.",
+        ),
+    ] = False
+
     max_batch_size: Annotated[
         int | None,
         Option(min=1, help="Most images that Triton computes at once. Default: 32 on processors, 128 on a GPU."),
@@ -139,6 +166,8 @@ class ExportConfig:
         for capability in self.capabilities:
             if not COMPUTE_CAPABILITY.fullmatch(capability):
                 raise ValueError(f"--compute-capability {capability}: write 8.9 as sm89")
+        if self.explain and self.engine in PLAN_ENGINES:
+            raise ValueError("--explain runs on ONNX Runtime: export it with another --engine, under the same --name")
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
             raise ValueError(f"--name {self.name!r}: must match {MODEL_NAME.pattern}")
 

@@ -4,7 +4,9 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/model_confi
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import text_format
@@ -69,6 +71,7 @@ def model_config(
     provenance: Provenance,
     verification: dict[str, Any],
     scheduling: Scheduling,
+    further_outputs: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> model_config_pb2.ModelConfig:
     """The configuration without the model's name and version, which publishing adds.
 
@@ -76,6 +79,7 @@ def model_config(
         backend, on_gpu, file: who runs the model and where, and the file in the version's folder.
         backend_parameters: by the names of NVIDIA's native backend.
         verification: summary of the gate's report.
+        further_outputs: shapes of one image's, by name.
     """
     size = preprocessing.image_size
     config = model_config_pb2.ModelConfig(
@@ -88,6 +92,8 @@ def model_config(
     for output in outputs:
         labels = LABELS_FILE if output == PROBABILITIES else ""
         config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=[num_classes], label_filename=labels)
+    for output, shape in further_outputs.items():
+        config.output.add(name=output, data_type=model_config_pb2.TYPE_FP32, dims=shape)
 
     config.dynamic_batching.max_queue_delay_microseconds = scheduling.queue_delay_us
     if not on_gpu and scheduling.max_batch_size > BATCH_ON_PROCESSORS:

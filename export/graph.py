@@ -8,6 +8,7 @@ import torch
 
 from deit.errors import RepositoryError
 from deit.model import IMAGES
+from export.explained import ExplainedClassifier
 from export.joint import JointClassifier
 
 # From 17 on LayerNormalization is one operator, from 20 on GELU. Taken apart, LayerNormalization overflows in half
@@ -19,7 +20,9 @@ OPSET = 20
 OPSET_FOR_GPU = 23
 
 
-def export_graph(classifier: JointClassifier, image_size: int, path: Path, *, opset: int = OPSET) -> None:
+def export_graph(
+    classifier: JointClassifier | ExplainedClassifier, image_size: int, path: Path, *, opset: int = OPSET
+) -> None:
     """Write `classifier` to `path` as ONNX.
 
     Raises:

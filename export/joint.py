@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from deit.errors import RepositoryError
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, PROBABILITIES
 from deit.preprocessing import Preprocessing
+from export.confidence import calibrated
 from training.model import head_logits, is_distilled
 
 
@@ -15,6 +16,9 @@ class JointClassifier(nn.Module):
     A distilled model gives the mean of both heads' softmax (arXiv:2012.12877 section 4, "joint classifiers") and then
     each head's own probabilities. timm and DeiT's own code average logits instead, which ranks some images differently;
     that is the read-out "joint-logit".
+
+    Attributes:
+        fitted: temperature and floor of `export.confidence`, applied to every output; None to leave them as they are.
 
     Raises:
         RepositoryError: the model has no heads for the read-out.
@@ -26,6 +30,7 @@ class JointClassifier(nn.Module):
         if self.readout != "class" and not is_distilled(model):
             raise RepositoryError(f"--readout {readout} needs a distillation head, and this model has none")
         self.model = model
+        self.fitted: tuple[float, float] | None = None
         self.normalises = True  # unless that is folded into the model, which then takes pixels 0..255 as they come
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         # (x / 255 - mean) / std as one multiplication and one addition
@@ -42,13 +47,18 @@ class JointClassifier(nn.Module):
         return (PROBABILITIES,)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.outputs(*head_logits(self.model, self.pixels(images)))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the model reads of the images."""
         pixels = images.float()  # the cast first: TensorRT does nothing else with uint8
-        if self.normalises:
-            pixels = pixels.permute(0, 3, 1, 2) * self.scale + self.shift
-        class_logits, distillation_logits = head_logits(self.model, pixels)
+        return pixels.permute(0, 3, 1, 2) * self.scale + self.shift if self.normalises else pixels
+
+    def outputs(self, class_logits: Tensor, distillation_logits: Tensor | None) -> tuple[Tensor, ...]:
+        """The outputs by the heads' logits, (N, classes) each."""
         class_probabilities = class_logits.softmax(dim=-1)
         if distillation_logits is None:
-            return (class_probabilities,)
+            return self._fitted(class_probabilities)
         distillation_probabilities = distillation_logits.softmax(dim=-1)
         decision = {
             "joint-probability": lambda: (class_probabilities + distillation_probabilities) / 2,
@@ -57,4 +67,7 @@ class JointClassifier(nn.Module):
             "class": lambda: class_logits.softmax(dim=-1),
             "distillation": lambda: distillation_logits.softmax(dim=-1),
         }[self.readout]()
-        return decision, class_probabilities, distillation_probabilities
+        return self._fitted(decision, class_probabilities, distillation_probabilities)
+
+    def _fitted(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        return outputs if self.fitted is None else tuple(calibrated(each, *self.fitted) for each in outputs)

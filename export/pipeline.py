@@ -18,7 +18,9 @@ from export import findings
 from export.config import GPU_ENGINES, ExportConfig
 from export.config_pbtxt import scheduling_of
 from export.engines import Engine, candidates
+from export.explaining import publish_explaining
 from export.findings import Candidate
+from export.fitting import fit_confidence, fitted_reference
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
@@ -68,6 +70,9 @@ def export_models(config: ExportConfig) -> list[Path]:
     if sample.labels is None:
         logger.warning("%s gives no labels to judge by: top-1 is not part of the gate", config.images)
     expected = reference(classifier, sample.images, sample.labels)
+    confidence = fit_confidence(classifier, expected, source, config)
+    if confidence is not None:
+        expected = fitted_reference(classifier, expected)
 
     outcome = "built" if config.engine == "tensorrt-rtx" else "published"
     folders: list[Path] = []
@@ -103,8 +108,14 @@ def export_models(config: ExportConfig) -> list[Path]:
                 source=source,
                 classifier=classifier,
                 config=config,
+                confidence=confidence,
             )
             folders += keep_plans(passed) if config.engine == "tensorrt-rtx" else [publish_version(passed)]
+        if config.explain:
+            try:
+                folders.append(publish_explaining(classifier, expected, source, config, confidence, Path(scratch)))
+            except RepositoryError as error:
+                refused.append(f"for it cannot be explained: {error}")
     if refused:
         raise RepositoryError(
             f"not {outcome}, {'; '.join(refused)}. {outcome.capitalize()}: {', '.join(map(str, folders)) or 'nothing'}"

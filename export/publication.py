@@ -4,7 +4,8 @@ import json
 import logging
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from deit import __version__
 from deit.durable import removed_folder, replaced_folder
-from deit.model import IMAGES, Provenance
+from deit.model import EXPLAIN_SUFFIX, IMAGES, Provenance
 from deit.repository.layout import ONNX_FILE, PROVENANCE_FILE, REFERENCE_FILE, REPORT_FILE, REPORT_TABLE
 from deit.repository.publishing import publish
 from deit.tensorrt_plan import FINGERPRINT_FILE, PLAN_FILE
@@ -26,6 +27,7 @@ from export.config import ExportConfig
 from export.config_pbtxt import model_config, scheduling_of
 from export.engines import Engine, Infer
 from export.findings import Candidate
+from export.fitting import Confidence
 from export.gate import Reference
 from export.joint import JointClassifier
 from export.tensorrt_rtx import plan_file
@@ -44,6 +46,8 @@ class Passed:
         onnx_file, best: the graph, and how it did.
         measured: all that were judged in this precision.
         answers: of `reference_answers`.
+        confidence: how the probabilities were fitted; None if they are the model's own.
+        further_outputs: those of a graph that explains, with the shape of one image's; empty for all others.
     """
 
     onnx_file: Path
@@ -53,14 +57,26 @@ class Passed:
     source: TrainedModel
     classifier: JointClassifier
     config: ExportConfig
+    confidence: Confidence | None
+    further_outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the model that is published."""
+        name = model_name(self.best.judgement.precision, self.source, self.config)
+        return f"{name}{EXPLAIN_SUFFIX}" if self.further_outputs else name
 
     def write_findings(self, folder: Path, *, outcome: str = "published", note: str = "") -> None:
         """What travels with a version or a plan: reference answers, provenance and the gate's report."""
         best, measured = self.best, self.measured
         np.savez_compressed(folder / REFERENCE_FILE, **self.answers)
         (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(self.provenance), indent=2) + "\n")
-        (folder / REPORT_FILE).write_text(json.dumps(findings.as_json(measured, best), indent=2) + "\n")
-        (folder / REPORT_TABLE).write_text(findings.as_text(measured, best, outcome) + (f"{note}\n" if note else ""))
+        found, text = findings.as_json(measured, best), findings.as_text(measured, best, outcome)
+        if self.confidence is not None:
+            found["confidence"] = self.confidence.as_json()
+            text += self.confidence.as_text()
+        (folder / REPORT_FILE).write_text(json.dumps(found, indent=2) + "\n")
+        (folder / REPORT_TABLE).write_text(text + (f"{note}\n" if note else ""))
 
     @property
     def provenance(self) -> Provenance:
@@ -75,6 +91,7 @@ class Passed:
             parity_max_difference=judgement.max_difference,
             metrics=source.metrics,
             versions=_versions(self.best.engine),
+            calibration=None if self.confidence is None else self.confidence.calibration,
         )
 
 
@@ -92,10 +109,9 @@ def publish_version(passed: Passed) -> Path:
         shutil.copyfile(onnx_file, folder / ONNX_FILE)
         passed.write_findings(folder)
 
-    name = model_name(best.judgement.precision, source, config)
     version = publish(
         config.repository,
-        name,
+        passed.name,
         config=model_config(
             backend=best.engine.backend,
             on_gpu=best.engine.on_gpu,
@@ -107,11 +123,12 @@ def publish_version(passed: Passed) -> Path:
             provenance=passed.provenance,
             verification=findings.summary(best),
             scheduling=scheduling_of(config),
+            further_outputs=passed.further_outputs,
         ),
         label_names=source.label_names,
         fill=fill,
     )
-    folder = config.repository / name / str(version)
+    folder = config.repository / passed.name / str(version)
     logger.info("published %s (%.1f MB)", folder, (folder / file).stat().st_size / 1e6)
     return folder
 

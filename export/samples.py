@@ -13,12 +13,13 @@ from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
 from training.columns import Columns
-from training.images import LabelledImages, find_split, open_images, prepare, prepare_file
+from training.images import LabelledImages, SomeImages, find_split, open_images, prepare, prepare_file
 
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 512
 MOST_CALIBRATION_IMAGES = 64
+MOST_HELD_OUT = 2048
 
 LARGEST_CORRUPT_SHARE = 0.01
 """Share of the images that may be undecodable, as in `deit train --max-corrupt-share`; one is always allowed."""
@@ -60,7 +61,7 @@ def load_samples(
         judging, calibration = _split(len(files), calibrates)
         _refuse_too_few(path, len(judging), count)
         return (
-            _unlabelled([files[index] for index in judging[: count or MOST_IMAGES]], preprocessing),
+            _unlabelled([files[index] for index in _chosen(judging, count)], preprocessing),
             _unlabelled([files[index] for index in calibration], preprocessing) if calibrates else None,
         )
     test, train = _only_train(path, columns), None
@@ -73,14 +74,44 @@ def load_samples(
             train = _train_split(path, columns)
     judging, calibration = _split(len(test), calibrates and train is None)
     _refuse_too_few(path, len(judging), count)
-    if num_classes is None:
-        judging = [judging[place] for place in _spread(len(judging), min(count or MOST_IMAGES, len(judging)))]
-    sample = _labelled(test, judging[: count or MOST_IMAGES], preprocessing, num_classes)
+    sample = _labelled(test, _chosen(judging, count), preprocessing, num_classes)
     if not calibrates:
         return sample, None
     if train is None:
         return sample, _labelled(test, calibration, preprocessing, num_classes)
     return sample, _labelled(train, _spread(len(train), MOST_CALIBRATION_IMAGES), preprocessing, num_classes)
+
+
+def held_out(
+    path: Path,
+    count: int | None,
+    *,
+    num_classes: int,
+    calibrates: bool,
+    columns: Columns = Columns(),  # noqa: B008  frozen
+) -> LabelledImages | None:
+    """Labelled images of the model's classes that `load_samples` leaves, at most 2048, to fit probabilities to.
+
+    They come from the test split as well, because a model is too sure of the images that it was trained on.
+
+    Args:
+        count, calibrates: as for `load_samples`.
+    """
+    if path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
+        return None
+    if _only_train(path, columns) is not None:
+        return None
+    test = open_images(path, "test", columns)
+    if len(test.label_names) != num_classes:
+        return None
+    quantizes = calibrates and not (path.is_dir() and _train_split(path, columns))
+    judging, _ = _split(len(test), quantizes)
+    rest = np.setdiff1d(judging, _chosen(judging, count))
+    return SomeImages(test, rest[_spread(len(rest), MOST_HELD_OUT)].astype(np.int32)) if len(rest) else None
+
+
+def _chosen(judging: list[int], count: int | None) -> list[int]:
+    return [judging[place] for place in _spread(len(judging), count or MOST_IMAGES)]
 
 
 def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:

@@ -141,6 +141,10 @@ class ServedBlock(nn.Module):
         self.approximate = mlp.act.approximate
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self.attended(tokens)[0]
+
+    def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens, and the attention that they paid to those that came in, (N, heads, kept tokens, tokens)."""
         normed = self.norm1(tokens)
         # Cast once, not once for each product
         everything = normed.to(self.dtype)
@@ -154,8 +158,7 @@ class ServedBlock(nn.Module):
         gathered = (attention @ value).transpose(1, 2).flatten(2)
         tokens = tokens + self.scale1(self.projection(gathered).float())
         hidden = F.gelu(self.fc1(self.norm2(tokens)), approximate=self.approximate)
-        result: Tensor = tokens + self.scale2(self.fc2(hidden).float())
-        return result
+        return tokens + self.scale2(self.fc2(hidden).float()), attention
 
     def _by_head(self, tokens: Tensor) -> Tensor:
         """(N, tokens, width) to (N, tokens, heads, width of a head)."""

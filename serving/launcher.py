@@ -21,6 +21,7 @@ import typer
 
 from deit import fast_resize
 from deit.errors import ServingError
+from deit.model import EXPLAIN_SUFFIX
 from deit.options import named
 from deit.repository.models import model_names
 from serving.embedded.command_line import LOOPBACK
@@ -291,9 +292,12 @@ def collect_less_garbage() -> None:
 
 
 def choose_default(wanted: str | None, names: Sequence[str]) -> str:
-    """Also a model that could not be loaded: another one would answer without a word."""
+    """The first by name that does not only explain another, unless one is wanted.
+
+    Also a model that could not be loaded: another one would answer without a word.
+    """
     if wanted is None:
-        return names[0]
+        return next((name for name in names if not name.endswith(EXPLAIN_SUFFIX)), names[0])
     if wanted not in names:
         raise ServingError(
             f"{named('--default-model')} is {wanted}, which is not served; choose from: {', '.join(names)}"

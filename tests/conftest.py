@@ -57,31 +57,47 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 @pytest.fixture(scope="session")
 def colours_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set that a model learns in seconds: grainy 16-pixel squares in three colours, as parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("colours")
     random = np.random.default_rng(0)
     for split, count in (("train", 192), ("test", 48)):
-        rows, labels = [], []
+        images, labels = [], []
         for index in range(count):
             label = index % len(COLOURS)
             colour = np.array(list(COLOURS.values())[label])
             pixels = np.clip(colour + random.normal(0, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
-            rows.append({"bytes": encoded(Image.fromarray(pixels), "PNG"), "path": f"{index}.png"})
+            images.append(encoded(Image.fromarray(pixels), "PNG"))
             labels.append(label)
-        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(COLOURS)}}
-        schema = pa.schema(
-            [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
-            metadata={"huggingface": json.dumps({"info": {"features": features}})},
-        )
-        pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), folder / f"{split}.parquet")
+        write_parquet(folder / f"{split}.parquet", images, labels, tuple(COLOURS))
     return folder
 
 
+def write_parquet(file: Path, images: list[bytes], labels: list[int], names: tuple[str, ...]) -> None:
+    """A split of a data set, in the layout of Hugging Face."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"bytes": each, "path": f"{index}.png"} for index, each in enumerate(images)]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), file)
+
+
+COMPUTING = ("benchmark", "end_to_end", "export", "studies", "training")
+"""Folders whose tests compute; those of the others mostly wait for servers and processes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder with the longest file first, so that processes that run files side by side finish together."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+    """Files that compute and files that wait in turns, so that processes that run files side by side share the cores.
+
+    From the end of the alphabet, because the longest are there: the processes finish together.
+    """
+    files = sorted({item.location[0] for item in items}, reverse=True)
+    groups = [[file for file in files if (file.split("/")[1] in COMPUTING) is computes] for computes in (True, False)]
+    share = {file: place / len(group) for group in groups for place, file in enumerate(group)}
+    items.sort(key=lambda item: share[item.location[0]])
 
 
 def pytest_collection_finish() -> None:

@@ -1,5 +1,6 @@
 """`make screenshots`: the page with the model that ships, as docs/images shows it, on a wide screen and on a phone; and
-the benchmark's report of the committed results.
+the benchmark's report of the committed results. With another model repository, only the answer of a model that can be
+explained.
 """
 
 import sys
@@ -25,19 +26,23 @@ def main() -> None:
     executable = find_chromium()
     if executable is None:
         sys.exit("screenshots need Chromium; install it with: make chromium")
+    repository = Path(sys.argv[1])
     with (
-        running("--model-repository", REPOSITORY_ROOT / "model_repository") as server,
+        running("--model-repository", repository) as server,
         chromium(executable) as browser,
     ):
         url = server.wait_until_ready().url
+        if repository.resolve() != REPOSITORY_ROOT / "model_repository":
+            take(browser, url, FOLDER / "page-explain.png", width=1000, scheme="light", part="#answer")
+            return
         take(browser, url, FOLDER / "page.png", width=1200, scheme="light")
         take(browser, url, FOLDER / "page-phone.png", width=390, scheme="dark")
         if list(RESULTS.glob("*.jsonl")):
             take_report(browser, FOLDER / "benchmark.png")
 
 
-def take(browser: Browser, url: str, file: Path, *, width: int, scheme: str) -> None:
-    """The page after it has answered two pictures and refused one."""
+def take(browser: Browser, url: str, file: Path, *, width: int, scheme: str, part: str | None = None) -> None:
+    """The page, or a part of it, after it has answered two pictures and refused one."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
@@ -56,7 +61,10 @@ def take(browser: Browser, url: str, file: Path, *, width: int, scheme: str) -> 
     page.locator("#answer[aria-busy=false]").wait_for()
     page.dispatch_event("#model", "change")  # once more: the first request of a process is slower than all others
     page.locator("#answer[aria-busy=false]").wait_for()
-    page.screenshot(path=file, full_page=True)
+    if part is None:
+        page.screenshot(path=file, full_page=True)
+    else:
+        page.locator(part).screenshot(path=file)
     context.close()
 
 

@@ -52,7 +52,7 @@ class Heads:
 @dataclass(frozen=True)
 class Classification:
     """Attributes:
-    predictions: best first; empty when the model abstained (`min_probability`).
+    predictions: best first; empty when the model abstained (`min_probability`, `abstain`).
     heads: when they were asked for.
     """
 

@@ -39,6 +39,7 @@ class ClassifyOptions(TypedDict, total=False):
     version: str | None
     top_k: int | None
     min_probability: float | None
+    abstain: bool
     heads: bool
 
 

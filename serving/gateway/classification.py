@@ -13,6 +13,7 @@ from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.decoder_handle import ModelInput
 from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
+from serving.gateway.inside import look_inside
 from serving.gateway.joining import Joiner
 from serving.gateway.models import ServedModel
 from serving.gateway.png import as_png
@@ -74,11 +75,23 @@ class Classifier:
         if question.min_probability is not None:
             predictions = [each for each in predictions if each.probability >= question.min_probability]
             abstained = not predictions
+        if question.abstains and asked.model.can_abstain:  # another version may have come meanwhile
+            abstained = bool(abstained) or asked.model.is_unfamiliar(answer.probabilities)
+            predictions = [] if abstained else predictions
+        inside = None
+        if question.explainer is not None:
+            began_s = time.monotonic()
+            inside = await look_inside(
+                self._tritons, question.explainer, asked.model, asked.pixels, deadline=deadline, record=record
+            )
+            asked.stages_s["explain"] = time.monotonic() - began_s
         return ImageAnswer(
             version=answer.version,
             predictions=predictions,
             abstained=abstained,
             heads=heads,
+            explanation=await inside.heat_maps() if inside and question.with_explanation else None,
+            embedding=inside.embedding() if inside and question.with_embedding else None,
             pixels=await as_png(asked.pixels) if question.with_pixels else None,
         )
 

@@ -26,8 +26,16 @@ ANSWER_EXAMPLES: dict[str, Any] = {
     "one image": {"summary": "One image", "value": ONE},
     "heads": {"summary": "heads=true", "value": {**ONE, "heads": HEADS}},
     "abstained": {
-        "summary": "min_probability=0.99: no class is that probable",
+        "summary": "min_probability=0.99 or abstain=true: no class is that probable, or the image is unfamiliar",
         "value": {**ONE, "predictions": [], "abstained": True},
+    },
+    "a look inside": {
+        "summary": "explain=true and embedding=true",
+        "value": {
+            **ONE,
+            "explanation": dict.fromkeys(("class", "distillation"), "data:image/png;base64,iVBORw0KGgo="),
+            "embedding": {"class": "q6qqPg==", "distillation": "AACAvw=="},
+        },
     },
     "several images": {
         "summary": "Several images, one of them broken",

@@ -9,13 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from deit.calibration import entropy_bits
 from deit.candidate import CANDIDATE_PARAMETER, CandidateModel
 from deit.errors import ServingError
 from deit.model import (
+    CLASS_FEATURES,
     CLASS_PROBABILITIES,
+    CLASS_RELEVANCE,
     DISTILLATION_PROBABILITIES,
     IMAGES,
     PREPROCESSING_PARAMETER,
@@ -48,6 +52,7 @@ class ServedModel:
             preprocessing are left out.
         labels: class names in index order.
         has_heads: it gives the probabilities of the class head and of the distillation head too.
+        looks_inside: it gives the relevance of the patches and the features too.
         provenance: None for a model that was not made by `deit export`.
         largest_batch: number of images that one request may carry.
         is_on_gpu: whether Triton runs it on a GPU.
@@ -63,6 +68,7 @@ class ServedModel:
     provenance: Provenance | None
     largest_batch: int
     is_on_gpu: bool
+    looks_inside: bool = False
     candidate: CandidateModel | None = None
     other: "ServedModel | None" = None
 
@@ -76,6 +82,27 @@ class ServedModel:
     def version(self) -> str:
         """The newest, which answers requests that name none."""
         return self.versions[-1]
+
+    def explains(self, other: "ServedModel") -> bool:
+        """It looks inside the very weights of the other one, which read the same pixels."""
+        return (
+            self.looks_inside
+            and self.provenance is not None
+            and other.provenance is not None
+            and self.provenance.checkpoint_sha256 == other.provenance.checkpoint_sha256
+            and self.preprocessing == other.preprocessing
+        )
+
+    @property
+    def can_abstain(self) -> bool:
+        """Its export found out how unsure it may be of images that it knows."""
+        return self.provenance is not None and self.provenance.calibration is not None
+
+    def is_unfamiliar(self, probabilities: npt.NDArray[np.float32]) -> bool:
+        """Whether an answer has more entropy than those to images that the model knows."""
+        assert self.provenance is not None
+        assert self.provenance.calibration is not None
+        return bool(entropy_bits(probabilities) > self.provenance.calibration.entropy_limit_bits)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -170,10 +197,12 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
     loaded, versions = versions, tuple(version for version in versions if version != tried)
     versions = _described(name, versions, parameters.get(VERSION_PARAMETER))
     class_count = _class_count(name, metadata["outputs"])
+    outputs = {each["name"] for each in metadata["outputs"]}
     model = ServedModel(
         name=name,
         versions=versions,
-        has_heads={CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES} <= {each["name"] for each in metadata["outputs"]},
+        has_heads={CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES} <= outputs,
+        looks_inside={CLASS_RELEVANCE, CLASS_FEATURES} <= outputs,
         labels=_read_labels(client, name, versions[-1], preprocessing.image_size, class_count),
         preprocessing=preprocessing,
         provenance=provenance,

@@ -28,8 +28,19 @@ class Parameters(BaseModel):
         float | None,
         Field(ge=0, le=1, description="Leave out less probable classes, and abstain when none is left"),
     ] = None
+    abstain: Annotated[
+        bool,
+        Field(description="Abstain from images unlike those that the model knows: its answer has too much entropy"),
+    ] = False
     heads: Annotated[
         bool, Field(description="Of a distilled model: what each head says by itself, and how far they agree")
+    ] = False
+    explain: Annotated[
+        bool,
+        Field(description="Where each token of the model looks: a heat map over what it read, as a data URL in PNG"),
+    ] = False
+    embedding: Annotated[
+        bool, Field(description="The features of each token, as float32 in base64, for search and to watch for drift")
     ] = False
     pixels: Annotated[
         bool, Field(description="What the model read of each image: resized and cropped, as a data URL in PNG")

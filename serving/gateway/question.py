@@ -12,6 +12,8 @@ class Question:
     Attributes:
         model: its name.
         version: None for the newest of the Triton that answers.
+        abstains: from images unlike those that the model knows.
+        explainer: the model that looks inside it, for explanation and embedding.
         shadow: whose answers are compared with the model's, after the caller has them.
         is_canary: what is asked for is the canary of the model that the caller meant.
     """
@@ -22,5 +24,9 @@ class Question:
     min_probability: float | None
     with_heads: bool
     with_pixels: bool
+    abstains: bool = False
+    explainer: str | None = None
+    with_explanation: bool = False
+    with_embedding: bool = False
     shadow: ServedModel | None = None
     is_canary: bool = False

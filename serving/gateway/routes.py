@@ -25,6 +25,7 @@ from serving.gateway.errors import (
 from serving.gateway.examples import ANSWER_EXAMPLES, STREAM_EXAMPLE
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.metrics_port import METRICS
+from serving.gateway.models import ServedModel
 from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.paths import CLASSIFY
 from serving.gateway.question import Question
@@ -218,14 +219,20 @@ async def models(request: Request) -> Models:
     """The models that are served, with what they expect and where they came from."""
     gateway = gateway_state(request)
     return Models(
-        default=gateway.default_model, models=[Model.model_validate(model) for model in gateway.models.values()]
+        default=gateway.default_model, models=[described(gateway, model) for model in gateway.models.values()]
     )
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=documented(UnknownModel))
 async def describe_model(name: str, request: Request) -> Model:
     """What one model expects, what it knows and where it came from."""
-    return Model.model_validate(gateway_state(request).model(name))
+    gateway = gateway_state(request)
+    return described(gateway, gateway.model(name))
+
+
+def described(gateway: GatewayState, model: ServedModel) -> Model:
+    facts = {name: getattr(model, name, None) for name in Model.model_fields}
+    return Model.model_validate({**facts, "is_explained": gateway.explainer(model) is not None})
 
 
 @router.get("/healthz", summary="Is the process alive?")

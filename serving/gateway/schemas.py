@@ -25,15 +25,34 @@ class HeadsBody(BaseModel):
     jensen_shannon_divergence: float = Field(description="Between the heads, in bits: 0 equal, 1 apart", ge=0, le=1)
 
 
+class ByToken(BaseModel):
+    """One text for each token; a model with one head has the class token alone."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    class_token: str = Field(alias="class", description="Of the class token")
+    distillation_token: str | None = Field(default=None, alias="distillation", description="Of the distillation token")
+
+
 class ImageAnswer(BaseModel):
     """What the model says of one image."""
 
     version: str = Field(description="Version of the model that gave this answer", examples=["1"])
     predictions: list[PredictionBody] = Field(description="Best first")
     abstained: bool | None = Field(
-        default=None, description="With min_probability: no class was probable enough, and predictions is empty"
+        default=None,
+        description="With min_probability or abstain=true: no class was probable enough, or the image is unlike those "
+        "that the model knows; then predictions is empty",
     )
     heads: HeadsBody | None = Field(default=None, description="With heads=true")
+    explanation: ByToken | None = Field(
+        default=None,
+        description="With explain=true: where the token looks, by attention rollout, as a heat map over what the model "
+        "read; each from its least to its most looked at patch, as a data URL in PNG",
+    )
+    embedding: ByToken | None = Field(
+        default=None, description="With embedding=true: what the head reads, as little-endian float32 in base64"
+    )
     pixels: str | None = Field(
         default=None,
         description="With pixels=true: what the model read, resized and cropped, as a data URL in PNG",
@@ -68,6 +87,8 @@ class ImageResult(BaseModel):
     predictions: list[PredictionBody] | None = None
     abstained: bool | None = None
     heads: HeadsBody | None = None
+    explanation: ByToken | None = None
+    embedding: ByToken | None = None
     pixels: str | None = None
     problem: ProblemBody | None = Field(default=None, description="In place of predictions")
 
@@ -108,6 +129,8 @@ class Model(BaseModel):
     versions: list[str] = Field(description="Those that are loaded, oldest first")
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model reads, uint8 RGB")
     has_heads: bool = Field(description="It answers heads=true")
+    can_abstain: bool = Field(description="It answers abstain=true")
+    is_explained: bool = Field(description="It answers explain=true and embedding=true")
     labels: list[str] = Field(description="Names of the classes in index order")
     preprocessing: PreprocessingBody
     provenance: Provenance | None

@@ -53,6 +53,10 @@ class GatewayState:
             raise NotReady(self.tritons.why_not(name))
         raise UnknownModel(f"the model {name[:100]!r} is not served; served: {', '.join(models)}")
 
+    def explainer(self, model: ServedModel) -> str | None:
+        """The name of the model that looks inside this one, perhaps itself; None if none does."""
+        return next((each.name for each in self.models.values() if each.explains(model)), None)
+
     def question(self, asked: Parameters, record: RequestRecord | None = None) -> Question:
         """What a request asks, checked against the model.
 
@@ -72,15 +76,32 @@ class GatewayState:
             raise InvalidParameter(f"top_k is {asked.top_k}, and the model {served.name} has {classes} classes")
         if asked.heads and not served.has_heads:
             raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
+        if asked.abstain and not served.can_abstain:
+            raise InvalidParameter(
+                f"the model {served.name} was exported without labelled images, so it does not know when to abstain; "
+                "leave abstain out"
+            )
+        explainer = None
+        if asked.explain or asked.embedding:
+            explainer = self.explainer(served)
+            if explainer is None:
+                raise InvalidParameter(
+                    f"no model that is served looks inside {served.name}; export it again with --explain, or leave "
+                    "explain and embedding out"
+                )
         question = Question(
             model=served.name,
             version=asked.version,
             top_k=asked.top_k or min(DEFAULT_TOP_K, classes),
             min_probability=asked.min_probability,
+            abstains=asked.abstain,
+            explainer=explainer,
+            with_explanation=asked.explain,
+            with_embedding=asked.embedding,
             with_heads=asked.heads,
             with_pixels=asked.pixels,
         )
-        if record is None or asked.version is not None:
+        if record is None or asked.version is not None or explainer is not None:  # which explains no other weights
             return question
         return self.candidates.share(question, served, record)
 

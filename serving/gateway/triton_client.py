@@ -153,14 +153,40 @@ class TritonClient:
         Raises:
             Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal: no image got an answer.
         """
+        outputs = (PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ()))
+        asked_s = time.monotonic()
+        response = await self.call(
+            model, images, outputs, version=version, timeout_s=timeout_s, request_id=request_id, headers=headers
+        )
+        answers = answers_of(response, len(images), with_heads)
+        if any(isinstance(answer, Problem) for answer in answers):
+            logger.error("the model %s gave probabilities that are not numbers; export it again", model)
+        else:
+            now_s = time.monotonic()
+            self._last_success_s[model] = now_s
+            before_s = self._usual_answer_s.get(model, now_s - asked_s)
+            self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
+        return answers
+
+    async def call(
+        self,
+        model: str,
+        images: Sequence[npt.NDArray[np.uint8]],
+        outputs: tuple[str, ...],
+        *,
+        version: str,
+        timeout_s: float,
+        request_id: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> ModelInferResponse:
+        """These outputs of one request, as they come; arguments and errors as of `ask`."""
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
         request = ModelInferRequest()
-        request.CopyFrom(request_for(model, version, (len(images), *images[0].shape), with_heads))
+        request.CopyFrom(request_for(model, version, (len(images), *images[0].shape), outputs))
         request.id = request_id
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)  # microseconds, for Triton's queue
         message = with_pixels(request, images)
-        asked_s = time.monotonic()
         call = self._infer(message, timeout=timeout_s, metadata=tuple((headers or {}).items()))
         self._calls[model].add(call)
         try:
@@ -180,23 +206,15 @@ class TritonClient:
         if response.model_version != version:
             self._on_version_changed()
             raise VersionChanged(f"version {response.model_version} answered for version {version}")
-        answers = answers_of(response, len(images), with_heads)
-        if any(isinstance(answer, Problem) for answer in answers):
-            logger.error("the model %s gave probabilities that are not numbers; export it again", model)
-        else:
-            now_s = time.monotonic()
-            self._last_success_s[model] = now_s
-            before_s = self._usual_answer_s.get(model, now_s - asked_s)
-            self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
-        return answers
+        return response
 
 
 @functools.lru_cache
-def request_for(model: str, version: str, shape: tuple[int, ...], with_heads: bool) -> ModelInferRequest:
+def request_for(model: str, version: str, shape: tuple[int, ...], outputs: tuple[str, ...]) -> ModelInferRequest:
     """What the requests for images of this shape, (N, H, W, 3), have in common; to be copied, not changed."""
     request = ModelInferRequest(model_name=model, model_version=version)
     request.inputs.add(name=IMAGES, datatype="UINT8", shape=shape)
-    for name in (PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ())):
+    for name in outputs:
         request.outputs.add(name=name)
     return request
 

@@ -9,6 +9,7 @@ import pytest
 from typer.main import get_command
 
 from serving import command, triton_command
+from serving.launcher import choose_default
 from tests.conftest import REPOSITORY_ROOT
 
 SERVE, TRITON = ({option.name: option for option in get_command(each.app).params} for each in (command, triton_command))
@@ -32,6 +33,12 @@ def test_every_option_has_an_environment_variable_and_a_help_line(options):
         assert option.opts == ["--" + name.replace("_", "-")]
         assert option.envvar == "DEIT_" + name.upper()
         assert option.help.endswith(".")
+
+
+def test_a_model_that_explains_another_is_the_default_only_where_it_is_named():
+    names = ["mine_explain", "mine_int8"]
+    assert choose_default(None, names) == "mine_int8"
+    assert choose_default("mine_explain", names) == "mine_explain"
 
 
 def test_an_option_of_both_commands_is_the_same_in_both():

@@ -11,6 +11,7 @@ const MEANING = {
   decode: "decoding",
   preprocess: "resizing and cropping",
   model: "model and its queue",
+  explain: "looking inside the model",
 };
 
 export function showPicture({ file, url, answer, refused, isBusy }, model) {
@@ -19,6 +20,7 @@ export function showPicture({ file, url, answer, refused, isBusy }, model) {
   $("problem").hidden = !refused;
   $("said").hidden = !answer;
   $("seen-figure").hidden = !answer;
+  $("looks").hidden = !answer?.explanation;
   if (refused) {
     $("problem-title").textContent = `${refused.title}.`;
     $("problem-detail").textContent = sentence(refused.detail);
@@ -28,6 +30,7 @@ export function showPicture({ file, url, answer, refused, isBusy }, model) {
   const { image_size } = model.preprocessing;
   $("seen").alt = `The ${image_size} by ${image_size} pixels that the model read`;
   $("seen-size").textContent = `${image_size} × ${image_size} pixels, resized and cropped by the server`;
+  showHeatMaps(answer.explanation);
   showBars(answer);
   showAgreement(answer.heads);
   showTiming(answer);
@@ -65,6 +68,15 @@ function showCrop(width, height, { crop_pct: kept, crop_mode }) {
 }
 
 const bytes = (count) => (count < 1e6 ? `${Math.ceil(count / 1e3)} kB` : `${(count / 1e6).toFixed(1)} MB`);
+
+// {class: a picture, distillation: a picture, unless the model has one head}
+function showHeatMaps(explanation) {
+  const maps = Object.entries(explanation ?? {}).map(([token, src]) => {
+    const name = `${token} token`;
+    return element("div", { className: `${token}-head` }, element("img", { src, alt: `Where the ${name} looked` }), element("span", {}, name));
+  });
+  $("heat-maps").replaceChildren(...maps);
+}
 
 function showBars({ predictions, heads }) {
   const [best] = predictions;

@@ -21,7 +21,7 @@ export async function listModels() {
 
 // The answer for one picture, with `total_ms` as this browser measured it and `stages` as the server did.
 export async function classify(file, model, version, { onWait, signal }) {
-  const query = new URLSearchParams({ model: model.name, version, pixels: true, heads: model.has_heads });
+  const query = new URLSearchParams({ model: model.name, version, pixels: true, heads: model.has_heads, explain: model.is_explained });
   query.set("top_k", Math.min(model.labels.length, MOST_CLASSES));
   const form = new FormData();
   form.append("image", file);

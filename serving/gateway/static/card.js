@@ -18,6 +18,7 @@ export function showCard(model, version) {
       ["Read-out", origin.readout],
       ["Precision", origin.precision],
       ["Proof", proof(origin)],
+      ["Confidence", confidence(origin.calibration)],
       ["Checkpoint", element("code", {}, `sha256 ${origin.checkpoint_sha256}`)],
       ["Made with", Object.entries(origin.versions).map((pair) => pair.join(" ")).join(", ")],
     );
@@ -36,6 +37,11 @@ function classes(labels) {
 
 const proof = ({ parity_images, parity_max_difference }) =>
   `on ${parity_images} real images no probability differs from PyTorch's by more than ${parity_max_difference.toExponential(1)}`;
+
+const confidence = (found) =>
+  found
+    ? `fitted on ${found.images} images: an answer is ${percent(found.calibration_error)} off its share of right ones on average, before it was ${percent(found.calibration_error_before)}`
+    : "the model's own, not fitted to images";
 
 // {"joint_top1": 0.7, "class_top1": 0.69, ...} as one tile for each top-1 and top-5, the answer's own first
 function accuracyOf(metrics) {

@@ -1,0 +1,148 @@
+"""Fits the probabilities of a classifier to held-out images, and finds where it is out of its depth."""
+
+import io
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from deit.calibration import Calibration, entropy_bits
+from deit.errors import DataError
+from deit.preprocessing import Preprocessing
+from export.confidence import Bin, Labels, Probabilities, calibrated, calibration_error, fit, reliability
+from export.config import FEWEST_HELD_OUT, ExportConfig
+from export.gate import REFERENCE_BATCH, Reference
+from export.joint import JointClassifier
+from export.samples import held_out
+from training.columns import Columns
+from training.images import LabelledImages, prepare
+from training.opening import TrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """What was fitted, and the gate's images in bins of probability before and after."""
+
+    calibration: Calibration
+    before: list[Bin]
+    after: list[Bin]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The error and the bins, as report.txt shows them."""
+        found = self.calibration
+        console = Console(file=io.StringIO(), width=140)
+        console.print(
+            f"\nprobabilities fitted on {found.images} other images: temperature {found.temperature:.3f}, floor "
+            f"{found.floor:.4f}\ncalibration error {found.calibration_error_before:.2%} before, "
+            f"{found.calibration_error:.2%} after; answers with more than {found.entropy_limit_bits:.2f} bits of "
+            f"entropy are unfamiliar ({found.false_refusals:.1%} of those images)"
+        )
+        table = Table("fitted", box=None, pad_edge=False)
+        for heading in ("images", "probability", "right"):
+            table.add_column(heading, justify="right")
+        for title, bins in (("before", self.before), ("after", self.after)):
+            for each in bins:
+                table.add_row(title, str(each.images), f"{each.probability:.3f}", f"{each.right:.3f}")
+        console.print(table)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def fit_confidence(
+    classifier: JointClassifier, expected: Reference, source: TrainedModel, config: ExportConfig
+) -> Confidence | None:
+    """Fit `classifier` to labelled images that the gate does not judge on: from then on it gives those probabilities.
+
+    Args:
+        expected: its own answers to the gate's images, on which the errors are reported.
+
+    Returns:
+        None if there are too few such images, or `config` does not want it; the classifier stays as it is.
+
+    Raises:
+        DataError: `config` asks for it, and there are too few such images.
+    """
+    if config.calibrate is False:
+        return None
+    images = held_out(
+        config.images,
+        config.parity_images,
+        num_classes=len(source.label_names),
+        calibrates="int8" in config.precisions,
+        columns=Columns(config.image_column, config.label_column),
+    )
+    count = 0 if images is None else len(images)
+    if images is None or count < FEWEST_HELD_OUT or expected.labels is None:
+        finding = (
+            f"{config.images} has {count} labelled images of the model's classes beyond those of the gate, and "
+            f"{FEWEST_HELD_OUT} are needed to fit the probabilities"
+        )
+        if config.calibrate:
+            raise DataError(f"{finding}: add images, or leave --calibrate out")
+        logger.info("%s: they stay the model's own", finding)
+        return None
+    logger.info("fitting the probabilities to %d images", count)
+    probabilities, labels = answers(classifier, images, source.preprocessing)
+    temperature, floor = fit(probabilities, labels)
+    classifier.fitted = temperature, floor
+    before = reliability(expected.outputs[0], expected.labels)
+    after = reliability(fitted_outputs(classifier, expected.outputs)[0], expected.labels)
+    entropy = entropy_bits(fitted_outputs(classifier, [probabilities])[0])
+    limit = float(np.quantile(entropy, 1 - config.false_refusals))
+    return Confidence(
+        calibration=Calibration(
+            images=len(labels),
+            temperature=temperature,
+            floor=floor,
+            calibration_error_before=calibration_error(before),
+            calibration_error=calibration_error(after),
+            entropy_limit_bits=limit,
+            false_refusals=float((entropy > limit).mean()),
+        ),
+        before=before,
+        after=after,
+    )
+
+
+def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:
+    """What the fitted classifier answers, from what it answered before."""
+    return replace(
+        expected,
+        outputs=fitted_outputs(classifier, expected.outputs),
+        extreme_outputs=fitted_outputs(classifier, expected.extreme_outputs),
+    )
+
+
+def fitted_outputs(classifier: JointClassifier, outputs: list[Any]) -> list[Any]:
+    assert classifier.fitted is not None
+    temperature, floor = classifier.fitted
+    return [calibrated(torch.from_numpy(each), temperature, floor).numpy() for each in outputs]
+
+
+def answers(
+    classifier: JointClassifier, images: LabelledImages, preprocessing: Preprocessing
+) -> tuple[Probabilities, Labels]:
+    """`probabilities` (N, classes) and labels (N,) of the images that can be decoded."""
+    found: list[Probabilities] = []
+    labels: list[int] = []
+    for start in range(0, len(images), REFERENCE_BATCH):
+        pixels = []
+        for index in range(start, min(start + REFERENCE_BATCH, len(images))):
+            try:
+                pixels.append(prepare(images, index, preprocessing))
+            except DataError as error:
+                logger.warning("%s; it is left out", error)
+            else:
+                labels.append(images.label(index))
+        if pixels:
+            with torch.inference_mode():
+                found.append(classifier(torch.from_numpy(np.stack(pixels)))[0].numpy())
+    return np.concatenate(found), np.array(labels)
