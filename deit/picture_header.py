@@ -179,7 +179,7 @@ def _next_marker(content: bytes, position: int, end: int) -> int:
     at = content.find(b"\xff", position, end)
     while at >= 0 and content[at + 1 : at + 2] and content[at + 1] in NO_MARKERS:
         at = content.find(b"\xff", at + 1, end)
-    return at if at >= 0 else min(end, len(content))
+    return at if at >= 0 else min(end, max(position, len(content)))  # the last segment may claim more than there is
 
 
 def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:

@@ -36,12 +36,12 @@ def deit(*arguments: str | Path) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("count", "batch_size"),
-    [(8, 4), pytest.param(500, 50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
-    ids=["a few classes", "all 500 photographs"],
+    ("count", "batch_size", "blocks"),
+    [(8, 4, 2), pytest.param(500, 50, 12, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+    ids=["a few classes and blocks", "all 500 photographs"],
 )
 def test_the_papers_recipe_goes_from_folders_to_answers(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, batch_size: int
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, batch_size: int, blocks: int
 ) -> None:
     data, runs = tmp_path / "imagenet", tmp_path / "runs"
     photographs = open_images(shared_data / "imagenet" / "sample500.parquet", "test")
@@ -53,7 +53,18 @@ def test_the_papers_recipe_goes_from_folders_to_answers(
     deit("train", *small, *TEACHER)
     teacher, student = runs / "teacher" / "checkpoint", runs / "student" / "checkpoint"
     recipe = ("--preset", "deit-ti-distilled", "--epochs", "2", "--warmup-epochs", "1")
-    deit("train", *small, *recipe, "--name", "student", "--teacher", teacher, "--report")
+    deit(
+        "train",
+        *small,
+        *recipe,
+        "--name",
+        "student",
+        "--teacher",
+        teacher,
+        "--report",
+        "--model-arg",
+        f"depth={blocks}",
+    )
     settings = json.loads((runs / "student" / "config.json").read_text())
     assert (settings["repeated_augmentation"], settings["ema_decay"], settings["image_size"]) == (3, 0.99996, 224)
     assert len((runs / "student" / "metrics.jsonl").read_text().splitlines()) == 2
