@@ -103,6 +103,7 @@ HTTP = MeasuredTable(
     ),
 )
 
+
 def unavoidable(record: Record) -> str:
     """The share of the processor time that decoding and the engine take."""
     names = ("server_cpu_ms_per_image", "cpu_python_ms_per_image", "cpu_triton_python_backend_stub_ms_per_image")
