@@ -255,13 +255,17 @@ TRAIN = MeasuredTable(
         "precision": precision,
         "part": condition("part"),
         "implementation": condition("implementation"),
+        "pixels": condition("image_size"),
         "batch size": condition("batch_size"),
         "device": condition("device"),
         "workers": condition("workers"),
         "teacher": condition("teacher"),
         "images/s": figure("images_per_s"),
+        "processor ms an image": figure("cpu_ms", digits=2),
+        "load": lambda record: f"{record.environment.load_average:.0f}",
     },
-    note="Brackets: lowest to highest run.",
+    note="Brackets: lowest to highest run. Load: average when the measurement began; far above the number of cores, "
+    "only the ratio of rows that were measured in turns says something.",
 )
 
 
@@ -277,7 +281,8 @@ def newest(records: Sequence[Record], machine: str) -> list[Record]:
 def _key(record: Record) -> dict[str, str]:
     """What makes it another measurement, and not the same one again."""
     outcome = ("offered_per_s", "settings", "version", "count")
-    return {name: str(value) for name, value in record.conditions.items() if name not in outcome}
+    # a condition that came later is off in earlier records
+    return {name: str(value) for name, value in record.conditions.items() if name not in outcome and value is not False}
 
 
 def tables(records: Sequence[Record]) -> dict[str, Table]:
@@ -306,6 +311,9 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
         "paper_disagreement": paper.DISAGREEMENT,
         "disagreement": disagreement(records),
         "paper_transfer": paper.TRANSFER,
+        "paper_long": paper.LONG,
+        "paper_ablation": paper.ABLATION,
+        "paper_resolution": paper.RESOLUTION,
         "products": PRODUCTS.of(records),
         "engines": ENGINES.of(records),
         "train": TRAIN.of(records),

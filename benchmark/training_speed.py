@@ -1,4 +1,5 @@
-"""Images per second of our data loader and training step, next to those of timm's own parts.
+"""Images per second of our data loader and training step, next to those of timm's own parts, or of our step with the
+teacher's answers read from a cache.
 
 The loaders end at the same point: a normalised float batch with erased boxes on the device. timm's side is its
 `create_loader` with the prefetcher, and its `TokenDistillationTask` with its Mixup, optimiser and weight average, put
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,6 +43,12 @@ from training.opening import timm_preprocessing
 from training.processes import Processes, choose_device, choose_precision
 from training.sampler import share_out
 
+Turn = dict[str, float]
+"""Figures of one turn by name."""
+
+UNITS = {"images_per_s": "images/s", "cpu_ms": "ms"}
+"""cpu_ms is the processor time of an image, which other work on the machine changes little."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpeedConfig:
@@ -48,12 +56,25 @@ class TrainingSpeedConfig:
 
     images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
     rounds: RoundsOption = 5
-    workers: Annotated[int, Option(min=0, help="Processes that decode and augment.")] = 2
+    workers: Annotated[
+        int,
+        Option(min=0, help="Processes that decode and augment. With 0 the loaders' processor time is measured too."),
+    ] = 2
     loader_images: Annotated[int, Option(min=64, help="Images that each loader reads in a turn.")] = 2000
     batch_size: Annotated[int, Option(min=2, help="Images a step.")] = 32
     steps: Annotated[int, Option(min=0, help="Training steps in a turn; 0 measures the loaders only.")] = 5
+    compare: Annotated[
+        Literal["timm", "teacher-cache"],
+        Option(help="With what: timm's loader and step, or our step that reads the teacher's answers from a cache."),
+    ] = "timm"
     model: Annotated[str, Option(help="The student, timm's name.")] = "deit_tiny_distilled_patch16_224"
+    model_arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="As in `deit train`. Repeatable.")] = None
+    image_size: Annotated[int, Option(min=8, help="Side of the student's input in pixels.")] = 224
     teacher: Annotated[str, Option(help="The teacher, timm's name; its weights are random.")] = "resnet18"
+    teacher_arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="The same of the teacher.")] = None
+    teacher_image_size: Annotated[int | None, Option(min=8, help="Side of the teacher's input. Default: its own.")] = (
+        None
+    )
     precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Option(help="As in `deit train`.")] = "auto"
     compile: Annotated[bool, Option("--compile", help="Compile our side, as `deit train --compile` does.")] = False
     results: ResultsOption = RESULTS
@@ -72,8 +93,11 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
             name="run",
             runs=folder / "runs",
             model=config.model,
+            model_arg=config.model_arg,
+            image_size=config.image_size,
             distillation="hard",
             teacher=str(teacher),
+            teacher_image_size=config.teacher_image_size,
             auto_augment="rand-m9-mstd0.5-inc1",
             epochs=1,
             warmup_epochs=0,
@@ -84,17 +108,22 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
             workers=config.workers,
             profile=True,
         )
-        our_epoch, timms_epoch = _our_loader(run, device), _timm_loader(run, device)
-        turns = {
-            "loader": _in_turns(
-                config.rounds, {"here": lambda: _rate(our_epoch()), "timm": lambda: _rate(timms_epoch())}
+        turns = {}
+        if config.compare == "timm":
+            epochs = {"here": _our_loader(run, device), "timm": _timm_loader(run, device)}
+            turns["loader"] = _in_turns(
+                config.rounds, {name: partial(_loaded, epoch, config.workers) for name, epoch in epochs.items()}
             )
-        }
         if config.steps:
             _write_jpeg_folders(source, short, (config.steps + 1) * config.batch_size)  # the first step warms up
-            _write_teacher(config.teacher, open_images(short, "train").label_names, teacher)
-            timms_steps = _timm_steps(run, short, device)
-            turns["step"] = _in_turns(config.rounds, {"here": lambda: _our_steps(run, short), "timm": timms_steps})
+            _write_teacher(config, open_images(short, "train").label_names, teacher)
+            if config.compare == "timm":
+                name, other = "timm", _timm_steps(run, short, device)
+            else:
+                cached = replace(run, teacher_cache=folder / "answers")
+                _our_steps(cached, short)  # writes the answers
+                name, other = "here, answers kept", lambda: _our_steps(cached, short)
+            turns["step"] = _in_turns(config.rounds, {"here": lambda: _our_steps(run, short), name: other})
     precision = str(choose_precision(config.precision, device)).removeprefix("torch.")
     return [
         Record(
@@ -108,18 +137,19 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
                 "implementation": implementation,
                 "batch_size": config.batch_size,
                 "device": device.type,
-                "compiled": config.compile and implementation == "here" and part == "step",
+                "compiled": config.compile and implementation != "timm" and part == "step",
                 **({"workers": config.workers} if part == "loader" else {"teacher": config.teacher}),
+                **({} if config.image_size == 224 else {"image_size": config.image_size}),
             },
-            figures={"images_per_s": Figure.of(values, "images/s")},
+            figures={name: Figure.of([turn[name] for turn in values], UNITS[name]) for name in values[0]},
         )
         for part, sides in turns.items()
         for implementation, values in sides.items()
     ]
 
 
-def _in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    turns: dict[str, list[float]] = {name: [] for name in sides}
+def _in_turns(rounds: int, sides: dict[str, Callable[[], Turn]]) -> dict[str, list[Turn]]:
+    turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else reversed(sides):
             turns[name].append(sides[name]())
@@ -142,22 +172,26 @@ def _write_jpeg_folders(source: LabelledImages, folder: Path, count: int) -> Non
     (folder / "val" / first.parent.name / first.name).hardlink_to(first)
 
 
-def _write_teacher(architecture: str, label_names: tuple[str, ...], folder: Path) -> None:
+def _write_teacher(config: TrainingSpeedConfig, label_names: tuple[str, ...], folder: Path) -> None:
     torch.manual_seed(0)
-    model = create_model(architecture, num_classes=len(label_names), image_size=None, drop_path=0, model_args={})
+    arguments = TrainConfig(data=Path(), name="teacher", model_arg=config.teacher_arg).model_args
+    model = create_model(
+        config.teacher, num_classes=len(label_names), image_size=None, drop_path=0, model_args=arguments
+    )
     save_checkpoint(folder, model, label_names=label_names, preprocessing=timm_preprocessing(model), deit={})
 
 
 # -------------------------------------------------------------------------------------------------------------- loaders
 
 
-def _rate(batches: Iterator[Tensor]) -> float:
-    """Images per second of one epoch, from asking for the first batch to having the last."""
-    started = time.perf_counter()
-    count = sum(len(batch) for batch in batches)
+def _loaded(epoch: Callable[[], Iterator[Tensor]], workers: int) -> Turn:
+    """One epoch, from asking for the first batch to having the last; without workers also its processor time."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    count = sum(len(batch) for batch in epoch())
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return count / (time.perf_counter() - started)
+    rate = {"images_per_s": count / (time.perf_counter() - started)}
+    return rate if workers else {**rate, "cpu_ms": 1e3 * (time.process_time() - cpu_started) / count}
 
 
 def _our_loader(config: TrainConfig, device: torch.device) -> Callable[[], Iterator[Tensor]]:
@@ -217,17 +251,17 @@ def _preprocessing(config: TrainConfig) -> Preprocessing:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def _our_steps(config: TrainConfig, data: Path) -> float:
+def _our_steps(config: TrainConfig, data: Path) -> Turn:
     """Images per second of the steps of one run of `deit train`, without waiting for data; the median step counts."""
     with tempfile.TemporaryDirectory() as runs:
         run = replace(config, data=data, runs=Path(runs))
         train(run)
         steps = json.loads((run.folder / "profile.json").read_text())[1:]
     step_s: float = statistics.median(sum(step.values()) - step["data"] for step in steps)
-    return config.batch_size / step_s
+    return {"images_per_s": config.batch_size / step_s}
 
 
-def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callable[[], float]:
+def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callable[[], Turn]:
     """The same by timm's parts, on uint8 batches that are in memory."""
     preprocessing = _preprocessing(config)
     images = open_images(data, "train")
@@ -247,9 +281,15 @@ def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callab
     )
     precision = choose_precision(config.precision, device)
 
-    def turn() -> float:
+    def turn() -> Turn:
         torch.manual_seed(0)
-        student = timm.create_model(config.model, num_classes=classes, drop_path_rate=config.drop_path).to(device)
+        student = create_model(
+            config.model,
+            num_classes=classes,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            model_args=config.model_args,
+        ).to(device)
         teacher = timm.create_model(f"local-dir:{config.teacher}", pretrained=True).to(device)
         task = TokenDistillationTask(
             student,
@@ -287,6 +327,6 @@ def _timm_steps(config: TrainConfig, data: Path, device: torch.device) -> Callab
             now = time.perf_counter()
             seconds.append(now - started)
             started = now
-        return config.batch_size / statistics.median(seconds[1:])
+        return {"images_per_s": config.batch_size / statistics.median(seconds[1:])}
 
     return turn

@@ -58,7 +58,7 @@ def export_models(config: ExportConfig) -> list[Path]:
         columns=Columns(config.image_column, config.label_column),
     )
     if sample.labels is None:
-        logger.warning("%s has no labels of the model's classes: top-1 is not part of the gate", config.images)
+        logger.warning("%s gives no labels to judge by: top-1 is not part of the gate", config.images)
     expected = reference(classifier, sample.images, sample.labels)
 
     outcome = "built" if config.engine == "tensorrt-rtx" else "published"

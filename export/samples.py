@@ -37,14 +37,14 @@ def load_samples(
     preprocessing: Preprocessing,
     count: int | None,
     *,
-    num_classes: int,
+    num_classes: int | None,
     calibrates: bool,
     columns: Columns = Columns(),  # noqa: B008  frozen
 ) -> tuple[Sample, Sample | None]:
     """Images to judge on and, if something `calibrates`, others to calibrate on.
 
     A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
-    images, at most 64, to calibration.
+    images, at most 64, to calibration. So does one that has nothing but training images.
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
@@ -61,11 +61,18 @@ def load_samples(
             _unlabelled([files[index] for index in judging[: count or MOST_IMAGES]], preprocessing),
             _unlabelled([files[index] for index in calibration], preprocessing) if calibrates else None,
         )
-    test, train = open_images(path, "test", columns), None
-    if calibrates and path.is_dir():
-        train = _train_split(path, columns)
+    test, train = _only_train(path, columns), None
+    if test is not None:  # accuracy on training images would flatter the model
+        num_classes = None
+        logger.info("%s has no split to test on: PyTorch and the graph are compared on its training images", path)
+    else:
+        test = open_images(path, "test", columns)
+        if calibrates and path.is_dir():
+            train = _train_split(path, columns)
     judging, calibration = _split(len(test), calibrates and train is None)
     _refuse_too_few(path, len(judging), count)
+    if num_classes is None:
+        judging = [judging[place] for place in _spread(len(judging), min(count or MOST_IMAGES, len(judging)))]
     sample = _labelled(test, judging[: count or MOST_IMAGES], preprocessing, num_classes)
     if not calibrates:
         return sample, None
@@ -85,6 +92,15 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted({index * count // wanted for index in range(wanted)}) if wanted else []
 
 
+def _only_train(path: Path, columns: Columns) -> LabelledImages | None:
+    """The training images of a data set without test and val; None for any other."""
+    if not path.is_dir() or (path / "0").is_dir():  # ImageNet V2's folders are test images
+        return None
+    if any(find_split(path, split, columns) is not None for split in ("test", "val")):
+        return None
+    return find_split(path, "train", columns)
+
+
 def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
     """The train split, None for a data set to test on alone, such as ImageNet V2: its folders are judged on."""
     try:
@@ -93,7 +109,9 @@ def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
         return None
 
 
-def _labelled(images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int) -> Sample:
+def _labelled(
+    images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int | None
+) -> Sample:
     pixels, readable = _prepared([partial(prepare, images, index, preprocessing) for index in indices])
     labels = np.array([images.label(indices[place]) for place in readable])
     return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)

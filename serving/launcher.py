@@ -31,6 +31,8 @@ from serving.embedded.triton import EmbeddedTriton, embedded_triton
 from serving.gateway.admission import Admission
 from serving.gateway.api_keys import ApiKeys, load_api_keys
 from serving.gateway.app import Access, Companion, create_app
+from serving.gateway.candidates import check_candidates
+from serving.gateway.capture import Capture
 from serving.gateway.client_address import networks
 from serving.gateway.connection import addresses_of, wait_until_ready
 from serving.gateway.decoder import Decoder
@@ -201,6 +203,8 @@ def gateway_server(
     admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
     default_model = choose_default(settings.default_model, discovered.names())
+    candidates = settings.candidates
+    check_candidates(candidates, discovered)
     companions: list[Companion] = []
     if triton is not None:
         companions.append(triton.watched)
@@ -220,6 +224,8 @@ def gateway_server(
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
+        candidates=candidates,
+        capture=None if (folder := settings.capture.folder) is None else Capture(folder, settings.capture, metrics),
         images_per_request=settings.images_per_request,
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from deit.allowance import usable_cores, usable_memory_bytes
+from deit.candidate import CandidateModel, Mode, candidates_of
 from deit.log import LogFormat
 from deit.options import Secret, named, wrong
 
@@ -21,6 +22,7 @@ LARGEST_IMAGE_PIXELS = 400_000_000
 
 # The panels of --help.
 MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
+CAPTURE = "Capture"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +263,53 @@ class Decoding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """Which pictures are kept with their answers, and how many."""
+
+    folder: Annotated[
+        Path | None,
+        Option(
+            "--capture",
+            help="Folder in which a share of the pictures is kept with their answers; unset, none. Set it to look at "
+            "what is asked, if those who ask have agreed.",
+            rich_help_panel=CAPTURE,
+        ),
+    ] = None
+    percent: Annotated[
+        float,
+        Option(
+            "--capture-percent",
+            help="Share of the requests whose pictures are kept. Raise it if there are few requests.",
+            rich_help_panel=CAPTURE,
+        ),
+    ] = 1.0
+    max_images: Annotated[
+        int,
+        Option(
+            "--capture-max-images",
+            help="Most pictures in the folder; then no more are kept until some are deleted. Raise it to look at more.",
+            rich_help_panel=CAPTURE,
+        ),
+    ] = 10_000
+    max_bytes: Annotated[
+        int,
+        Option(
+            "--capture-max-bytes",
+            help="Most bytes of pictures in the folder; then no more are kept until some are deleted. Raise it if the "
+            "disk has room.",
+            rich_help_panel=CAPTURE,
+        ),
+    ] = 2**30
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percent <= 100:
+            raise wrong("--capture-percent", self.percent, "give a share above 0, up to 100")
+        for flag, count in (("--capture-max-images", self.max_images), ("--capture-max-bytes", self.max_bytes)):
+            if count < 1:
+                raise wrong(flag, count, "give at least 1, or leave out --capture")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """The options of `deit serve`."""
 
@@ -272,6 +321,24 @@ class ServeSettings:
             rich_help_panel=MODELS,
         ),
     ] = None
+    shadow: Annotated[
+        str,
+        Option(
+            metavar="MODEL=CANDIDATE:PERCENT",
+            help="Compare a candidate, another served model or MODEL/VERSION, with a share of a model's answers; "
+            "several with commas. Set it to try a model on real requests before callers get its answers.",
+            rich_help_panel=MODELS,
+        ),
+    ] = ""
+    canary: Annotated[
+        str,
+        Option(
+            metavar="MODEL=CANDIDATE:PERCENT",
+            help="Let a candidate answer a share of a model's requests; several with commas. Set it to replace a model "
+            "step by step.",
+            rich_help_panel=MODELS,
+        ),
+    ] = ""
     allow_reload: Annotated[
         bool,
         Option(
@@ -404,6 +471,7 @@ class ServeSettings:
         ),
     ] = True
     limits: Limits = Limits()
+    capture: CaptureSettings = CaptureSettings()
     log: LogSettings = LogSettings()
     log_requests: Annotated[
         bool,
@@ -470,6 +538,7 @@ class ServeSettings:
                 self.images_per_request,
                 f"give 1 to {MOST_IMAGES_PER_REQUEST}, or leave it out for what suits each model",
             )
+        _ = self.candidates
         if self.triton_restarts < 0:
             raise wrong("--triton-restarts", self.triton_restarts, "give 0 or more; the default is 5")
 
@@ -483,6 +552,23 @@ class ServeSettings:
         # each must be able to take one image of the largest size
         largest = max(1, self.limits.max_in_flight_pixels // self.limits.max_image_pixels)
         return min(largest, gateways_for(usable_cores(), usable_memory_bytes()))
+
+    @property
+    def candidates(self) -> dict[str, CandidateModel]:
+        """--shadow and --canary, by the model whose requests are shared. Raises ValueError."""
+        found: dict[str, CandidateModel] = {}
+        texts: dict[Mode, str] = {"shadow": self.shadow, "canary": self.canary}
+        for mode, text in texts.items():
+            try:
+                more = candidates_of(mode, text)
+            except ValueError as error:
+                raise wrong(f"--{mode}", repr(text), str(error)) from error
+            if both := found.keys() & more.keys():
+                raise ValueError(
+                    f"{min(both)} is in {named('--shadow')} and in {named('--canary')}: a model has one candidate"
+                )
+            found |= more
+        return found
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from studies.comparison import (
     TrainingRun,
     differing_settings,
     find_runs,
-    mcnemar,
+    image_chance,
     read_comparison,
     spread,
 )
@@ -84,7 +84,9 @@ def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str
         yield from ("## What the seeds allow to be said", "")
         yield (
             f"Resolved is what at least {LEAST_SEEDS} seeds agree on, with a 95 % interval of their paired differences "
-            "(Student's) on one side of zero, and with a McNemar p below 0.05 over all seeds' images."
+            "(Student's) on one side of zero, and with a p below 0.05 over the test images (Student's t-test of each "
+            "image's mean over the seeds). The verdict is on what the paper has; a difference where it has none counts "
+            "as a contradiction."
         )
         yield ""
         yield from (_sentence(claim, runs, decided) for claim in comparison.claims)
@@ -129,7 +131,8 @@ def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
     left, right = (_values(side, claim.measure, runs, decided) for side in (claim.left, claim.right))
     difference = PairedDifference(differences=tuple(a - b for a, b in zip(left, right, strict=True)))
     seeds = len(difference.differences)
-    what = "is right more often than" if claim.measure == "top1" else "decides as its teacher more often than"
+    how_often = {1: "more often than", 0: "as often as", -1: "less often than"}[claim.sign]
+    what = f"{'is right' if claim.measure == 'top1' else 'decides as its teacher'} {how_often}"
     if seeds == 1:
         found = f"{100 * difference.mean:+.2f} points in one seed, so without a spread"
     else:
@@ -140,15 +143,14 @@ def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
     chance = None
     if claim.measure == "top1":
         hits = [
-            np.concatenate([decisions == decided.labels for decisions in _decisions(side, decided)])
+            np.stack([decisions == decided.labels for decisions in _decisions(side, decided)])
             for side in (claim.left, claim.right)
         ]
-        alone = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
-        found += (
-            f"; right alone on {alone[0]:,} and {alone[1]:,} images of all seeds (McNemar p = {mcnemar(*alone):.2g})"
-        )
+        chance = image_chance(*hits)
+        found += f"; p = {chance:.2g} over the images"
     paper = f". The paper: {claim.paper}" if claim.paper else ""
-    return f"- **{difference.verdict(chance)}**: {_title(claim.left)} {what} {_title(claim.right)}. {found}{paper}"
+    verdict = difference.verdict(chance, claim.sign)
+    return f"- **{verdict}**: {_title(claim.left)} {what} {_title(claim.right)}. {found}{paper}"
 
 
 def _accuracy(runs: Runs, decided: Decided) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Arms of runs over the same seeds, and what their paired differences support.
 
 A comparison is a TOML file: a title, arms with the names of their runs (a pattern), claims such as "this arm beats that
-one", and what a paper has to say of the same matter. Equal seeds give two arms the same start, order of the images and
-mixing, so an arm is compared with another seed by seed.
+one", and what a paper has to say of the same matter. Equal seeds give two arms the same order of the images and the
+same mixing, and arms of one architecture the same start, so an arm is compared with another seed by seed.
 """
 
 import json
@@ -16,12 +16,17 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from deit.checkpoint import read_checkpoint_config
 from deit.errors import DataError
 from training.curves import read_metrics
 
 Measure = Literal["top1", "teacher"]
+Sign = Literal[-1, 0, 1]
+Hits = npt.NDArray[np.bool_]
 
 LEAST_SEEDS = 3
 """Fewer say too little about the spread."""
@@ -37,9 +42,10 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The claim that `left` is above `right`, each an arm's name or arm:read-out.
+    """What the paper says of `left` and `right`, each an arm's name or arm:read-out.
 
     Attributes:
+        sign: 1 if the paper has left above right, 0 if it has both equal, -1 if it has left below.
         measure: top1, or teacher: the share of the images decided as the arm's teacher does.
         paper: what the paper has for it, as text.
     """
@@ -48,6 +54,7 @@ class Claim:
     right: str
     measure: Measure = "top1"
     paper: str = ""
+    sign: Sign = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,45 +193,34 @@ class PairedDifference:
     @property
     def half_width(self) -> float:
         count = len(self.differences)
-        return t_quantile(count - 1) * self.deviation / math.sqrt(count) if count > 1 else math.inf
+        return float(student.ppf(0.975, count - 1)) * self.deviation / math.sqrt(count) if count > 1 else math.inf
 
-    def verdict(self, chance: float | None) -> Literal["reproduced", "not resolved", "contradicted"]:
-        """Whether the seeds support the claim that left is above right.
+    def verdict(self, chance: float | None, sign: Sign = 1) -> Literal["reproduced", "not resolved", "contradicted"]:
+        """Whether the seeds agree with the paper, which has left above, equal to or below right.
 
         Resolved if there are at least three seeds (two equal differences would leave the interval without a width), the
-        interval lies on one side of zero, as do all seeds, and the test set makes so many unequal images unlikely.
+        interval lies on one side of zero, as do all seeds, and the test images make so large a difference unlikely.
 
         Args:
-            chance: McNemar's probability, if the claim is of images got right.
+            chance: as `image_chance` gives it, if the claim is of images got right.
         """
-        if len(self.differences) < LEAST_SEEDS or (chance is not None and chance >= 0.05):
-            return "not resolved"
-        if self.mean - self.half_width > 0 < min(self.differences):
-            return "reproduced"
-        return "contradicted" if self.mean + self.half_width < 0 > max(self.differences) else "not resolved"
+        found = 0
+        if len(self.differences) >= LEAST_SEEDS and (chance is None or chance < 0.05):
+            found += self.mean - self.half_width > 0 < min(self.differences)
+            found -= self.mean + self.half_width < 0 > max(self.differences)
+        return "not resolved" if found == 0 else "reproduced" if found == sign else "contradicted"
 
 
-def t_quantile(degrees: int) -> float:
-    """The 0.975 quantile of Student's t distribution.
+def image_chance(left: Hits, right: Hits) -> float:
+    """Probability of so large a difference if left and right were equally good, by Student's t over the images.
 
-    With t = sqrt(degrees) tan(angle) its density over the angle is cos(angle)^(degrees - 1), but for a constant.
+    The seeds' models are judged on the same images, so an image counts once, with its mean over the seeds.
+
+    Args:
+        left, right: whether each image is right, (seeds, images).
     """
-    angles = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angles) ** (degrees - 1)
-    cumulated = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = np.interp(0.95, cumulated / cumulated[-1], angles)
-    return math.sqrt(degrees) * math.tan(float(angle))
-
-
-def mcnemar(left_alone: int, right_alone: int) -> float:
-    """Probability of so unequal counts of images that one side alone gets right, if both were equally good.
-
-    McNemar's test with continuity correction, two-sided.
-    """
-    if left_alone == right_alone:
-        return 1.0
-    chi = (abs(left_alone - right_alone) - 1) / math.sqrt(left_alone + right_alone)
-    return math.erfc(chi / math.sqrt(2))
+    differences = left.mean(axis=0) - right.mean(axis=0)
+    return float(ttest_1samp(differences, 0).pvalue) if differences.any() else 1.0
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Our data loader and training step next to timm's own, on this machine."""
+"""Our data loader and training step next to timm's own, or next to a step without the teacher, on this machine."""
 
 import typer
 
@@ -16,7 +16,8 @@ app = typer.Typer()
 def training_speed(config: TrainingSpeedConfig) -> None:
     """Images per second of the data loader and of the training step, next to timm's own on this machine.
 
-    Both sides get the same JPEG folders, transforms, workers, model, teacher and precision, in turns.
+    Both sides get the same JPEG folders, transforms, workers, model, teacher and precision, in turns. With --compare
+    teacher-cache: of our step, next to one that reads the teacher's answers from --teacher-cache.
     """
     environment = this_environment()
     command = this_command("python", "-m", "studies.training_speed")

@@ -131,6 +131,15 @@ class TrainConfig:
         ),
     ] = False
 
+    freeze_blocks: Annotated[
+        str | None,
+        Option(
+            metavar="N|all",
+            help="Do not train the stem and the first N blocks of an --initial-checkpoint; all: train the heads only. "
+            "For little data, or a slow machine.",
+        ),
+    ] = None
+
     distillation: Annotated[
         Distillation,
         Option(
@@ -247,6 +256,15 @@ class TrainConfig:
     warmup_epochs: Annotated[
         int, Option(min=0, help="Epochs of linear warm-up, included in --epochs. Lower it for short runs.")
     ] = 5
+    layer_decay: Annotated[
+        float | None,
+        Option(
+            min=0.01,
+            max=1,
+            help="Factor of the learning rate from each block to the one before it, such as 0.75. Default: one rate. "
+            "For pretrained weights and little data.",
+        ),
+    ] = None
     schedule: Annotated[
         Literal["step", "official"],
         Option(
@@ -352,6 +370,11 @@ class TrainConfig:
             raise ValueError("--teacher-cache keeps logits and decisions: it needs a --teacher, and --features none")
         if self.initial_checkpoint is None and self.position_antialias:
             raise ValueError("--position-antialias needs an --initial-checkpoint, whose position embedding it resizes")
+        if self.freeze_blocks is not None:
+            if self.freeze_blocks != "all" and not self.freeze_blocks.isdecimal():
+                raise ValueError(f"--freeze-blocks {self.freeze_blocks!r}: must be a number of blocks, or all")
+            if self.initial_checkpoint is None:
+                raise ValueError("--freeze-blocks needs an --initial-checkpoint: random weights must be trained")
         weighed = self.distillation not in ("none", "nkd")
         if weighed and self.label_weight == 1:
             raise ValueError(f"--label-weight 1 switches --distillation {self.distillation} off: lower it")

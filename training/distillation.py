@@ -12,11 +12,13 @@ z is z_d where the student has a distillation token, else z_c, "usual" distillat
 --distillation-alpha are 1 - w. A loss on features (training.features) is added to any of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -163,6 +165,18 @@ class Objective(nn.Module):
         """The student's parameters without weight decay, for timm's optimiser factory."""
         names = self.student.no_weight_decay() if hasattr(self.student, "no_weight_decay") else ()  # type: ignore[operator]
         return {f"student.{name}" for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layer of a parameter, for timm's layer decay.
+
+        The distillation token counts as a head, because it starts anew with its head; timm puts it into the stem. So
+        does what is learned for the losses.
+        """
+        matcher = self.student.group_matcher(coarse=coarse)  # type: ignore[operator]
+        layers: dict[str, int] = group_parameters(self.student, matcher, reverse=True)
+        heads = max(layers.values())
+        layers.pop("dist_token", None)
+        return lambda name: layers.get(name.removeprefix("student."), heads)
 
 
 def check_architecture(architecture: str, model: nn.Module, distillation: Distillation, token: str) -> None:

@@ -11,11 +11,12 @@ from training.columns import Columns
 from training.data import CorruptImages, evaluation_batches
 from training.evaluate import Evaluation, evaluate
 from training.evaluate_config import EvaluateConfig
-from training.images import SomeImages, open_images
+from training.images import LabelledImages, SomeImages, open_images
 from training.model import Normalize, load_teacher
 from training.opening import open_model
 from training.processes import choose_device, joined_processes
 from training.real_labels import real_labels
+from training.splits import held_out
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,12 @@ class CheckpointEvaluation:
 def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
     """The report, or None in all of torchrun's processes but the first."""
     device = choose_device(config.device)
-    images = open_images(config.data, config.split, Columns(config.image_column, config.label_column))
+    images: LabelledImages
+    columns = Columns(config.image_column, config.label_column)
+    if config.val_share:
+        _, images = held_out(open_images(config.data, "train", columns), config.val_share)
+    else:
+        images = open_images(config.data, config.split, columns)
     trained = open_model(config.checkpoint, "--checkpoint", architecture=config.architecture)
     model, preprocessing, label_names = trained.model, trained.preprocessing, trained.label_names
     if config.crop_pct is not None:

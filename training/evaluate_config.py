@@ -21,6 +21,10 @@ class EvaluateConfig:
     split: Annotated[
         Literal["test", "val"], Option(help="Split to evaluate on; test means val if there is no labelled test.")
     ] = "test"
+    val_share: Annotated[
+        float,
+        Option(min=0, max=0.9, help="Evaluate the images that `deit train` with this --val-share holds out."),
+    ] = 0.0
     image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
     label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
     checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]

@@ -13,6 +13,7 @@ from deit.preprocessing import Preprocessing
 from training.config import TrainConfig
 from training.distillation import DistillationLoss, Objective, check_architecture
 from training.features import Features, ViTKD
+from training.freezing import freeze
 from training.initial import load_initial
 from training.model import Teacher, choose_attention, create_model, load_teacher
 from training.optimizer import create_optimizer, restore_optimizer
@@ -118,6 +119,8 @@ def create_learner(
         logger.info("starting from %s", config.initial_checkpoint)
         for change in changes:
             logger.info("%s", change)
+    if config.freeze_blocks is not None:
+        logger.info("%s", freeze(model, config.freeze_blocks))
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     teacher = None

@@ -21,10 +21,11 @@ from training.data import CorruptImages, TrainingBatches, evaluation_batches
 from training.evaluate import Evaluation, evaluate_together
 from training.events import event_file
 from training.features import Features
+from training.freezing import to_training
 from training.images import LabelledImages
 from training.learner import create_learner, teach
 from training.model import Normalize
-from training.optimizer import clip_gradients, update
+from training.optimizer import clip_gradients, rate_of, update
 from training.pixel_bank import BankedBatches, PixelBank, banked
 from training.processes import Processes, choose_device, choose_precision, joined_processes
 from training.profile import StepProfile
@@ -83,12 +84,12 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     state = prepare_run_folder(config, processes, origin)
     if state.weights is not None:
         learner.restore(state.weights)
-        rate_before = optimizer.param_groups[0]["lr"]
+        rate_before = rate_of(optimizer)
         set_learning_rate(state.epochs_done, state.steps_done)
         logger.info(
             "resuming %s after %d of %d epochs and %d steps; the learning rate goes on from %.3g with %.3g",
             *(config.folder, state.epochs_done, config.epochs, state.steps_done),
-            *(rate_before, optimizer.param_groups[0]["lr"]),
+            *(rate_before, rate_of(optimizer)),
         )
     learner.prepare(compiles=config.compile, processes=processes, device=device)
     log_start(config, learner, splits, shares, device)
@@ -173,7 +174,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         state.save(config)
                         write_file(config.folder / "metrics.jsonl", as_lines(state.metrics))
                 break
-            model.train()
+            to_training(model)
             started, first_step = time.monotonic(), state.steps_done
             corrupt = CorruptImages(splits.train, config.max_corrupt_share)
             corrupt.add(state.corrupt)
@@ -203,7 +204,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                     numbers = processes.sum(torch.stack([loss_sum, norm, asked])) / processes.count
                     if update_weights(optimizer, learner.scaler, numbers) and update_average is not None:
                         update_average(model, step=epoch * steps_per_epoch + step + 1)
-                    if note(step, optimizer.param_groups[0]["lr"], numbers):
+                    if note(step, rate_of(optimizer), numbers):
                         learner.average_buffers(processes)
                         state.steps_done, state.weights = step + 1, learner.weights()
                         state.corrupt = sorted(processes.union(corrupt.indices))
@@ -242,7 +243,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             record = {
                 "epoch": epoch + 1,
                 "loss": round(state.loss_sum / max(steps_per_epoch - state.skipped_steps, 1), 5),
-                "learning_rate": optimizer.param_groups[0]["lr"],
+                "learning_rate": rate_of(optimizer),
                 "skipped_steps": state.skipped_steps,
                 "corrupt_images": len(corrupt.indices),
                 "train_images_per_s": round((steps_per_epoch - first_step) * config.batch_size / train_s, 1),

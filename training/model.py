@@ -1,11 +1,13 @@
 """Students and teachers, made by timm, and the two heads of a distilled DeiT."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -13,8 +15,11 @@ from torch import Tensor, nn
 
 from deit.errors import TrainingError
 from deit.preprocessing import Preprocessing
+from training.class_names import composed
 from training.features import Features, Taps, logits_and_features
-from training.opening import open_model
+from training.opening import TrainedModel, open_model
+
+logger = logging.getLogger(__name__)
 
 
 def create_model(
@@ -120,9 +125,19 @@ class Teacher(nn.Module):
     and resized to its own resolution.
     """
 
-    def __init__(self, name: str, model: nn.Module, preprocessing: Preprocessing, student: Preprocessing) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        student: Preprocessing,
+        classes: tuple[int, ...] | None = None,
+    ) -> None:
+        """Args: classes: the indices of the student's classes among the model's, if they are not the same."""
         super().__init__()
         self.name = name
+        self.register_buffer("_classes", None if classes is None else torch.tensor(classes), persistent=False)
+        self._classes: Tensor | None
         self.model = model.requires_grad_(False)
         self._image_size = preprocessing.image_size
         # (x * std_s + mean_s - mean_t) / std_t as one multiplication and addition
@@ -143,15 +158,18 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) for images normalised for the student, (N, 3, H, W)."""
-        logits: Tensor = self.model(self._view(images))
-        return logits
+        return self._of_the_student(self.model(self._view(images)))
 
     @torch.no_grad()
     def with_features(self, images: Tensor, taps: Taps) -> tuple[Tensor, Features]:
         """The same logits, and the features where the taps are; for a vision transformer."""
         logits, features = logits_and_features(self.model, self._view(images), taps)
         assert isinstance(logits, Tensor)  # of both heads it gives the mean, in evaluation mode
-        return logits, features
+        return self._of_the_student(logits), features
+
+    def _of_the_student(self, logits: Tensor) -> Tensor:
+        """The logits of the student's classes, in its order."""
+        return logits if self._classes is None else logits[:, self._classes]
 
     def _view(self, images: Tensor) -> Tensor:
         """The images as this model expects them."""
@@ -171,28 +189,45 @@ def load_teacher(
 
     Raises:
         CheckpointError: it cannot be opened.
-        TrainingError: it decides among other classes than the student. Its head is never replaced silently.
+        TrainingError: it does not know all classes of the student. Its head is never replaced silently.
     """
     trained = open_model(spec, "--teacher")
-    model, preprocessing, names = trained.model, trained.preprocessing, trained.label_names
-    if names and names != label_names:
-        raise TrainingError(
-            f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
-            "trained on these classes, in this order"
-        )
-    num_classes = model.num_classes
-    if num_classes != len(label_names):
-        raise TrainingError(
-            f"the teacher {spec} decides among {num_classes} classes, the data has {len(label_names)}: take a teacher "
-            "trained on this data (`deit train` without --teacher trains one)"
-        )
+    model, preprocessing = trained.model, trained.preprocessing
+    classes = _classes_of(trained, label_names, spec)
     if image_size is not None and image_size != preprocessing.image_size:
         if isinstance(model, VisionTransformer):
             model.set_input_size(img_size=image_size)
         elif model.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
             raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
         preprocessing = replace(preprocessing, image_size=image_size)
-    return Teacher(spec, model, preprocessing, student)
+    return Teacher(spec, model, preprocessing, student, classes)
+
+
+def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) -> tuple[int, ...] | None:
+    """The indices of the data's classes among the teacher's, found by name; None if they are the same.
+
+    A model without names of its classes is ImageNet's if the data's are all WordNet ids of ImageNet.
+    """
+    names, num_classes = teacher.label_names, int(teacher.model.num_classes)  # type: ignore[arg-type]
+    if not names and (subset := infer_imagenet_subset(teacher.model)) is not None:
+        known = tuple(ImageNetInfo(subset).label_names())
+        names = known if set(label_names) <= set(known) else ()
+    if not names and num_classes != len(label_names):
+        raise TrainingError(
+            f"the teacher {spec} decides among {num_classes} classes without names, the data has {len(label_names)}: "
+            "take a teacher trained on this data (`deit train` without --teacher trains one)"
+        )
+    if not names or names == label_names:
+        return None
+    places = {composed(name): place for place, name in enumerate(names)}
+    wanted = [composed(name) for name in label_names]
+    if not set(wanted) <= places.keys() or len(places) < len(names) or len(set(wanted)) < len(wanted):
+        raise TrainingError(
+            f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
+            "whose classes include all of the data's, each by a name of its own"
+        )
+    logger.info("the teacher %s answers for %d of its %d classes, by name", spec, len(wanted), len(names))
+    return tuple(places[name] for name in wanted)
 
 
 def _some(names: tuple[str, ...]) -> str:

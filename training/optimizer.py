@@ -20,9 +20,19 @@ def create_optimizer(objective: nn.Module, config: TrainConfig, device: torch.de
     """timm's optimiser of that name; on a GPU torch's fused one, if there is one."""
     fused = {"fused": True} if device.type == "cuda" and config.optimizer in FUSED else {}
     optimizer: Optimizer = create_optimizer_v2(
-        objective, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay, **fused
+        objective,
+        opt=config.optimizer,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        **fused,
     )
     return optimizer
+
+
+def rate_of(optimizer: Optimizer) -> float:
+    """The learning rate: with --layer-decay that of the heads, the highest."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def open_splits(config: TrainConfig) -> Splits:
     if config.val_share:
         if val is not None:
             raise TrainingError(f"--val-share {config.val_share:g}: {config.data} already has val: leave it out")
-        train, val = _held_out(train, config.val_share)
+        train, val = held_out(train, config.val_share)
     if config.train_images is not None:
         if config.train_images > len(train):
             raise DataError(f"--train-images {config.train_images}: the data set has {len(train)}")
@@ -92,7 +92,7 @@ def _labelled(config: TrainConfig, split: str) -> LabelledImages | None:
         return None
 
 
-def _held_out(train: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
+def held_out(train: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
     """The images left to train on, and those held out: a share of each class, always the same images."""
     count = max(math.floor(share * len(train)), 1)
     held = spread_indices(train, count)

@@ -254,7 +254,7 @@ def open_cache(
         "device batches of a step": shares.parts,
         "teacher": weights_identity(config.teacher),
         "teacher_image_size": config.teacher_image_size,
-        "teacher's images": _images_of(config.teacher),
+        **_described_by(config.teacher, images.label_names),
         "channels_last": config.channels_last,
         "compile": config.compile,
         "resize with vector instructions": can_resize(PIL.Image.Resampling.BICUBIC),
@@ -275,9 +275,13 @@ def open_cache(
     )
 
 
-def _images_of(teacher: str) -> dict[str, Any] | None:
-    """What the folder of a teacher says of the images it reads, None for a teacher whose weights or name say it all."""
+def _described_by(teacher: str, label_names: tuple[str, ...]) -> dict[str, Any]:
+    """What the folder of a teacher says of its images and, if they are others, of its classes; None for a teacher whose
+    weights or name say it all.
+    """
     if not Path(teacher).is_dir():
-        return None
-    preprocessing = read_checkpoint_config(Path(teacher)).preprocessing
-    return {name: getattr(preprocessing, name) for name in ("image_size", "mean", "std")}
+        return {"teacher's images": None, "teacher's classes": None}
+    description = read_checkpoint_config(Path(teacher))
+    images = {name: getattr(description.preprocessing, name) for name in ("image_size", "mean", "std")}
+    names = description.label_names
+    return {"teacher's images": images, "teacher's classes": None if names in (None, label_names) else names}

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from deit.candidate import Mode
 from deit.errors import RepositoryError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -18,7 +19,7 @@ REPOSITORY = Path("model_repository")
 
 @app.callback()
 def models() -> None:
-    """List, publish, roll back, remove and check the models of a repository, and let a running server follow it."""
+    """List, publish, roll back, try, remove and check the models of a repository; let a running server follow it."""
 
 
 @app.command("list")
@@ -27,14 +28,22 @@ def list_models(repository: Repository = REPOSITORY) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from deit.repository.models import listed, model_folders, read_served, read_version, version_numbers
+    from deit.repository.models import (
+        candidate_of,
+        listed,
+        model_folders,
+        read_served,
+        read_version,
+        version_numbers,
+    )
 
-    table = Table("model", "versions", "served", "precision", "backend", box=None)
+    table = Table("model", "versions", "served", "precision", "backend", "candidate", box=None)
     for name in model_folders(repository):
         model = repository / name
-        _, served = read_served(model)
+        config, served = read_served(model)
         runs = (version.precision, version.engine) if served and (version := read_version(model)) else ("", "")
-        table.add_row(name, listed(version_numbers(model)), listed(served), *runs)
+        tried = str(candidate_of(model, config) or "")
+        table.add_row(name, listed(version_numbers(model)), listed(served), *runs, tried)
     Console().print(table)
 
 
@@ -48,14 +57,15 @@ def show(
     from rich.console import Console
 
     from deit.repository.layout import REPORT_TABLE
-    from deit.repository.models import find_model, listed, read_served, read_version
+    from deit.repository.models import candidate_of, find_model, listed, read_served, read_version
 
     model = find_model(repository, name)
     shown = read_version(model, version)
-    _, served = read_served(model)
+    config, served = read_served(model)
     lines = {
         "version": f"{shown.number} ({'served' if shown.number in served else f'served: {listed(served)}'})",
         "file": f"{shown.file}, sha256 {shown.digest}" if shown.file.is_file() else f"{shown.file}, missing",
+        "candidate": str(candidate_of(model, config) or ""),
         "engine": shown.engine,
         "instances": ", ".join(f"{group.count} {group.Kind.Name(group.kind)}" for group in shown.config.instance_group),
         "batch": f"at most {shown.config.max_batch_size}",
@@ -118,6 +128,59 @@ def rollback(
     print(
         f"{name}: version {version} is served from Triton's next start on. A running `deit serve --allow-reload` takes "
         "it at once with `deit models reload`, which needs --port if the server's is not 8080."
+    )
+
+
+TriedModel = Annotated[str | None, typer.Option("--model", help="Another model to try. Default: NAME itself.")]
+TriedVersion = Annotated[
+    int | None, typer.Option("--version", help="Version to try. Default, for another model: the served one.")
+]
+
+
+@app.command()
+def shadow(
+    name: Annotated[str, typer.Argument(help="Name of the model whose requests are taken.")],
+    percent: Annotated[float, typer.Option(min=0, max=100, help="Share of its requests; 0 ends it.")],
+    model: TriedModel = None,
+    version: TriedVersion = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Compare another model or version with a share of a model's answers.
+
+    No caller gets its answers: how often they differ is in /metrics. Triton
+    loads it at its next start; a server with --allow-reload, with
+    `deit models reload`.
+    """
+    _try("shadow", repository, name, percent, model, version)
+
+
+@app.command()
+def canary(
+    name: Annotated[str, typer.Argument(help="Name of the model whose requests are taken.")],
+    percent: Annotated[float, typer.Option(min=0, max=100, help="Share of its requests; 0 ends it.")],
+    model: TriedModel = None,
+    version: TriedVersion = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Let another model or version answer a share of a model's requests.
+
+    Answers name the model and version that gave them. Triton loads it at
+    its next start; a server with --allow-reload, with `deit models reload`.
+    """
+    _try("canary", repository, name, percent, model, version)
+
+
+def _try(mode: Mode, repository: Path, name: str, percent: float, model: str | None, version: int | None) -> None:
+    from deit.repository.candidates import end_candidate, try_candidate
+
+    if percent:
+        done = str(try_candidate(repository, name, mode, percent, other=model, number=version))
+    else:
+        end_candidate(repository, name)
+        done = "nothing else is tried"
+    print(
+        f"{name}: {done} from Triton's next start on. A running `deit serve --allow-reload` takes it at once with "
+        "`deit models reload`, which needs --port if the server's is not 8080."
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from deit.candidate import CANDIDATE_PARAMETER
 from deit.errors import RepositoryError
 
 
@@ -44,6 +45,14 @@ def config_text(config: model_config_pb2.ModelConfig, versions: Sequence[int]) -
 def parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
     """The value under `key` of `parameters`, or "". Looking it up by [] would add the key to the configuration."""
     return str(config.parameters[key].string_value) if key in config.parameters else ""
+
+
+def without_candidate(config: model_config_pb2.ModelConfig) -> model_config_pb2.ModelConfig:
+    """What a version runs with, which is no matter of what is tried next to it."""
+    plain = model_config_pb2.ModelConfig()
+    plain.CopyFrom(config)
+    plain.parameters.pop(CANDIDATE_PARAMETER, None)
+    return plain
 
 
 def engine_of(config: model_config_pb2.ModelConfig) -> str:

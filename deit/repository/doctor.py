@@ -20,6 +20,8 @@ from deit.repository.lock import staging_folder
 from deit.repository.models import (
     BACKENDS,
     ModelVersion,
+    candidate_of,
+    find_model,
     listed,
     model_folders,
     nothing_served,
@@ -81,6 +83,7 @@ def examine_model(model: Path, *, tensorrt: str | None = None) -> list[str]:
         findings[-1] += f". Until then, {way_back}"
     return [
         *findings,
+        *_candidate(model, config),
         *_edited_preprocessing(version),
         *_not_described(model, config, served),
         *_missing_package(version),
@@ -167,6 +170,19 @@ def _edited_preprocessing(version: ModelVersion) -> Iterator[str]:
             f"{version.config_file} prepares images for version {version.number} in another way than "
             f"{published.config_file}, with which it was published: {rollback_command(published)} puts that back"
         )
+
+
+def _candidate(model: Path, config: model_config_pb2.ModelConfig) -> Iterator[str]:
+    if (candidate := candidate_of(model, config)) is None:
+        return
+    try:
+        number = None if candidate.version is None else int(candidate.version)
+        findings = examine_version(read_version(find_model(model.parent, candidate.model), number))
+    except RepositoryError as error:
+        findings = [str(error)]
+    if findings:
+        end = models_command(candidate.mode, model.name, "--percent", 0, repository=model.parent)
+        yield f"{model / CONFIG_FILE} tries {candidate.model}, but {findings[0]}; until then, {end} ends it"
 
 
 def _not_described(model: Path, config: model_config_pb2.ModelConfig, served: tuple[int, ...]) -> Iterator[str]:

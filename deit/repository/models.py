@@ -8,6 +8,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
+from deit.candidate import CANDIDATE_PARAMETER, CandidateModel
 from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, read_labels
 from deit.model import (
@@ -151,13 +152,33 @@ def published_version(model: Path, number: int) -> ModelVersion:
 
 
 def read_served(model: Path) -> tuple[model_config_pb2.ModelConfig, tuple[int, ...]]:
-    """The model's config.pbtxt and the versions that Triton serves by it, oldest first; perhaps none.
+    """The model's config.pbtxt and the versions that are served by it, oldest first; perhaps none.
+
+    Triton also loads a version that is only a candidate.
 
     Raises:
         RepositoryError: the configuration is missing or cannot be read.
     """
+    config, loaded = read_loaded(model)
+    candidate = candidate_of(model, config)
+    tried = candidate.version if candidate is not None and candidate.model == model.absolute().name else None
+    return config, tuple(number for number in loaded if str(number) != tried)
+
+
+def read_loaded(model: Path) -> tuple[model_config_pb2.ModelConfig, tuple[int, ...]]:
+    """The model's config.pbtxt and the versions that Triton loads by it. Raises as `read_served` does."""
     config = read_config(model / CONFIG_FILE)
     return config, chosen_versions(config, version_numbers(model))
+
+
+def candidate_of(model: Path, config: model_config_pb2.ModelConfig) -> CandidateModel | None:
+    """What is tried on a share of the model's requests. Raises RepositoryError when that cannot be read."""
+    if not (text := parameter(config, CANDIDATE_PARAMETER)):
+        return None
+    try:
+        return CandidateModel.from_json(text)
+    except ValueError as error:
+        raise RepositoryError(f"{model / CONFIG_FILE} names a candidate that cannot be read: {error}") from error
 
 
 def nothing_served(model: Path, config: model_config_pb2.ModelConfig) -> str:

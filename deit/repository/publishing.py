@@ -6,6 +6,7 @@ a reader, or a Triton that loads at that moment, gets the old version with its c
 its own. With Triton's usual policy `latest`, the new version would run for a moment with the old configuration.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,19 +18,23 @@ from deit.durable import new_folder, sync, write_file
 from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, read_labels, write_labels
 from deit.model import VERSION_PARAMETER
-from deit.repository.config import config_text, read_config
+from deit.repository.config import config_text, read_config, without_candidate
 from deit.repository.doctor import examine_version, newest_sound, rollback_command
 from deit.repository.layout import CONFIG_FILE, MODEL_NAME, models_command
 from deit.repository.lock import writing
 from deit.repository.models import (
+    candidate_of,
     find_model,
     listed,
     published_version,
+    read_loaded,
     read_served,
     read_version,
     version_numbers,
 )
 from deit.repository.numbers import newest_number, remember_newest_number
+
+logger = logging.getLogger(__name__)
 
 
 def publish(
@@ -51,10 +56,9 @@ def publish(
             The repository is as it was.
     """
     model = repository / name
-    named = model_config_pb2.ModelConfig()
-    named.CopyFrom(config)
+    named = without_candidate(config)
     named.name = name
-    with writing(repository) as staging, _explain_unwritable(model):
+    with writing(repository) as staging, explain_unwritable(model):
         version = 1 + newest_number(model)
         named.parameters[VERSION_PARAMETER].string_value = str(version)
         if not model.exists():
@@ -67,6 +71,7 @@ def publish(
             return version
         _refuse_other_interface(model, named, label_names)
         _keep_configurations(model)
+        _say_what_ends(model)
         with new_folder(model / str(version), staging=staging) as folder:
             fill(folder)
             (folder / CONFIG_FILE).write_text(config_text(named, [version]))
@@ -104,12 +109,13 @@ def serve_version(repository: Path, name: str, number: int) -> None:
         RepositoryError: the version does not exist, has a fault, or was made by hand and has no configuration.
     """
     model = find_model(repository, name)
-    with writing(repository), _explain_unwritable(model):
+    with writing(repository), explain_unwritable(model):
         with suppress(RepositoryError):  # a config.pbtxt that cannot be read is a reason to roll back, not to stop
             _keep_configurations(model)
         version = published_version(model, number)
         if findings := examine_version(version):
             raise RepositoryError(f"version {number} of {name} is not sound, nothing was changed: {findings[0]}")
+        _say_what_ends(model)
         write_file(model / CONFIG_FILE, config_text(version.config, [number]))
 
 
@@ -122,7 +128,7 @@ def remove(repository: Path, name: str, number: int | None = None) -> None:
         RepositoryError: the model or version does not exist, or the version is served.
     """
     model = find_model(repository, name)
-    with writing(repository) as staging, _explain_unwritable(model):
+    with writing(repository) as staging, explain_unwritable(model):
         target = model if number is None else _removable(model, number)
         remember_newest_number(model)
         target.rename(staging / target.name)
@@ -133,7 +139,10 @@ def remove(repository: Path, name: str, number: int | None = None) -> None:
 def _removable(model: Path, number: int) -> Path:
     if number not in version_numbers(model):
         raise RepositoryError(f"{model} has no version {number}; it has: {listed(version_numbers(model))}")
-    if number in read_served(model)[1]:
+    if number in read_loaded(model)[1]:
+        if number not in read_served(model)[1]:
+            end = models_command("canary", model.name, "--percent", 0, repository=model.parent)
+            raise RepositoryError(f"version {number} of {model.name} is its candidate: {end} ends that")
         other = newest_sound(model, but=number)
         first = f"serve another first, with {rollback_command(other)}" if other else "no other version is sound"
         whole = models_command("remove", model.name, repository=model.parent)
@@ -146,7 +155,14 @@ def _keep_configurations(model: Path) -> None:
     config, served = read_served(model)
     for number in served:
         if not (own := model / str(number) / CONFIG_FILE).exists():
-            write_file(own, config_text(config, [number]))
+            write_file(own, config_text(without_candidate(config), [number]))
+
+
+def _say_what_ends(model: Path) -> None:
+    """A candidate was compared with what is served, and goes with it."""
+    with suppress(RepositoryError):
+        if candidate := candidate_of(model, read_config(model / CONFIG_FILE)):
+            logger.warning("%s: %s ends", model.name, candidate)
 
 
 def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, label_names: tuple[str, ...]) -> None:
@@ -163,7 +179,7 @@ def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, l
 
 
 @contextmanager
-def _explain_unwritable(model: Path) -> Iterator[None]:
+def explain_unwritable(model: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:

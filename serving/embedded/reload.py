@@ -173,6 +173,10 @@ class Reloader:
                 raise ServingError(f"the model {name} is none of `deit export`; export it again")
             for version in model.versions:
                 prove(client, model, version)
+            if model.candidate is not None and model.candidate.model == name:
+                if model.other is None:
+                    raise ServingError(f"its {model.candidate} does not answer as a classifier; the log says why")
+                prove(client, model.other, model.other.version)
         return model
 
     def _restore(self, name: str, before: Offer | None) -> None:

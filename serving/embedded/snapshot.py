@@ -14,7 +14,7 @@ from deit.durable import write_file
 from deit.errors import RepositoryError
 from deit.repository.config import config_text
 from deit.repository.layout import CONFIG_FILE
-from deit.repository.models import model_names, nothing_served, read_served
+from deit.repository.models import model_names, nothing_served, read_loaded
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Offer:
     """What the repository offers of one model.
 
     Attributes:
-        versions: those that the model's version policy chooses, oldest first.
+        versions: those that the model's version policy chooses, oldest first, a candidate among them.
         files: name, inode and time of their files and of those next to them; another value means other contents.
     """
 
@@ -65,7 +65,7 @@ class Snapshot:
 
     def _offer(self, name: str) -> Offer:
         model = self._repository / name
-        config, versions = read_served(model)
+        config, versions = read_loaded(model)
         if not versions:
             raise RepositoryError(nothing_served(model, config))
         files = [entry for entry in model.iterdir() if not entry.name.isdigit()]

@@ -38,6 +38,9 @@ DEEPEST_CUT = 0.5
 # the median: when the limit grew up to max_wait_s itself, one image of a hundred took twice as long.
 GROWTH_BELOW = 0.6
 
+BUSY = 0.75
+"""Of the limit of images: with more in flight, what nobody waits for is dropped."""
+
 # Seconds of work after which a measurement counts 1/e. Idle time does not count.
 RATE_MEMORY_S = 10.0
 
@@ -134,6 +137,12 @@ class Admission:
     @property
     def images_in_flight(self) -> int:
         return self._small.images + self._large.images
+
+    @property
+    def has_room(self) -> bool:
+        """There is time for work that nobody waits for: the limits are not close."""
+        near = any(lane.images >= BUSY * lane.limit for lane in (self._small, self._large))
+        return not (near or self.is_stopping)
 
     @property
     def image_limit(self) -> int:

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from deit.preprocessing import Preprocessing
+from serving.gateway.capture import Capture, Captured
 from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.decoder_handle import ModelInput
@@ -15,8 +16,10 @@ from serving.gateway.errors import DeadlineExceeded, InvalidParameter, Malformed
 from serving.gateway.joining import Joiner
 from serving.gateway.models import ServedModel
 from serving.gateway.png import as_png
+from serving.gateway.question import Question
 from serving.gateway.record import ImageRecord, RequestRecord
 from serving.gateway.schemas import HeadsBody, ImageAnswer, PredictionBody
+from serving.gateway.shadow import Shadow, ShadowImage
 from serving.gateway.triton_client import ModelOutput, Probabilities, VersionChanged
 from serving.gateway.tritons import Tritons
 from serving.gateway.uploads import ReadyPixels, Upload
@@ -25,23 +28,6 @@ MOST_CLASSES = 1000
 """Classes of a model that metrics count one by one; those with a higher index are counted together."""
 
 OTHERS = "others"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a request wants to know of each of its images; checked against the model.
-
-    Attributes:
-        model: its name.
-        version: None for the newest of the Triton that answers.
-    """
-
-    model: str
-    version: str | None
-    top_k: int
-    min_probability: float | None
-    with_heads: bool
-    with_pixels: bool
 
 
 @dataclass(frozen=True)
@@ -62,10 +48,14 @@ class AnsweredImage:
 class Classifier:
     """Answers questions about images, each image on its own."""
 
-    def __init__(self, tritons: Tritons, decoder: Decoder, joiner: Joiner) -> None:
+    def __init__(
+        self, tritons: Tritons, decoder: Decoder, joiner: Joiner, shadow: Shadow, capture: Capture | None = None
+    ) -> None:
         self._tritons = tritons
         self._decoder = decoder
         self._joiner = joiner
+        self._shadow = shadow
+        self._capture = capture
 
     async def answer(
         self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
@@ -108,21 +98,75 @@ class Classifier:
                 heads_agree=None if heads is None else bool(heads[0].argmax() == heads[1].argmax()),
             )
         )
+        if self._capture is not None and isinstance(image, Upload) and self._capture.takes(record.request_id):
+            name, version = asked.model.name, answer.version
+            self._capture.keep(Captured(image, record.request_id, name, version, labels, answer.probabilities))
+        if question.shadow is not None and isinstance(image, Upload):
+            self._shadow.begin(self._shadow_image(image, asked, question.shadow, deadline.allowed_s, record.request_id))
         return asked
 
+    def _shadow_image(
+        self, image: Upload, answered: AnsweredImage, candidate: ServedModel, allowed_s: float, request_id: str
+    ) -> ShadowImage:
+        """Asks the candidate about an image that the model has answered; with the same pixels if it reads the same."""
+        reads_the_same = candidate.preprocessing == answered.model.preprocessing
+        question = Question(
+            model=candidate.name,
+            version=candidate.version,
+            top_k=1,
+            min_probability=None,
+            with_heads=False,
+            with_pixels=False,
+        )
+
+        async def ask() -> tuple[ModelOutput, float]:
+            found = await self._ask(
+                image,
+                question,
+                deadline=Deadline(allowed_s=allowed_s, at_s=time.monotonic() + allowed_s),
+                record=RequestRecord(request_id=request_id, started_s=time.monotonic()),
+                prepared=(candidate.preprocessing, ModelInput(answered.pixels, {})) if reads_the_same else None,
+            )
+            return found.answer, found.stages_s["model"]
+
+        return ShadowImage(
+            model=answered.model,
+            answer=answered.answer,
+            candidate=candidate,
+            bytes=len(image.content) + answered.pixels.nbytes,
+            is_possible=lambda: reads_the_same or self._decoder.idle > 1,  # one stays free for a caller
+            ask=ask,
+        )
+
     async def _ask(
-        self, image: Upload | ReadyPixels, question: Question, *, deadline: Deadline, record: RequestRecord
+        self,
+        image: Upload | ReadyPixels,
+        question: Question,
+        *,
+        deadline: Deadline,
+        record: RequestRecord,
+        prepared: tuple[Preprocessing, ModelInput] | None = None,
     ) -> AnsweredImage:
         """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
 
         When that one is lost, stops, or serves another version by now, the image is asked for once more, elsewhere if
         there is another: nobody has answered it. What a full queue refused goes to no other queue, because that makes
         an overload worse.
+
+        Args:
+            prepared: the pixels, and for which preprocessing they were made.
         """
         asked_s, failed, failures = time.monotonic(), None, 0
-        prepared: tuple[Preprocessing, ModelInput] | None = None
         while True:
-            model = await self._tritons.model(question.model, question.version, besides=failed)
+            try:
+                model = await self._tritons.model(question.model, question.version, besides=failed)
+            except NotReady:
+                if not question.is_canary or record.canary is None or record.canary.model != question.model:
+                    raise
+                # A reload has just ended the canary; the served version of the same model answers.
+                record.canary = replace(record.canary, answers=False)
+                question = replace(question, version=None, is_canary=False)
+                continue
             if question.with_heads and not model.has_heads:
                 raise InvalidParameter(f"the model {model.name} has one head; leave heads out")
             if prepared is None or prepared[0] != model.preprocessing:

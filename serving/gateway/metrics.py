@@ -2,12 +2,13 @@
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from deit.candidate import CandidateModel
 from serving.gateway.admission import Admission
 from serving.gateway.models import ServedModel
 from serving.gateway.record import RequestRecord
@@ -19,6 +20,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -33,14 +36,25 @@ class WhatIsServed:
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self.models = models
         self.tritons: Tritons | None = None
+        self.candidate_of: Callable[[ServedModel], CandidateModel | None] = lambda _: None
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         info = GaugeMetricFamily("deit_model_info", "1", labels=["model", "version", "precision", "checkpoint"])
-        for model in self.models.values():
+        served = self.models.values()
+        for model in [*served, *(each.other for each in served if each.other is not None)]:
             precision = model.provenance.precision if model.provenance else ""
             checkpoint = model.provenance.checkpoint_sha256 if model.provenance else ""
             info.add_metric([model.name, model.version, precision, checkpoint], 1)
         yield info
+        candidates = GaugeMetricFamily(
+            "deit_candidate_percent",
+            "Share of a model's requests on which another model or version is tried",
+            labels=["model", "candidate", "candidate_version", "mode"],
+        )
+        for model in self.models.values():
+            if (tried := self.candidate_of(model)) is not None:
+                candidates.add_metric([model.name, tried.model, tried.version or "", tried.mode], tried.percent)
+        yield candidates
         if self.tritons is None:
             return
         yield GaugeMetricFamily("deit_tritons", "Tritons that answer", value=self.tritons.answering())
@@ -107,6 +121,40 @@ class Metrics:
                 registry=registry,
             ).labels
         )
+        of_shadow = ["model", "candidate", "candidate_version"]
+        self._shadow_images = Counter(
+            "deit_shadow_images",
+            "Images that a shadow was to answer: its most probable class agrees or differs; dropped while the server "
+            "was busy; failed",
+            ["model", "version", "candidate", "candidate_version", "outcome"],
+            registry=registry,
+        )
+        self._shadow_differences = Histogram(
+            "deit_shadow_difference",
+            "Largest difference of a probability between a shadow and the answer that was given",
+            of_shadow,
+            buckets=DIFFERENCES,
+            registry=registry,
+        )
+        self._shadow_seconds = Histogram(
+            "deit_shadow_seconds",
+            "Of the model stage of a shadow, to be compared with deit_stage_seconds",
+            of_shadow,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._canary_requests = Counter(
+            "deit_canary_requests",
+            "Requests in a canary's share: it answered or failed, or was unavailable and the model answered",
+            ["model", "candidate", "outcome"],
+            registry=registry,
+        )
+        self._captured_images = Counter(
+            "deit_captured_images",
+            "Images to be captured: written, dropped because writing was behind, refused by a full folder, or failed",
+            ["outcome"],
+            registry=registry,
+        )
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
@@ -121,8 +169,8 @@ class Metrics:
         self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
         self._show_load()
 
-    def watch(self, tritons: Tritons) -> None:
-        self._served.tritons = tritons
+    def watch(self, tritons: Tritons, candidate_of: Callable[[ServedModel], CandidateModel | None]) -> None:
+        self._served.tritons, self._served.candidate_of = tritons, candidate_of
 
     def show_models(self, models: Mapping[str, ServedModel]) -> None:
         """Those that are served now."""
@@ -133,6 +181,20 @@ class Metrics:
 
     def count_model_request(self, model: str, images: int) -> None:
         self._model_request_images.labels(model).observe(images)
+
+    def count_shadow(
+        self, model: str, version: str, candidate: str, candidate_version: str | None, outcome: str
+    ) -> None:
+        self._shadow_images.labels(model, version, candidate, candidate_version or "", outcome).inc()
+
+    def observe_shadow(
+        self, model: str, candidate: str, candidate_version: str, *, difference: float, seconds: float
+    ) -> None:
+        self._shadow_differences.labels(model, candidate, candidate_version).observe(difference)
+        self._shadow_seconds.labels(model, candidate, candidate_version).observe(seconds)
+
+    def count_capture(self, outcome: str) -> None:
+        self._captured_images.labels(outcome).inc()
 
     def lose_decoder(self) -> None:
         self._lost_decoders.inc()
@@ -151,6 +213,9 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
         for problem in record.problems:
             self._problems.labels(problem).inc()
+        if (canary := record.canary) is not None:
+            outcome = "unavailable" if not canary.answers else "failed" if status >= 500 else "answered"
+            self._canary_requests.labels(canary.model, canary.candidate, outcome).inc()
         if record.images:
             self._request_images.observe(len(record.images))
         for image in record.images:

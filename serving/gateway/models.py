@@ -5,13 +5,14 @@ classification extension. Checked when they are learnt: a model that does not fi
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from deit.candidate import CANDIDATE_PARAMETER, CandidateModel
 from deit.errors import ServingError
 from deit.model import (
     CLASS_PROBABILITIES,
@@ -50,6 +51,8 @@ class ServedModel:
         provenance: None for a model that was not made by `deit export`.
         largest_batch: number of images that one request may carry.
         is_on_gpu: whether Triton runs it on a GPU.
+        candidate: what its repository tries on a share of its requests.
+        other: the candidate itself, if that is another version of this model that can be served.
     """
 
     name: str
@@ -60,6 +63,14 @@ class ServedModel:
     provenance: Provenance | None
     largest_batch: int
     is_on_gpu: bool
+    candidate: CandidateModel | None = None
+    other: "ServedModel | None" = None
+
+    def served(self, version: str | None) -> "ServedModel | None":
+        """What answers for this version, or for requests that name none; None when it is not served."""
+        if version is None or version in self.versions:
+            return self
+        return self.other if self.other is not None and version in self.other.versions else None
 
     @property
     def version(self) -> str:
@@ -140,11 +151,14 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
     if PREPROCESSING_PARAMETER not in parameters:
         logger.info("the model %s has no parameter %r in config.pbtxt and is not served", name, PREPROCESSING_PARAMETER)
         return None
+    candidate = None
     try:
         preprocessing = Preprocessing.from_json(parameters[PREPROCESSING_PARAMETER])
         provenance = None
         if PROVENANCE_PARAMETER in parameters:
             provenance = Provenance.from_json(parameters[PROVENANCE_PARAMETER])
+        if CANDIDATE_PARAMETER in parameters:
+            candidate = CandidateModel.from_json(parameters[CANDIDATE_PARAMETER])
     except ValueError as error:
         raise ServingError(f"config.pbtxt of the model {name} cannot be read: {error}; export it again") from error
     metadata = client.get_model_metadata(name, client_timeout=CALL_TIMEOUT_S, as_json=True)
@@ -152,9 +166,11 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
     versions = versions or tuple(sorted(metadata.get("versions", []), key=int))
     if not versions:  # they are being unloaded
         raise ServingError(f"the model {name} has no version that is loaded")
+    tried = candidate.version if candidate is not None and candidate.model == name else None
+    loaded, versions = versions, tuple(version for version in versions if version != tried)
     versions = _described(name, versions, parameters.get(VERSION_PARAMETER))
     class_count = _class_count(name, metadata["outputs"])
-    return ServedModel(
+    model = ServedModel(
         name=name,
         versions=versions,
         has_heads={CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES} <= {each["name"] for each in metadata["outputs"]},
@@ -163,7 +179,37 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         provenance=provenance,
         largest_batch=max(1, config.get("max_batch_size", 0)),
         is_on_gpu=any(group.get("kind") == "KIND_GPU" for group in config.get("instance_group", ())),
+        candidate=candidate,
     )
+    if candidate is None or tried is None:
+        return model
+    try:
+        return replace(model, other=_other_version(client, model, candidate, loaded))
+    except (ServingError, ValueError, InferenceServerException) as error:
+        logger.error("the candidate of the model %s is not served, the model is: %s", name, error)
+        return model
+
+
+def _other_version(
+    client: InferenceServerClient, model: ServedModel, candidate: CandidateModel, loaded: tuple[str, ...]
+) -> ServedModel:
+    """The version that is tried, with its own preprocessing. Raises what says that it cannot answer."""
+    version = candidate.version
+    if version is None or version not in loaded:
+        raise ServingError(f"version {version} is not loaded")
+    other = replace(
+        model,
+        versions=(version,),
+        preprocessing=Preprocessing.from_json(candidate.preprocessing or ""),
+        provenance=None if candidate.provenance is None else Provenance.from_json(candidate.provenance),
+        candidate=None,
+    )
+    if other.input_shape != model.input_shape:
+        raise ServingError(
+            f"version {version} reads images of {other.input_shape}, and Triton takes {model.input_shape}"
+        )
+    _read_labels(client, model.name, version, other.preprocessing.image_size, len(model.labels))
+    return other
 
 
 def _described(name: str, versions: tuple[str, ...], published: str | None) -> tuple[str, ...]:

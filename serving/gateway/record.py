@@ -29,6 +29,19 @@ class ImageRecord:
     heads_agree: bool | None = None
 
 
+@dataclass(frozen=True)
+class CanaryRecord:
+    """Attributes:
+    model: the one that the caller meant.
+    candidate: the model that was to answer instead, perhaps another version of the same.
+    answers: whether it could be asked.
+    """
+
+    model: str
+    candidate: str
+    answers: bool
+
+
 @dataclass
 class RequestRecord:
     """Attributes:
@@ -36,6 +49,7 @@ class RequestRecord:
     root_path: the path under which a proxy offers this server; "" for its root.
     client: the address that it came from.
     key_name: whose key it bore.
+    canary: set for a request in the share of one.
     receive_s: from `started_s` until the body was complete.
     problems: names of what was refused: the request, or some of its images.
     trace: its spans, where traces are asked for.
@@ -47,6 +61,7 @@ class RequestRecord:
     client: str = ""
     key_name: str | None = None
     model: str = ""
+    canary: CanaryRecord | None = None
     receive_s: float | None = None
     images: list[ImageRecord] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

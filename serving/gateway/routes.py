@@ -11,7 +11,6 @@ from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
-from serving.gateway.classification import Question
 from serving.gateway.deadline import Deadline
 from serving.gateway.errors import (
     IMAGE_PROBLEMS,
@@ -28,6 +27,7 @@ from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.metrics_port import METRICS
 from serving.gateway.parameters import documented_parameters, parameters_of
 from serving.gateway.paths import CLASSIFY
+from serving.gateway.question import Question
 from serving.gateway.record import RequestRecord, record_of
 from serving.gateway.schemas import (
     ClassificationBody,
@@ -122,7 +122,7 @@ async def classify(request: Request) -> Response:
     gateway = gateway_state(request)
     record = record_of(request.scope)
     deadline = deadline_of(request)
-    question = gateway.question(parameters_of(request))
+    question = gateway.question(parameters_of(request), record)
     gateway.tritons.raise_if_lost(question.model)
     record.model = question.model
     uploads = await received(request, read_uploads(request, max_images=gateway.limits.max_images), deadline)

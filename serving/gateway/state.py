@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from serving.gateway.admission import Admission
-from serving.gateway.classification import Classifier, Question
+from serving.gateway.candidates import Candidates
+from serving.gateway.classification import Classifier
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import Draining, InvalidParameter, NotReady, UnknownModel
 from serving.gateway.models import ServedModel
 from serving.gateway.parameters import Parameters
+from serving.gateway.question import Question
+from serving.gateway.record import RequestRecord
 from serving.gateway.tritons import Tritons
 from serving.settings import Limits
 
@@ -20,6 +23,7 @@ DEFAULT_TOP_K = 5
 @dataclass(frozen=True, kw_only=True)
 class GatewayState:
     tritons: Tritons
+    candidates: Candidates
     default_model: str
     limits: Limits
     admission: Admission
@@ -49,8 +53,11 @@ class GatewayState:
             raise NotReady(self.tritons.why_not(name))
         raise UnknownModel(f"the model {name[:100]!r} is not served; served: {', '.join(models)}")
 
-    def question(self, asked: Parameters) -> Question:
+    def question(self, asked: Parameters, record: RequestRecord | None = None) -> Question:
         """What a request asks, checked against the model.
+
+        Args:
+            record: of a request that the model's candidate may answer; None if it is not to be shared.
 
         Raises:
             UnknownModel, InvalidParameter
@@ -65,7 +72,7 @@ class GatewayState:
             raise InvalidParameter(f"top_k is {asked.top_k}, and the model {served.name} has {classes} classes")
         if asked.heads and not served.has_heads:
             raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
-        return Question(
+        question = Question(
             model=served.name,
             version=asked.version,
             top_k=asked.top_k or min(DEFAULT_TOP_K, classes),
@@ -73,6 +80,9 @@ class GatewayState:
             with_heads=asked.heads,
             with_pixels=asked.pixels,
         )
+        if record is None or asked.version is not None:
+            return question
+        return self.candidates.share(question, served, record)
 
 
 def gateway_state(request: Request) -> GatewayState:

@@ -111,8 +111,9 @@ class Tritons:
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model, oldest first, whichever Triton serves them."""
-        served = (triton.models[name].versions for triton in self._members if name in triton.models)
-        return sorted({version for versions in served for version in versions}, key=int)
+        served = [triton.models[name] for triton in self._members if name in triton.models]
+        served += [model.other for model in served if model.other is not None]
+        return sorted({version for model in served for version in model.versions}, key=int)
 
     def broken(self) -> dict[str, str]:
         """Models that a Triton could not load, or that give no probabilities there, with its reason."""
@@ -146,10 +147,10 @@ class Tritons:
             async with asyncio.timeout(LEARNING_S):
                 while True:
                     for triton in self._in_turn():
-                        if triton is not besides and triton.answers(name):
-                            model = triton.models[name]
-                            if version is None or version in model.versions:
-                                return model
+                        if triton is besides or not triton.answers(name):
+                            continue
+                        if (model := triton.models[name].served(version)) is not None:
+                            return model
                     if not any(triton.is_learning for triton in self._members):
                         break
                     await self.change()
@@ -162,8 +163,17 @@ class Tritons:
         in_turn = self._in_turn()
         self._turn += 1
         for triton in in_turn:
-            if triton is not besides and triton.models.get(model.name) == model and triton.answers(model.name):
+            if triton is besides or not triton.answers(model.name):
+                continue
+            if triton.models[model.name].served(model.version) == model:
                 return triton
+        return None
+
+    def answering_model(self, name: str, version: str | None) -> ServedModel | None:
+        """The model, in this version if one is named, if it can be asked right now."""
+        for triton in self._members:
+            if triton.answers(name) and (model := triton.models[name].served(version)) is not None:
+                return model
         return None
 
     def raise_if_lost(self, name: str) -> None:

@@ -41,7 +41,10 @@ def assert_accepted(service, environment):
 
 
 @pytest.mark.parametrize("name", COMPOSE_FILES)
-@pytest.mark.parametrize("chosen", [{}, {"DEIT_RATE_LIMIT": "5", "DEIT_CORS_ORIGINS": "https://app.example.org"}])
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"DEIT_RATE_LIMIT": "5", "DEIT_CORS_ORIGINS": "https://app.example.org", "DEIT_CANARY": "a=b/2:5"}],
+)
 def test_compose_gives_settings_that_the_commands_take(name, chosen):
     project = composed(name, **chosen)
     for service in SETTINGS:

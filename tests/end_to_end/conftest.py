@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(repository: Path, *, grpc_port: int | None = None, max_wait_s: float = 60) -> Iterator[str]:
+def serving(repository: Path, *options: str, grpc_port: int | None = None, max_wait_s: float = 60) -> Iterator[str]:
     """The base URL of a gateway with an embedded Triton that serves `repository`, ready when the block starts.
 
     A busy machine answers late, and `max_wait_s` keeps the gateway from refusing requests for it.
@@ -29,7 +29,7 @@ def serving(repository: Path, *, grpc_port: int | None = None, max_wait_s: float
     port = free_port()
     command = [
         *(Path(sys.executable).with_name("deit"), "serve", "--model-repository", repository, "--port", str(port)),
-        *("--max-wait-s", str(max_wait_s)),
+        *("--max-wait-s", str(max_wait_s), *options),
         *("--triton-grpc-port", str(grpc_port or free_port()), "--triton-metrics-port", str(free_port())),
     ]
     with (

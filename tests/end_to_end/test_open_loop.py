@@ -5,12 +5,15 @@ Needs a machine with nothing else to do; the client shares it with the server.
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmark.load import Load, closed_loop, open_loop, requests_of
+from deit.repository.models import model_names
 from export.config import ExportConfig
 from export.pipeline import export_models
 from tests.end_to_end.conftest import serving
@@ -27,7 +30,7 @@ SATURATING_CONCURRENCY = 12
 
 
 @pytest.fixture(scope="module")
-def url(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def repository(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("models")
     export_models(
         ExportConfig(
@@ -39,8 +42,18 @@ def url(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             repository=repository,
         )
     )
-    with serving(repository, max_wait_s=0.5) as url:
+    return repository
+
+
+@pytest.fixture(scope="module", params=[0, 50])
+def url(repository: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """With a shadow on this percentage of the requests: the same model, so that its answers are known."""
+    (name,) = model_names(repository)
+    with serving(repository, f"--shadow={name}={name}/1:{request.param}", max_wait_s=0.5) as url:
         yield f"{url}/classify"
+        page = httpx.get(f"{url}/metrics").text
+    compared = re.findall(r'^deit_shadow_images_total{.*outcome="(\w+)"', page, re.MULTILINE)
+    assert set(compared) == ({"agrees", "dropped"} if request.param else set())
 
 
 @pytest.fixture(scope="module")

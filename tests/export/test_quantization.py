@@ -109,6 +109,18 @@ def test_what_calibrates_does_not_judge(colours_data: Path, tmp_path: Path) -> N
     assert (calibration.images[0] == resize_and_crop(decode(train, 0), TINY)).all()
 
 
+def test_training_images_are_compared_on_where_there_are_no_others_and_their_labels_do_not_count(
+    tmp_path: Path,
+) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(8):
+            (tmp_path / label / f"{number}.png").write_bytes(encoded(photograph(20, 20, seed=number), "PNG"))
+    judged, calibration = load_samples(tmp_path, TINY, 6, num_classes=2, calibrates=True)
+    assert calibration is not None
+    assert (len(judged.images), judged.labels, len(calibration.images)) == (6, None, 4)
+
+
 def test_one_damaged_image_does_not_end_an_export_and_two_do(colours_data: Path, tmp_path: Path) -> None:
     images = ParquetImages([colours_data / "test.parquet"])
     for index in range(8):

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -35,6 +37,8 @@ LABELS = ("airplane", "car: blue", "bird", "cat", "deer", "dog", "frog", "horse"
 HALF = (0.5, 0.5, 0.5)
 PREPROCESSING = Preprocessing(image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic", mean=HALF, std=HALF)
 
+ZOOMED = replace(PREPROCESSING, crop_pct=0.5)
+
 # Many tests look at the gateway's process or its gauges; by default there are several where there are many cores.
 ONE_GATEWAY = {"DEIT_GATEWAYS": "1"}
 
@@ -48,6 +52,31 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("model repository")
     write_model(repository / MODEL)
     return repository
+
+
+@pytest.fixture(scope="session")
+def shadowed_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` as above, and `zoomed`, which answers differently and crops more: as a shadow it has images decoded again.
+
+    Served with SHADOWED.
+    """
+    repository = tmp_path_factory.mktemp("shadowed models")
+    write_model(repository / MODEL)
+    write_model(repository / "zoomed", seed=7)
+    (repository / "zoomed" / CONFIG_FILE).write_text(config_pbtxt("zoomed", preprocessing=ZOOMED))
+    return repository
+
+
+SHADOWED = f"--shadow={MODEL}=zoomed:50"
+
+
+def shadow_outcomes(url: str) -> dict[str, float]:
+    """How many images a shadow was to answer, by what became of them."""
+    lines = httpx.get(f"{url}/metrics", timeout=60).text
+    return {
+        outcome: float(count)
+        for outcome, count in re.findall(r'^deit_shadow_images_total{.*outcome="(\w+)".*} (\S+)$', lines, re.MULTILINE)
+    }
 
 
 def write_model(folder: Path, *, seed: int = 0, versions: int = 1) -> None:

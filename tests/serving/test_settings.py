@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from serving.settings import Decoding, Limits, ServeSettings, StandaloneSettings, TritonPorts, TritonSettings
+from serving.settings import (
+    CaptureSettings,
+    Decoding,
+    Limits,
+    ServeSettings,
+    StandaloneSettings,
+    TritonPorts,
+    TritonSettings,
+)
 
 
 @pytest.mark.parametrize("url", ["triton:8001", "127.0.0.1:8001", "[::1]:8001", "triton.models.svc.cluster.local:1"])
@@ -39,6 +47,25 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
         ServeSettings(triton_url="triton:8001", triton=embedded)
     with pytest.raises(ValueError, match=r"--allow-reload .*--triton-url .*drop either"):
         ServeSettings(triton_url="triton:8001", allow_reload=True)
+
+
+def test_candidates_are_named_by_either_option():
+    settings = ServeSettings(shadow="a=b:50", canary="c=d/2:5,e=f:0")
+    assert {name: str(each) for name, each in settings.candidates.items()} == {
+        "a": "shadow b with 50 %",
+        "c": "canary d version 2 with 5 %",
+        "e": "canary f with 0 %",
+    }
+    with pytest.raises(ValueError, match=r"--canary \(DEIT_CANARY\) is 'a': give MODEL=CANDIDATE:PERCENT"):
+        ServeSettings(canary="a")
+    with pytest.raises(ValueError, match=r"a is in --shadow .*and in --canary"):
+        ServeSettings(shadow="a=b:50", canary="a=c:5")
+
+
+@pytest.mark.parametrize(("name", "value"), [("percent", 0), ("percent", 101), ("max_images", 0), ("max_bytes", 0)])
+def test_a_capture_that_could_keep_nothing_is_refused(name, value):
+    with pytest.raises(ValueError, match="--capture-" + name.replace("_", "-")):
+        CaptureSettings(**{name: value})
 
 
 @pytest.mark.parametrize("images", [0, 65])

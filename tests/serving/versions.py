@@ -17,9 +17,11 @@ import onnx
 import onnxruntime
 
 from deit.durable import write_file
+from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, write_labels
 from deit.model import IMAGES, PROBABILITIES
 from deit.preprocessing import Preprocessing, resize_and_crop
+from deit.repository.candidates import try_candidate
 from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import HALF, LABELS, DeitServe, config_pbtxt, free_ports, running, two_headed_classifier
@@ -53,14 +55,22 @@ class Repository:
                 pixels = resize_and_crop(picture, preprocessing)[None]
                 self.right[index, str(version)] = session.run([PROBABILITIES], {IMAGES: pixels})[0][0]
         write_labels(folder / name / LABELS_FILE, LABELS)
-        self.serve(1)
+        for version in reversed(PREPROCESSING):
+            self.serve(version)
 
     def serve(self, version: int) -> None:
         """From the next start of a Triton on; the configuration changes whole, as `deit models rollback` does it."""
         policy = f"specific {{ versions: {version} }}"
         text = config_pbtxt(self.name, policy=policy, preprocessing=PREPROCESSING[version])
+        text += f'parameters {{ key: "version" value {{ string_value: "{version}" }} }}\n'
+        write_file(self.folder / self.name / str(version) / CONFIG_FILE, text)
         write_file(self.folder / self.name / CONFIG_FILE, text)
         self.served = version
+
+    def canary(self, version: int) -> None:
+        """On half of the requests, where Triton can run it next to the served one."""
+        with contextlib.suppress(RepositoryError):
+            try_candidate(self.folder, self.name, "canary", 50, number=version)
 
 
 class TritonHere:

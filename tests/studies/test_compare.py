@@ -2,14 +2,16 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from benchmark.results import read
 from deit.errors import DataError
 from studies.compare import app
-from studies.comparison import PairedDifference, TrainingRun, find_runs, mcnemar, read_comparison, t_quantile
+from studies.comparison import PairedDifference, TrainingRun, find_runs, image_chance, read_comparison
 from tests.training.test_images import image_folder
 from tests.training.test_loop import config
 from training.loop import train
@@ -132,15 +134,20 @@ def test_fewer_than_three_seeds_resolve_nothing(differences: tuple[float, ...]) 
     assert PairedDifference(differences=differences).verdict(0.0) == "not resolved"
 
 
-@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
-def test_students_quantiles(degrees: int, expected: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(expected, abs=2e-3)
+@pytest.mark.parametrize(("sign", "verdict"), [(1, "reproduced"), (0, "contradicted"), (-1, "contradicted")])
+def test_the_verdict_is_on_what_the_paper_has(sign: Literal[-1, 0, 1], verdict: str) -> None:
+    assert PairedDifference(differences=(0.015, 0.020, 0.025)).verdict(0.01, sign) == verdict
+    assert PairedDifference(differences=(0.00, 0.020, 0.040)).verdict(0.01, sign) == "not resolved"
 
 
-def test_mcnemar() -> None:
-    assert mcnemar(7, 7) == 1
-    assert mcnemar(30, 15) == pytest.approx(math.erfc(math.sqrt((30 - 15 - 1) ** 2 / 45 / 2)))
-    assert mcnemar(15, 30) == mcnemar(30, 15)
+def test_more_seeds_on_the_same_images_do_not_make_the_images_more() -> None:
+    random = np.random.default_rng(0)
+    left, right = random.random(400) < 0.60, random.random(400) < 0.53
+    once = image_chance(left[None], right[None])
+    assert 0.01 < once < 0.5
+    assert image_chance(np.stack([left] * 3), np.stack([right] * 3)) == pytest.approx(once)
+    assert image_chance(right[None], left[None]) == pytest.approx(once)
+    assert image_chance(left[None], left[None]) == 1
 
 
 @pytest.mark.parametrize(

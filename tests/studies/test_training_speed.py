@@ -12,10 +12,12 @@ def measured(folder: Path, *arguments: str) -> list[Record]:
     return read(list(folder.iterdir()))
 
 
+# timm leaves its files to the garbage collector, without workers in this process
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_loader_and_step_are_measured_next_to_timms(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data")
     small = ("--rounds", "1", "--loader-images", "64", "--batch-size", "2", "--steps", "1", "--precision", "fp32")
-    records = measured(tmp_path / "results", "--images", str(data), *small)
+    records = measured(tmp_path / "results", "--images", str(data), *small, "--workers", "0")
     assert [(record.conditions["part"], record.conditions["implementation"]) for record in records] == [
         *(("loader", "here"), ("loader", "timm")),
         *(("step", "here"), ("step", "timm")),
@@ -24,7 +26,20 @@ def test_loader_and_step_are_measured_next_to_timms(tmp_path: Path) -> None:
         figure = record.figures["images_per_s"]
         assert figure.runs == 1
         assert 0 < figure.lowest <= figure.value <= figure.highest
+    assert [record.value("cpu_ms") > 0 for record in records if record.conditions["part"] == "loader"] == [True, True]
     assert sorted(tmp_path.iterdir()) == [data, tmp_path / "results"]  # and no run is left behind
+
+
+def test_a_step_that_reads_the_teachers_answers_is_measured_next_to_one_that_asks(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    small = ("--rounds", "1", "--batch-size", "2", "--steps", "1", "--precision", "fp32", "--image-size", "32")
+    student = ("--model-arg", "patch_size=8", "--model-arg", "depth=1", "--model-arg", "embed_dim=24")
+    teacher = ("--teacher-arg", "channels=[8,16,16,16]", "--teacher-arg", "layers=[1,1,1,1]")
+    cache = ("--compare", "teacher-cache", "--teacher-image-size", "64")
+    records = measured(tmp_path / "results", "--images", str(data), *small, *student, *teacher, *cache)
+    assert [record.conditions["implementation"] for record in records] == ["here", "here, answers kept"]
+    assert all(record.value("images_per_s") > 0 for record in records)
+    assert all(record.conditions["image_size"] == 32 for record in records)
 
 
 @pytest.mark.soak

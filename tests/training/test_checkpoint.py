@@ -129,3 +129,24 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     assert read_pytorch(tmp_path / "resume.pt") == {"epochs_done": 1}
     assert load_file(checkpoint / "model.safetensors").keys() == before.keys()
     assert {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")} == {"checkpoint", "resume.pt"}
+
+
+@pytest.mark.parametrize("image_size", [16, 32])
+def test_a_checkpoint_serves_as_a_backbone_of_feature_maps(tmp_path: Path, image_size: int) -> None:
+    model = tiny_student().eval()
+    save_checkpoint(tmp_path / "checkpoint", model, label_names=("a", "b", "c"), preprocessing=TINY, deit={})
+    backbone = timm.create_model(
+        f"local-dir:{tmp_path / 'checkpoint'}",
+        pretrained=True,
+        features_only=True,
+        out_indices=[0, 1],
+        img_size=image_size,
+    ).eval()
+    assert backbone.feature_info.reduction() == [4, 4]
+    model.set_input_size(img_size=image_size)
+    images = torch.randn(2, 3, image_size, image_size)
+    with torch.inference_mode():
+        maps, expected = backbone(images), model.forward_intermediates(images, intermediates_only=True)
+    assert [each.shape for each in maps] == [(2, 24, image_size // 4, image_size // 4)] * 2
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

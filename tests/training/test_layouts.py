@@ -365,6 +365,20 @@ def test_class_folders_and_lists_without_splits_are_split_here(tmp_path: Path) -
         assert (len(splits.train), sorted(labels_of(splits.judged))) == (4, ["cat", "dog"])
 
 
+def test_deit_evaluate_takes_the_images_that_a_run_held_out(tmp_path: Path) -> None:
+    folders = image_folder(tmp_path / "data") / "train"
+    plain = {"model": "deit_tiny_patch16_224", "batch_size": 2, "epochs": 1, "warmup_epochs": 0}
+    run = config(folders, tmp_path, name="run", val_share=0.4, **plain)
+    train(run)
+    checkpoint = str(run.folder / "checkpoint")
+    report = evaluate_checkpoint(
+        EvaluateConfig(data=folders, checkpoint=checkpoint, val_share=0.4, workers=0, device="cpu")
+    )
+    assert report is not None
+    assert report.evaluation.images == 2
+    assert report.evaluation.loss["class"] == pytest.approx(metrics_of(run.folder)[-1]["val_class_loss"], abs=1e-5)
+
+
 def test_a_split_without_some_classes_is_matched_by_name_and_one_with_others_is_refused(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data")
     shutil.rmtree(data / "val" / "cat")

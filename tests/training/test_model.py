@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from timm.layers import Attention
 
@@ -89,16 +90,36 @@ def test_a_teacher_stays_frozen_and_in_evaluation_mode() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("labels", "finding"),
-    [(("red", "green", "yellow"), "decides among 3 classes"), (("red", "green"), "decides among 3 classes")],
-)
-def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, labels: tuple[str, ...], finding: str) -> None:
-    save_checkpoint(
-        tmp_path / "teacher", tiny_student(), label_names=("red", "green", "blue"), preprocessing=TINY, deit={}
+@pytest.fixture
+def colours_teacher(tmp_path: Path) -> str:
+    folder = tmp_path / "teacher"
+    save_checkpoint(folder, tiny_student(), label_names=("red", "gr\u00fcn", "blue"), preprocessing=TINY, deit={})
+    return str(folder)
+
+
+def test_a_teacher_that_lacks_a_class_is_refused(colours_teacher: str) -> None:
+    with pytest.raises(TrainingError, match="take a teacher whose classes include all of the data's"):
+        load_teacher(colours_teacher, label_names=("red", "yellow"), student=IMAGENET)
+
+
+def test_a_teacher_of_more_classes_answers_for_those_of_the_student_by_name(colours_teacher: str) -> None:
+    images = torch.randn(2, 3, 16, 16)
+    whole = load_teacher(colours_teacher, label_names=("red", "gr\u00fcn", "blue"), student=IMAGENET)(images)
+    for names in (("blue", "red"), ("blue", "red", "gru\u0308n")):
+        some = load_teacher(colours_teacher, label_names=names, student=IMAGENET)
+        torch.testing.assert_close(some(images), whole[:, [2, 0, 1][: len(names)]])
+
+
+def test_a_teacher_of_imagenet_without_names_is_asked_by_wordnet_ids(tmp_path: Path) -> None:
+    teacher = timm.create_model("resnet18", channels=(8, 8, 8, 8), layers=(1, 1, 1, 1)).eval()
+    save_checkpoint(tmp_path / "teacher", teacher, label_names=(), preprocessing=IMAGENET, deit={})
+    images = torch.randn(2, 3, 64, 64)
+    hen_and_tench = load_teacher(
+        str(tmp_path / "teacher"), label_names=("n01514859", "n01440764"), student=IMAGENET, image_size=64
     )
-    with pytest.raises(TrainingError, match=finding):
-        load_teacher(str(tmp_path / "teacher"), label_names=labels, student=IMAGENET)
+    torch.testing.assert_close(hen_and_tench(images), teacher(images)[:, [8, 0]])
+    with pytest.raises(TrainingError, match="decides among 1000 classes without names, the data has 2"):
+        load_teacher(str(tmp_path / "teacher"), label_names=("hen", "tench"), student=IMAGENET)
 
 
 def test_a_teacher_works_at_another_resolution_when_asked(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import pytest
 import timm
 import typer
 
+from benchmark.paper import ABLATION, LONG, RESOLUTION
+from benchmark.table import Table
 from training.command import app
 from training.config import TrainConfig
 from training.preset import preset_titles, read_preset
@@ -54,6 +56,13 @@ def test_a_pair_and_its_baseline_differ_in_the_losses_alone(pair: str, baseline:
 def test_each_arm_of_a_pair_is_one_option_away() -> None:
     assert parsed("--preset", "vitkd-s", "--features", "none").has_teacher
     assert parsed("--preset", "vitkd-s", "--distillation", "none").features == "vitkd"
+
+
+@pytest.mark.parametrize("table", [LONG, ABLATION, RESOLUTION], ids=lambda table: table.title)
+def test_the_options_of_the_papers_tables_exist_and_each_changes_the_recipe(table: Table) -> None:
+    recipes = {row[-1]: parsed(*row[-1].split()) for row in table.rows}
+    assert all(timm.is_model(recipe.model) for recipe in recipes.values())
+    assert len({str(recipe.settings) for recipe in recipes.values()}) == len(recipes)
 
 
 def test_a_flag_beats_the_environment_beats_the_preset_beats_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,32 +45,47 @@ def noted(tmp_path: Path) -> object:
     return run
 
 
-@pytest.mark.parametrize("recipe", ["miniature", "vitkd-miniature"])
-@pytest.mark.parametrize("teacher", [(), ("runs/convnet/checkpoint",)])
+@pytest.mark.parametrize(
+    ("recipe", "teachers"), [("miniature", 1), ("vitkd-miniature", 1), ("strategies", 2), ("vitkd-studies", 2)]
+)
+@pytest.mark.parametrize("given", [False, True])
 def test_a_recipe_trains_every_arm_of_its_comparison_with_options_that_exist(
-    noted: object, recipe: str, teacher: tuple[str, ...]
+    noted: object, recipe: str, teachers: int, given: bool
 ) -> None:
+    teacher = ("runs/convnet/checkpoint", "runs/transformer/checkpoint")[:teachers] if given else ()
     status, asked = noted(f"{recipe}.sh", "data", *teacher)
     assert status == 0
     *runs, report = asked
     assert report.startswith(f"-m studies.compare {RECIPES}/{recipe}.toml --data data")
-    assert len(runs) - (not teacher) == 3 * len(read_comparison(RECIPES / f"{recipe}.toml").arms)
+    assert len(runs) - (0 if given else teachers) == 3 * len(read_comparison(RECIPES / f"{recipe}.toml").arms)
     configs = [parsed(*line.split()[1:]) for line in runs]
     for arm in read_comparison(RECIPES / f"{recipe}.toml").arms:
         of_arm = [config for config in configs if Path(config.name).match(arm.runs)]
         assert sorted(config.seed for config in of_arm) == [0, 1, 2]
         assert len({repr({**config.settings, "name": "", "seed": 0}) for config in of_arm}) == 1
-    if teacher:
-        assert all(config.teacher in (None, *teacher) for config in configs)
+    if given:
+        assert {config.teacher for config in configs} == {None, *teacher}
 
 
-def test_the_arm_without_a_teacher_is_the_same_in_both_recipes(noted: object) -> None:
-    first, second = (
-        [line for line in noted(f"{recipe}.sh", "data", "teacher")[1] if "-none-" in line]
-        for recipe in ("miniature", "vitkd-miniature")
+@pytest.mark.parametrize(
+    ("first", "then", "shared"),
+    [("miniature", "vitkd-miniature", 3), ("miniature", "strategies", 9), ("vitkd-miniature", "vitkd-studies", 9)],
+)
+def test_arms_that_another_recipe_has_trained_are_not_trained_again(
+    noted: object, first: str, then: str, shared: int
+) -> None:
+    before, after = (
+        {
+            parsed(*line.split()[1:]).name: parsed(*line.split()[1:])
+            for line in noted(f"{recipe}.sh", "data", *given)[1][:-1]
+        }
+        for recipe, given in ((first, ("one",)), (then, ("one", "two")))
     )
-    assert len(first) == 3
-    assert second == [f"{line} --resume" for line in first]
+    common = before.keys() & after.keys()
+    assert len(common) == shared
+    for name in common:
+        assert after[name].resume
+        assert {**after[name].settings, "preset": None} == {**before[name].settings, "preset": None}
 
 
 def test_the_gpu_recipe_distils_each_variant_from_one_convnet_and_judges_it(noted: object, tmp_path: Path) -> None:

@@ -154,6 +154,17 @@ def test_answers_of_a_teacher_that_read_other_images_are_refused(
         train(replace(kept, runs=tmp_path / "runs", teacher=unusable))
 
 
+def test_answers_of_a_teacher_whose_classes_have_other_places_are_refused(
+    kept: TrainConfig, unusable: str, tmp_path: Path
+) -> None:
+    file = Path(unusable, "config.json")
+    description = json.loads(file.read_text())
+    description["label_names"] = description["label_names"][::-1]
+    file.write_text(json.dumps(description))
+    with pytest.raises(TrainingError, match="keeps answers for teacher's classes None, this run has"):
+        train(replace(kept, runs=tmp_path / "runs", teacher=unusable))
+
+
 def test_answers_without_their_key_are_refused(kept: TrainConfig, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(kept.teacher_cache, cache)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from fastapi import Request
 
 from serving.gateway.admission import IMAGES_AT_ONCE, Ticket
-from serving.gateway.classification import AnsweredImage, Question
+from serving.gateway.classification import AnsweredImage
 from serving.gateway.deadline import Deadline
 from serving.gateway.errors import MalformedRequest, Problem
+from serving.gateway.question import Question
 from serving.gateway.record import record_of
 from serving.gateway.state import gateway_state
 from serving.gateway.uploads import ReadyPixels, Upload

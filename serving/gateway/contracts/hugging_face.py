@@ -3,7 +3,7 @@
 https://huggingface.co/docs/inference-providers/tasks/image-classification
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import MaxLen
 from fastapi import APIRouter, Request, Response
@@ -46,19 +46,21 @@ class LabelScore(BaseModel):
 Answer = list[LabelScore] | list[list[LabelScore]]
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
-DESCRIPTION = description(Answer, PipelineRequest, *RAW_TYPES)
+
+def described(path: str) -> dict[str, Any]:
+    return description(path, Answer, PipelineRequest, *RAW_TYPES)
 
 
-@router.post(HUGGING_FACE, summary="Classify as Hugging Face does", **DESCRIPTION)
+@router.post(HUGGING_FACE, summary="Classify as Hugging Face does", **described(HUGGING_FACE))
 async def classify_by_default(request: Request) -> Response:
     """The bytes of a picture, or JSON with `inputs` in base64; answered by the default model, best class first."""
     return await label_scores(request, None)
 
 
-@router.post(HUGGING_FACE_MODEL, summary="Classify by a model as Hugging Face does", **DESCRIPTION)
-async def classify_by_name(name: str, request: Request) -> Response:
+@router.post(HUGGING_FACE_MODEL, summary="Classify by a model as Hugging Face does", **described(HUGGING_FACE_MODEL))
+async def classify_by_name(request: Request) -> Response:
     """The bytes of a picture, or JSON with `inputs` in base64; answered by this model, best class first."""
-    return await label_scores(request, name)
+    return await label_scores(request, request.path_params["name"])
 
 
 async def label_scores(request: Request, model: str | None) -> Response:
@@ -66,11 +68,12 @@ async def label_scores(request: Request, model: str | None) -> Response:
     gateway, deadline = gateway_state(request), deadline_of(request)
     served = gateway.model(model)
     uploads, is_list, top_k = await received(request, pictures(request, gateway.limits.max_images), deadline)
-    question = gateway.question(Parameters(model=served.name, top_k=min(top_k, len(served.labels))))
+    record = record_of(request.scope)
+    question = gateway.question(Parameters(model=served.name, top_k=min(top_k, len(served.labels))), record)
     answered = await answers(request, uploads, question, deadline)
     found = [scores(each, question.top_k) for each in answered]
     body = ANSWER.dump_json(found if is_list else found[0])
-    return Response(body, media_type="application/json", headers=record_of(request.scope).headers())
+    return Response(body, media_type="application/json", headers=record.headers())
 
 
 async def pictures(request: Request, max_images: int) -> tuple[list[Upload], bool, int]:

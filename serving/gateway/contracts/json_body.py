@@ -1,11 +1,11 @@
 """JSON bodies: checks them against a contract, and decodes pictures from base64."""
 
-import binascii
 import re
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from serving.gateway.errors import IMAGE_PROBLEMS, InvalidParameter, MalformedRequest, UnsupportedType, documented
 from serving.gateway.uploads import Upload
@@ -19,6 +19,9 @@ MOST_LISTS = 60_000
 MOST_VALUES = 200_000
 """A picture in base64 is one text; an image of 224 x 224 as lists of pixels has 150,528 values in 50,402 lists."""
 
+BASE64: TypeAdapter[bytes] = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))
+"""In a fifth of the time that binascii takes; it also accepts the URL-safe alphabet and missing padding."""
+
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}://")
 DATA_URL = re.compile(r"data:[^,]{0,200};base64,")
 
@@ -31,8 +34,9 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
         RequestValidationError: a member has another type, or a value that it cannot have.
     """
     text = bytes(body)
-    limits = {b'"': 2 * MOST_TEXTS, b"{": MOST_TEXTS, b"[": MOST_LISTS, b",": MOST_VALUES}
-    if any(text.count(character) > most for character, most in limits.items()):
+    limits = {'"': 2 * MOST_TEXTS, "{": MOST_TEXTS, "[": MOST_LISTS, ",": MOST_VALUES}
+    characters = np.frombuffer(text, np.uint8)  # counts in a quarter of the time that bytes.count takes
+    if any(np.count_nonzero(characters == ord(character)) > most for character, most in limits.items()):
         raise MalformedRequest(
             f"the JSON has more than {MOST_TEXTS} texts or objects, {MOST_LISTS} lists or {MOST_VALUES} values; send "
             "fewer pictures, and pixels as binary data"
@@ -46,15 +50,24 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
         raise RequestValidationError(found) from error
 
 
-def description(answer: Any, asked: type[BaseModel], *raw_types: str) -> dict[str, Any]:
+def description(path: str, answer: Any, asked: type[BaseModel], *raw_types: str) -> dict[str, Any]:
     """What OpenAPI says of a path that reads its own body: JSON as `asked`, or the bytes of a picture."""
     content: dict[str, Any] = {"application/json": {"schema": schema_of(asked)}}
     content |= {each: {"schema": {"type": "string", "format": "binary"}} for each in raw_types}
     return {
         "response_model": answer,
         "responses": documented(*IMAGE_PROBLEMS),
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "openapi_extra": {
+            "parameters": path_parameters(path),
+            "requestBody": {"required": True, "content": content},
+        },
     }
+
+
+def path_parameters(path: str) -> list[dict[str, Any]]:
+    """Those of a route, for OpenAPI. Such routes take them from the request: FastAPI's way takes a tenth of a ms."""
+    names = re.findall(r"{(\w+)}", path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
 def picture(text: str, name: str) -> Upload:
@@ -74,9 +87,9 @@ def picture(text: str, name: str) -> Upload:
     if "\n" in text:  # the command base64 wraps its lines
         text = "".join(text.split())
     try:
-        return Upload(filename="", content=binascii.a2b_base64(text, strict_mode=True))
-    except ValueError as error:  # binascii.Error is one
-        raise InvalidParameter(f"{name} is not base64: {error}") from error
+        return Upload(filename="", content=BASE64.validate_strings(text))
+    except ValidationError as error:
+        raise InvalidParameter(f"{name} is not base64: {error.errors()[0]['ctx']['encoding_error']}") from error
 
 
 def is_json(content_type: str) -> bool:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
 from serving.gateway.classification import AnsweredImage
 from serving.gateway.contracts.answering import answers
-from serving.gateway.contracts.json_body import refuse_compressed, schema_of
+from serving.gateway.contracts.json_body import path_parameters, refuse_compressed, schema_of
 from serving.gateway.contracts.tensors import InferenceRequest, InferenceResponse, images_of, request_and_rest, written
 from serving.gateway.deadline import Deadline
 from serving.gateway.errors import (
@@ -30,6 +30,7 @@ from serving.gateway.paths import INFER, INFER_VERSION, LIVE, MODEL, MODEL_VERSI
 from serving.gateway.record import record_of
 from serving.gateway.state import gateway_state
 from serving.gateway.triton_client import Probabilities
+from serving.gateway.uploads import Upload
 from serving.gateway.waiting import deadline_of, received
 
 router = APIRouter(tags=["Open Inference Protocol"])
@@ -38,33 +39,33 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 HEADS = (CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
 
-INFERENCE: dict[str, Any] = {
-    "response_model": InferenceResponse,
-    "responses": {
-        200: {
-            "description": "The outputs; with the binary extension, JSON followed by the values",
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+
+def inference_at(path: str) -> dict[str, Any]:
+    """What OpenAPI says of it."""
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    length = {
+        "name": HEADER_LENGTH,
+        "in": "header",
+        "description": "Length of the JSON in bytes; the values of the input follow it",
+        "schema": {"type": "string"},
+    }
+    return {
+        "response_model": InferenceResponse,
+        "responses": {
+            200: {
+                "description": "The outputs; with the binary extension, JSON followed by the values",
+                "content": binary,
+            },
+            **documented(*IMAGE_PROBLEMS),
         },
-        **documented(*IMAGE_PROBLEMS),
-    },
-    "openapi_extra": {
-        "parameters": [
-            {
-                "name": HEADER_LENGTH,
-                "in": "header",
-                "description": "Length of the JSON in bytes; the values of the input follow it",
-                "schema": {"type": "string"},
-            }
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": schema_of(InferenceRequest)},
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "openapi_extra": {
+            "parameters": [*path_parameters(path), length],
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": schema_of(InferenceRequest)}, **binary},
             },
         },
-    },
-}
+    }
 
 
 @router.get(LIVE, summary="Is the process alive?")
@@ -119,16 +120,16 @@ async def version_ready(name: str, version: str, request: Request) -> dict[str, 
     return model_state(request, name, version)
 
 
-@router.post(INFER, summary="Infer", **INFERENCE)
-async def infer(name: str, request: Request) -> Response:
+@router.post(INFER, summary="Infer", **inference_at(INFER))
+async def infer(request: Request) -> Response:
     """Probabilities for each image: an encoded picture as BYTES (base64 if in JSON), or pixels as UINT8."""
-    return await inference(request, name, None)
+    return await inference(request, request.path_params["name"], None)
 
 
-@router.post(INFER_VERSION, summary="Infer by a version", **INFERENCE)
-async def infer_by_version(name: str, version: str, request: Request) -> Response:
+@router.post(INFER_VERSION, summary="Infer by a version", **inference_at(INFER_VERSION))
+async def infer_by_version(request: Request) -> Response:
     """The same, with this version of the model."""
-    return await inference(request, name, version)
+    return await inference(request, request.path_params["name"], request.path_params["version"])
 
 
 def described(model: ServedModel) -> dict[str, Any]:
@@ -158,11 +159,15 @@ async def inference(request: Request, name: str, version: str | None) -> Respons
     images = images_of(asked.inputs[0], rest, max_images=gateway.limits.max_images)
     model = gateway.model(name)
     names = output_names(asked, model)
-    question = gateway.question(Parameters(model=name, version=version, heads=not set(HEADS).isdisjoint(names)))
-    started_s = record_of(request.scope).started_s
-    answered = await answers(request, images, question, sooner(deadline, asked.parameters.get("timeout"), started_s))
+    record = record_of(request.scope)
+    question = gateway.question(
+        Parameters(model=name, version=version, heads=not set(HEADS).isdisjoint(names)),
+        record if all(isinstance(image, Upload) for image in images) else None,  # pixels are made for one model
+    )
+    timeout = asked.parameters.get("timeout")
+    answered = await answers(request, images, question, sooner(deadline, timeout, record.started_s))
     outputs = {output: [row_of(each, output) for each in answered] for output in names}
-    headers = record_of(request.scope).headers()
+    headers = record.headers()
     content, json_bytes = written(asked, question.model, headers.get("X-Model-Version"), outputs, model.labels)
     if json_bytes is None:
         return Response(content, media_type="application/json", headers=headers)

@@ -6,7 +6,7 @@ Body and answer are those of Hugging Face's containers on SageMaker.
 
 from fastapi import APIRouter, Request, Response
 
-from serving.gateway.contracts.hugging_face import DESCRIPTION, label_scores
+from serving.gateway.contracts.hugging_face import described, label_scores
 from serving.gateway.errors import Draining, NotReady, documented
 from serving.gateway.paths import INVOCATIONS, PING
 from serving.gateway.schemas import Health
@@ -22,7 +22,7 @@ async def ping(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.post(INVOCATIONS, summary="Classify as SageMaker asks", **DESCRIPTION)
+@router.post(INVOCATIONS, summary="Classify as SageMaker asks", **described(INVOCATIONS))
 async def invocations(request: Request) -> Response:
     """Body and answer as in `POST /hf`."""
     return await label_scores(request, None)

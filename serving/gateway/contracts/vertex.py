@@ -50,17 +50,22 @@ class PredictionAnswer(BaseModel):
     deployedModelId: str = Field(description="Name of the model")  # noqa: N815
 
 
-DESCRIPTION = description(PredictionAnswer, PredictionRequest)
-
-
-@router.post(PREDICT, summary="Predict as TensorFlow Serving and Vertex AI do", **DESCRIPTION)
-async def predict(name: str, request: Request) -> Response:
+@router.post(
+    PREDICT,
+    summary="Predict as TensorFlow Serving and Vertex AI do",
+    **description(PREDICT, PredictionAnswer, PredictionRequest),
+)
+async def predict(request: Request) -> Response:
     """A prediction for each instance, from this model."""
-    return await predictions(request, name)
+    return await predictions(request, request.path_params["name"])
 
 
-@router.post(VERTEX_PREDICT, summary="Predict on the path that Vertex AI chooses", **DESCRIPTION)
-async def predict_deployed(endpoint: str, deployed: str, request: Request) -> Response:
+@router.post(
+    VERTEX_PREDICT,
+    summary="Predict on the path that Vertex AI chooses",
+    **description(VERTEX_PREDICT, PredictionAnswer, PredictionRequest),
+)
+async def predict_deployed(request: Request) -> Response:
     """A prediction for each instance, from the default model, because Vertex AI's ids do not name our models."""
     return await predictions(request, None)
 
@@ -80,13 +85,14 @@ async def predictions(request: Request, model: str | None) -> Response:
     check_count(len(asked.instances), gateway.limits.max_images)
     parameters = asked.parameters or PredictionParameters()
     top_k = min(parameters.maxPredictions, len(served.labels))
-    question = gateway.question(Parameters(model=served.name, top_k=top_k))
+    record = record_of(request.scope)
+    question = gateway.question(Parameters(model=served.name, top_k=top_k), record)
     answered = await answers(request, [picture_of(each) for each in asked.instances], question, deadline)
     body = PredictionAnswer(
         predictions=[prediction(each, top_k, parameters.confidenceThreshold) for each in answered],
-        deployedModelId=served.name,
+        deployedModelId=question.model,
     )
-    return Response(body.model_dump_json(), media_type="application/json", headers=record_of(request.scope).headers())
+    return Response(body.model_dump_json(), media_type="application/json", headers=record.headers())
 
 
 def picture_of(instance: Instance) -> Upload:

@@ -16,7 +16,7 @@ from PIL import Image
 from deit.model import PROBABILITIES
 from deit.preprocessing import resize_and_crop
 from tests.conftest import encoded
-from tests.serving.conftest import LABELS, PREPROCESSING, write_model
+from tests.serving.conftest import LABELS, PREPROCESSING, SHADOWED, shadow_outcomes, write_model
 from tests.serving.embedded.test_reload import reloaded
 
 CLIENTS = 32
@@ -134,14 +134,16 @@ def test_no_answer_belongs_to_another_image(server, model_repository):
 
 
 @pytest.mark.soak
-def test_no_answer_of_ten_thousand_belongs_to_another_image(deit_serve, model_repository):
+@pytest.mark.parametrize("shadow", [(), (SHADOWED,)], ids=["", "shadowed"])
+def test_no_answer_of_ten_thousand_belongs_to_another_image(deit_serve, shadowed_repository, shadow):
     """While a decoder, the process that runs the model, and Triton are killed."""
     server = deit_serve(
-        *("--model-repository", model_repository, "--max-wait-s=60", "--request-timeout-s=60", "--triton-restarts=9")
+        *("--model-repository", shadowed_repository, "--max-wait-s=60", "--request-timeout-s=60"),
+        *("--triton-restarts=9", *shadow),
     ).wait_until_ready()
     crowd = assert_nothing_is_mixed_up(
         server,
-        model_repository,
+        shadowed_repository,
         10_000,
         incidents=[
             (0.2, lambda: os.kill(server.decoders()[0], signal.SIGKILL)),
@@ -150,6 +152,7 @@ def test_no_answer_of_ten_thousand_belongs_to_another_image(deit_serve, model_re
         ],
     )
     assert len(crowd.served) > 2000
+    assert bool(shadow_outcomes(server.url).get("differs")) == bool(shadow)
 
 
 @pytest.mark.soak

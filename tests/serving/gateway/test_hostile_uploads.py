@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import encoded, photograph
 from tests.deit.test_hostile_pictures import expected_outcomes, hostile_files
 from tests.serving.bombs import BOMBS
-from tests.serving.conftest import eventually, running
+from tests.serving.conftest import SHADOWED, eventually, running, shadow_outcomes
 
 CLIENTS = 8
 CANARY_EVERY_S = 0.05
@@ -28,13 +28,15 @@ BUSY = {"longest_s": 60.0, "p99_s": 30.0}
 BOMB_S, BOMB_BYTES = 0.1, 20 * 2**20
 
 
-@pytest.fixture(scope="module")
-def server(model_repository):
+@pytest.fixture(scope="module", params=[(), pytest.param((SHADOWED,), marks=pytest.mark.soak)], ids=["", "shadowed"])
+def server(shadowed_repository, request):
     """With the limits that it has by default, but for time: the machine may be busy."""
     with running(
-        "--model-repository", model_repository, "--max-wait-s=60", "--request-timeout-s=60", "--no-log-requests"
+        *("--model-repository", shadowed_repository, "--max-wait-s=60", "--request-timeout-s=60", "--no-log-requests"),
+        *request.param,
     ) as process:
         yield process.wait_until_ready()
+        assert bool(shadow_outcomes(process.url).get("differs")) == bool(request.param)
 
 
 class Canary:

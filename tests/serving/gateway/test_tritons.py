@@ -15,14 +15,18 @@ from tritonclient.grpc.service_pb2_grpc import (
 )
 
 from deit.model import PROBABILITIES
-from serving.gateway.classification import Classifier, Question
+from serving.gateway.admission import Admission
+from serving.gateway.classification import Classifier
 from serving.gateway.deadline import Deadline
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import NotReady, Overloaded
 from serving.gateway.following import look_up
 from serving.gateway.joining import Joiner
+from serving.gateway.metrics import Metrics
 from serving.gateway.models import ServedModel
+from serving.gateway.question import Question
 from serving.gateway.record import RequestRecord
+from serving.gateway.shadow import Shadow
 from serving.gateway.tritons import Triton, Tritons
 from serving.gateway.uploads import Upload
 from serving.settings import Decoding, Limits
@@ -78,7 +82,9 @@ def asked(*scripted, models, times):
             decoder = Decoder(Decoding(processes=1), Limits(), lambda: None)
             await decoder.start()
             stack.callback(decoder.close)
-            classifier = Classifier(Tritons(lambda _: None, *members), decoder, Joiner(1, lambda *_: None))
+            admission = Admission(Limits())
+            shadow = Shadow(admission, Metrics({}, admission))
+            classifier = Classifier(Tritons(lambda _: None, *members), decoder, Joiner(1, lambda *_: None), shadow)
             outcomes = []
             for _ in range(times):
                 deadline = Deadline(allowed_s=30, at_s=time.monotonic() + 30)

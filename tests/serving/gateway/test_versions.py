@@ -16,6 +16,8 @@ def repository(tmp_path):
 
 @pytest.fixture
 def stack(repository):
+    """Tritons that serve version 1, with version 3 as its canary."""
+    repository.canary(3)
     with running_stack(repository, tritons=2, gateways=1) as stack:
         yield stack
 
@@ -35,9 +37,10 @@ def test_a_triton_that_comes_back_with_another_version_is_learnt_anew(repository
 
 
 def test_tritons_that_differ_each_get_pixels_of_their_own_and_a_stop_fails_no_request(stack, repository):
-    """As while new versions are rolled out; then as an operator stops one of two, and the kernel the other."""
+    """As a new version is rolled out, which ends a canary; then an operator stops one of two, the kernel the other."""
     one, other = stack.tritons
     with stack.load():
+        assert stack.versions() == {"1", "3"}
         repository.serve(2)
         one.end(signal.SIGTERM)  # gracefully, as `docker stop` does
         one.start()
@@ -49,14 +52,14 @@ def test_tritons_that_differ_each_get_pixels_of_their_own_and_a_stop_fails_no_re
         stack.asked(2)
     stack.check()
     assert stack.refusals == []
-    assert {version for _, version, _ in stack.answers} == {"1", "2"}
+    assert {version for _, version, _ in stack.answers} == {"1", "2", "3"}
 
 
 def play(stack, sequence):
     """Whatever an operator or a fault may do; each step is followed by some answers, or by refusals."""
     for action, which in sequence:
-        if action == "serve":
-            stack.repository.serve(which)
+        if action in ("serve", "canary"):
+            getattr(stack.repository, action)(which)
         elif action == "start":
             if not stack.tritons[which].runs:
                 stack.tritons[which].start()
@@ -72,7 +75,7 @@ def play(stack, sequence):
 
 def random_sequence(seed, length):
     chance = random.Random(seed)
-    actions = [("serve", version) for version in PREPROCESSING]
+    actions = [(action, version) for action in ("serve", "canary") for version in PREPROCESSING]
     actions += [(action, which) for action in ("kill", "stop", "start") for which in (0, 1)]
     return [chance.choice(actions) for _ in range(length)]
 

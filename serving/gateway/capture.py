@@ -1,0 +1,177 @@
+"""Keeps a sampled share of pictures with their answers in a folder, to look at them or to train on them.
+
+Each becomes a folder of its own, `<time>-<request id>-<random>/`, with the picture as it came and `answer.json`; it
+appears whole or not at all. One thread writes, after the caller has the answer; what comes while it is behind is
+dropped. When the folder holds as much as it may, nothing more is kept until somebody makes room.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit.candidate import is_in_share
+from deit.durable import new_folder
+from deit.errors import ServingError
+from deit.options import named
+from serving.gateway.metrics import Metrics
+from serving.gateway.triton_client import Probabilities
+from serving.gateway.uploads import Upload
+from serving.settings import CaptureSettings
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 32
+MOST_WAITING_BYTES = 32 * 2**20
+
+TALLY_FILE = ".tally"
+
+CLASSES = 5
+"""Of an answer, the most probable ones."""
+
+ABANDONED_S = 3600.0
+"""A hidden folder as old as this was left by a writer that was killed."""
+
+LOOK_AGAIN_S = 60.0
+"""How often a full folder is looked at again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """An image with its answer, until it is written."""
+
+    upload: Upload
+    request_id: str
+    model: str
+    version: str
+    labels: tuple[str, ...]
+    probabilities: Probabilities
+
+
+class Capture:
+    """Belongs to the event loop; makes the folder, for this user alone, when there is none.
+
+    Raises:
+        ServingError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: CaptureSettings, metrics: Metrics) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._metrics = metrics
+        self._waiting: deque[Captured] = deque()
+        self._waiting_bytes = 0
+        self._writing: asyncio.Task[None] | None = None
+        self._looked_s = time.monotonic()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with counted(folder) as held:
+                held.count_again()
+        except OSError as error:
+            raise ServingError(f"{named('--capture')}: {folder} cannot be written ({error.strerror})") from error
+
+    def takes(self, request_id: str) -> bool:
+        """Whether a request is in the share, by its id."""
+        return is_in_share(request_id, self._settings.percent, of="capture")
+
+    def keep(self, captured: Captured) -> None:
+        """Returns at once."""
+        size = len(captured.upload.content)
+        if len(self._waiting) >= MOST_WAITING or self._waiting_bytes + size > MOST_WAITING_BYTES:
+            self._metrics.count_capture("dropped")
+            return
+        self._waiting.append(captured)
+        self._waiting_bytes += size
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all())
+
+    async def written(self) -> None:
+        """Return when everything that was to be kept is."""
+        if self._writing is not None:
+            await self._writing
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            captured = self._waiting.popleft()
+            self._waiting_bytes -= len(captured.upload.content)
+            try:
+                outcome = await asyncio.to_thread(self._write, captured)
+            except Exception as error:
+                logger.warning("an image could not be captured in %s: %s", self._folder, error)
+                outcome = "failed"
+            self._metrics.count_capture(outcome)
+        self._writing = None
+
+    def _write(self, captured: Captured) -> str:
+        """In a thread. Returns the outcome."""
+        size = len(captured.upload.content)
+        with counted(self._folder) as held:
+            if not self._fits(held, size) and time.monotonic() - self._looked_s > LOOK_AGAIN_S:
+                self._looked_s = time.monotonic()
+                held.count_again()
+            if not self._fits(held, size):
+                return "full"
+            name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{captured.request_id}-{uuid.uuid4().hex[:8]}"
+            kind = (captured.upload.header.format or "bin").lower().replace("jpeg", "jpg")
+            with new_folder(self._folder / name) as folder:
+                (folder / f"picture.{kind}").write_bytes(captured.upload.content)
+                (folder / "answer.json").write_text(json.dumps(described(captured), indent=1) + "\n")
+            held.images += 1
+            held.bytes += size
+        return "written"
+
+    def _fits(self, held: "Contents", size: int) -> bool:
+        return held.images < self._settings.max_images and held.bytes + size <= self._settings.max_bytes
+
+
+def described(captured: Captured) -> dict[str, object]:
+    """answer.json: nothing in it says who asked."""
+    order = (-captured.probabilities).argsort(kind="stable")[:CLASSES].tolist()
+    return {
+        "request_id": captured.request_id,
+        "model": captured.model,
+        "version": captured.version,
+        "predictions": [
+            {"index": index, "label": captured.labels[index], "probability": float(captured.probabilities[index])}
+            for index in order
+        ],
+    }
+
+
+@dataclass
+class Contents:
+    """How many images a folder holds, and the bytes of their pictures."""
+
+    folder: Path
+    images: int = 0
+    bytes: int = 0
+
+    def count_again(self) -> None:
+        """By the folder itself, from which somebody may have taken some; what a killed writer left there is removed."""
+        self.images = self.bytes = 0
+        for entry in self.folder.iterdir():
+            if not entry.name.startswith("."):
+                self.images += 1
+                self.bytes += sum(picture.stat().st_size for picture in entry.glob("picture.*"))
+            elif entry.is_dir() and time.time() - entry.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def counted(folder: Path) -> Iterator[Contents]:
+    """The count that all gateways keep in one file, for this one alone while the block runs."""
+    with (folder / TALLY_FILE).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        found = Contents(folder, *map(int, file.read().split()))
+        yield found
+        file.truncate(0)
+        file.write(f"{found.images} {found.bytes}\n")
