@@ -124,7 +124,12 @@ class ExportConfig:
         ),
     ] = None
     threads: Annotated[
-        int, Option(min=0, help="CPU threads of each instance. 0: an equal share of the cores, or one on a GPU.")
+        int,
+        Option(
+            min=0,
+            help="CPU threads of each instance. 0: an equal share of the cores, and all of them for a lone request to "
+            "an unquantized model on OpenVINO; one on a GPU. Set 1 if other programs keep the cores busy.",
+        ),
     ] = 0
     queue_delay_us: Annotated[
         int,

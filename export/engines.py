@@ -33,7 +33,7 @@ class Engine:
         on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
         capability: compute capability that a TensorRT-RTX plan is built for, such as "sm89".
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
-        threads: CPU threads of one instance; 0: an equal share of the cores, or one on a GPU.
+        threads: CPU threads of one instance; 0: an equal share of the cores, served at least that; one on a GPU.
         instances: that compute side by side.
         max_batch_size: the largest batch; a plan is built for it.
     """

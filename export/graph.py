@@ -10,6 +10,7 @@ from deit.errors import RepositoryError
 from deit.model import IMAGES
 from export.explained import ExplainedClassifier
 from export.joint import JointClassifier
+from export.transpositions import transpose_keys_in_two_steps
 
 # From 17 on LayerNormalization is one operator, from 20 on GELU. Taken apart, LayerNormalization overflows in half
 # precision, which has ruined many ViTs on TensorRT (https://github.com/NVIDIA/TensorRT/issues/2709), and no engine
@@ -51,6 +52,9 @@ def export_graph(
     assert program is not None  # with dynamo=True it returns a program
     program.save(path, external_data=False)
     cast_first(path)
+    graph = onnx.load(path)
+    transpose_keys_in_two_steps(graph)
+    onnx.save(graph, path)
     check_graph(path)
 
 

@@ -28,6 +28,7 @@ from onnxruntime.quantization import (
 )
 
 from deit.model import IMAGES
+from export.transpositions import quantize_before_transposing
 
 METHODS = ("static", "mixed", "dynamic")
 GPU_METHODS = ("static", "mixed")
@@ -73,6 +74,10 @@ def quantize(
                 "WeightSymmetric": True,
             },
         )
+        if not symmetric:
+            graph = onnx.load(target)
+            quantize_before_transposing(graph)
+            onnx.save(graph, target)
 
 
 @contextmanager

@@ -62,10 +62,9 @@ class TritonWheel:
         """
         shutil.copytree(self.root / "backends" / "python", folder / "python")
         shutil.copy(self._stub, folder / "python")
-        for model in BACKENDS.glob("*/model.py"):
-            backend = folder / model.parent.name
-            backend.mkdir()
-            shutil.copy(model, backend)
+        for source in (model.parent for model in BACKENDS.glob("*/model.py")):
+            backend = folder / source.name
+            shutil.copytree(source, backend, ignore=shutil.ignore_patterns("__pycache__"))
             shutil.copy(BACKENDS / "batched_model.py", backend)
             shutil.copy(ALLOWANCE, backend)
         shutil.copy(CUDA_PROVIDER, folder / "onnxruntime")

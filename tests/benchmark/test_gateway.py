@@ -9,6 +9,7 @@ import pytest
 from benchmark.gateway import stages_ms
 from benchmark.processes import ServerProcesses
 from benchmark.results import read
+from benchmark.tables import unavoidable
 from deit.errors import BenchmarkError
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 
@@ -45,6 +46,7 @@ def test_a_gateway_is_measured_with_its_costs_and_its_stages(photographs_folder,
         # each of them works for an image, and together they are all of it
         parts = [figures[f"cpu_{name}_ms_per_image"] for name in ("tritonserver", "triton_python_backend_stub")]
         assert 0 < sum(parts) < figures["server_cpu_ms_per_image"]
+        assert 0 < int(unavoidable(record).removesuffix(" %")) < 100
         assert figures["stage_decode_ms"] > 0
         assert figures["stage_model_ms"] >= figures["triton_compute_infer_ms"] * 0.5  # means over different requests
 

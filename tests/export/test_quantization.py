@@ -15,6 +15,7 @@ from export.joint import JointClassifier
 from export.quantization import quantize
 from export.samples import load_samples
 from export.served import served_form
+from export.transpositions import quantize_before_transposing
 from tests.conftest import encoded, photograph
 from tests.training.conftest import TINY, tiny_student
 from training.images import ParquetImages, decode
@@ -66,6 +67,25 @@ def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(images))[0].numpy()
     np.testing.assert_allclose(session.run(["probabilities"], {"images": images})[0], expected, atol=0.02)
+
+
+def test_quantizing_before_transposing_changes_no_answer(tmp_path: Path) -> None:
+    export_graph(served_form(JointClassifier(tiny_student(), TINY)), 16, tmp_path / "float.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    quantize(tmp_path / "float.onnx", tmp_path / "after.onnx", images, method="static", symmetric=True)
+    graph = onnx.load(tmp_path / "after.onnx")
+    quantize_before_transposing(graph)
+    onnx.save(graph, tmp_path / "before.onnx")
+    bytes_ = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    moved = [node for node in graph.graph.node if node.op_type == "Transpose" and node.input[0] in bytes_]
+    assert len(moved) == 2  # what each block's attention gathered
+    after, before = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"]).run(
+            None, {"images": images}
+        )
+        for name in ("after", "before")
+    )
+    np.testing.assert_array_equal(before, after)
 
 
 def test_what_calibrates_does_not_judge(colours_data: Path, tmp_path: Path) -> None:

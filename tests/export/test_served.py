@@ -67,7 +67,7 @@ def test_the_graph_holds_no_operator_more_than_the_model_needs(graphs: dict[torc
     assert nodes["MatMul"] == 1 + 2 * 8  # patches; query, key, value, scores, gathering, projection, two of the MLP
     assert nodes["Gemm"] == 2
     assert (nodes["LayerNormalization"], nodes["Softmax"], nodes["Gelu"], nodes["Conv"]) == (5, 2 + 2, 2, 0)
-    assert nodes["Transpose"] == 1 + 2 * 4  # patches; query, key, value and gathered of each block
+    assert nodes["Transpose"] == 1 + 2 * 5  # patches; query, key (twice), value and gathered of each block
     assert nodes["Cast"] == 1  # the pixels
     assert nodes["Slice"] == 2  # the last block's tokens, and those that it asks with
     assert nodes["Mul"] + nodes["Div"] <= 1  # the mean of both heads; normalisation and attention's factor are folded

@@ -1,41 +1,18 @@
-"""Our onnxruntime backend where it meets a GPU. There is none here, so Triton makes no instance of kind GPU.
-
-The file is loaded as Triton's stub loads it, with a stand-in for the stub's own module.
-"""
+"""Our onnxruntime backend where it meets a GPU. There is none here, so Triton makes no instance of kind GPU."""
 
 import json
-import runpy
-import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from serving.embedded.wheel import find_wheel
 from tests.conftest import REPOSITORY_ROOT
+from tests.serving.embedded.conftest import ModelException
 
 MODEL = REPOSITORY_ROOT / "model_repository" / "deit_cifar10"
 
 
-class ModelException(Exception):
-    pass
-
-
 @pytest.fixture
-def backend(monkeypatch, tmp_path):
-    """The names in the backend's file, from the folder that is made for Triton; `said` has what it logs."""
-    stub = ModuleType("triton_python_backend_utils")
-    said = []
-    stub.TritonModelException = ModelException
-    stub.Logger = SimpleNamespace(log_info=said.append, log_warn=said.append)
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    find_wheel().assemble_backends(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path / "onnxruntime")
-    copied = ("allowance", "cuda_provider", "batched_model")
-    for name in copied:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield SimpleNamespace(**runpy.run_path(str(tmp_path / "onnxruntime" / "model.py")), said=said)
-    for name in copied:
-        sys.modules.pop(name, None)
+def backend(load_backend):
+    return load_backend("onnxruntime")
 
 
 def config(**optimization):

@@ -45,6 +45,7 @@ def test_backends_are_assembled_with_the_stub_of_this_python(tmp_path):
         "openvino/model.py",
         "openvino/allowance.py",
         "openvino/batched_model.py",
+        "openvino/core_sharing.py",
     }
     stub = (tmp_path / "python" / "triton_python_backend_stub").read_bytes()
     assert f"libpython{sys.version_info.major}.{sys.version_info.minor}.so".encode() in stub

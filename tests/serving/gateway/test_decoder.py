@@ -5,6 +5,8 @@ import contextlib
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from serving.gateway import decoder_handle
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DecoderLost, ImageTooComplex, NotReady, UndecodableImage, UnsupportedType
 from serving.settings import Decoding, Limits
-from tests.conftest import encoded, photograph
+from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 from tests.serving.conftest import is_alive
 
 PREPROCESSING = Preprocessing(
@@ -238,6 +240,17 @@ def test_processes_end_with_their_gateway():
     with_decoder(scenario)
     assert len(seen) == 2
     assert not any(map(is_alive, seen))
+
+
+def test_a_process_does_without_the_web_framework():
+    """Each decoder would hold 6 MiB of it."""
+    program = (
+        "import serving.gateway.decoder_process, sys; print(sorted({'starlette', 'asyncio'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_a_process_has_limits_and_no_environment():

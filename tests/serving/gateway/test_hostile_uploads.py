@@ -189,6 +189,19 @@ def test_refused_images_are_gone_from_memory(server, images):
     assert kept < 80 * images * len(content) / 4, "of what was sent"
 
 
+def test_bodies_that_nobody_reads_are_gone_from_memory(server):
+    """Of requests refused at the door, whose answer leaves before their body has come."""
+    body = bytes(100_000)
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for _ in range(10):
+            client.post("/nowhere", content=body)
+        before = memory_bytes(server.process.pid, "VmRSS")
+        for _ in range(300):
+            assert client.post("/nowhere", content=body).status_code == 404
+    kept = memory_bytes(server.process.pid, "VmRSS") - before
+    assert kept < 300 * len(body) / 4, "of what was sent"
+
+
 def test_a_decoder_that_is_killed_costs_one_image(server):
     """And is not missed: there are others, and another takes its place."""
     content = encoded(photograph(500, 375).resize((4900, 4900)), progressive=True)  # all of it lies in memory

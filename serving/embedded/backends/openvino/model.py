@@ -3,14 +3,18 @@
 Like the `onnxruntime` backend, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
 which Triton takes first where there is one, and reads the same keys of config.pbtxt:
 https://github.com/triton-inference-server/openvino_backend#parameters. What it cannot honour it logs as a warning. It
-runs in Triton's stub process, one process an instance, and imports nothing of this project but
-batched_model.py, which is copied to its folder.
+runs in Triton's stub process, one process an instance, and imports nothing of this project but what is copied to its
+folder: batched_model.py and allowance.py.
 """
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from allowance import usable_cores
 from batched_model import BatchedModel, Config, cores_of_an_instance, parameters_of, warn
+from core_sharing import SharedCores
 
 try:
     import openvino
@@ -40,7 +44,11 @@ class TritonPythonModel(BatchedModel):  # type: ignore[misc]  # its file lies el
         core = openvino.Core()
         settings = settings_of(config)
         try:
-            compiled = core.compile_model(core.read_model(path), "CPU", settings)
+            model = core.read_model(path)
+            self.cores = shared_cores(config, model)
+            if self.cores is not None:
+                settings["INFERENCE_NUM_THREADS"] = usable_cores()
+            compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise pb_utils.TritonModelException(f"{path} does not load: {error}") from error
         try:
@@ -52,11 +60,13 @@ class TritonPythonModel(BatchedModel):  # type: ignore[misc]  # its file lies el
         self.request = compiled.create_infer_request()
         pb_utils.Logger.log_info(
             f"{args['model_name']} version {args['model_version']}: openvino {openvino.__version__}, "
-            f"{settings['INFERENCE_NUM_THREADS']} threads, {settings['INFERENCE_PRECISION_HINT']}"
+            f"{settings['INFERENCE_NUM_THREADS']} threads{' for a lone batch' if self.cores else ''}, "
+            f"{settings['INFERENCE_PRECISION_HINT']}"
         )
 
     def infer(self, names: list[str], inputs: dict[str, Any]) -> list[Any]:
-        results = self.request.infer(inputs, share_inputs=True)
+        with self.cores.taken() if self.cores else nullcontext():
+            results = self.request.infer(inputs, share_inputs=True)
         return [results[self.ports[name]].copy() for name in names]  # the next call writes where the results lie
 
 
@@ -76,3 +86,20 @@ def settings_of(config: Config) -> dict[str, Any]:
         # an instance is a process that knows nothing of the others' pins: two would share one core
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def shared_cores(config: Config, model: Any) -> SharedCores | None:
+    """How its instances share the cores; None if each keeps the threads of `settings_of`.
+
+    A quantized graph keeps them: cut into parts for more threads, its products take 4 % longer under load.
+    """
+    share = cores_of_an_instance(config)
+    is_quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+    if int(parameters_of(config).get("INFERENCE_NUM_THREADS", 0)) or share == usable_cores() or is_quantized:
+        return None
+    libraries = sorted(Path(openvino.__file__).parent.glob("libs/libtbb.so.*"))
+    try:
+        return SharedCores(libraries[0], Path(__file__).with_name("computing"), share)
+    except (IndexError, OSError, AttributeError) as error:
+        warn(config, f"a lone batch computes on {share} of {usable_cores()} cores: this oneTBB is not known ({error})")
+        return None
