@@ -94,6 +94,9 @@ def main() -> None:
         if missing not in EXTRA_OF_MODULE:
             raise
         sys.exit(f"deit: {missing} is not installed; {how_to_install(EXTRA_OF_MODULE[missing])}")
+    except PermissionError as error:
+        place = error.filename or error
+        sys.exit(f"deit: {place}: user {os.getuid()} may not do this; give it access, or choose another place")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -61,7 +61,7 @@ class ExportConfig:
         Option(
             help="Engine: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on this "
             "machine's GPU; tensorrt-rtx (plans) for GPUs in other machines. auto times the engines for processors and "
-            "takes the fastest that passes the gate."
+            "takes the fastest that passes the gate, openvino only if it gains a tenth."
         ),
     ] = "auto"
     compute_capability: Annotated[

@@ -1,7 +1,9 @@
 """What the gate found, for people (a table) and for programs (JSON, and a summary in config.pbtxt)."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +11,9 @@ from rich.table import Table
 
 from export.engines import Engine
 from export.gate import Judgement, thresholds
+
+CLEARLY_FASTER = 1.1
+"""Times ONNX Runtime's rate, for another engine to be published: rates of one engine differ by less between runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,17 @@ class Candidate:
     @property
     def passes(self) -> bool:
         return not self.judgement.failures
+
+
+def best(candidates: Sequence[tuple[Path, Candidate]]) -> tuple[Path, Candidate] | None:
+    """The fastest that passes, with its graph. ONNX Runtime, which every installation has, unless another is clearly
+    faster; None when none passes."""
+
+    def worth(each: tuple[Path, Candidate]) -> float:
+        _, candidate = each
+        return (candidate.images_per_s or 0.0) * (CLEARLY_FASTER if candidate.engine.backend == "onnxruntime" else 1)
+
+    return max((each for each in candidates if each[1].passes), key=worth, default=None)
 
 
 def summary(candidate: Candidate) -> dict[str, Any]:

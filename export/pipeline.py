@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from deit.errors import RepositoryError
+from deit.repository.publishing import refuse_taken_name
 from deit.tensorrt_plan import profiles_for
 from export import findings
 from export.config import GPU_ENGINES, ExportConfig
@@ -23,7 +24,7 @@ from export.fitting import fit_confidence, fitted_reference
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.publication import Passed, drop_plans, keep_plans, publish_version, reference_answers
+from export.publication import Passed, drop_plans, keep_plans, model_name, publish_version, reference_answers
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -50,6 +51,13 @@ def export_models(config: ExportConfig) -> list[Path]:
     """
     engines = {precision: candidates(precision, config.engine, config.capabilities) for precision in config.precisions}
     source = load_source(config)
+    if config.engine != "tensorrt-rtx":  # whose plans lie outside the repository
+        for precision in config.precisions:
+            refuse_taken_name(
+                config.repository / model_name(precision, source, config),
+                image_size=source.preprocessing.image_size,
+                label_names=source.label_names,
+            )
     classifier = JointClassifier(source.model, source.preprocessing, config.readout).eval()
     sample, calibration = load_samples(
         config.images,
@@ -77,9 +85,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 refused.append(f"for it does not run here: {precision}: {error}")
                 continue
             measured = [candidate for _, candidate in found]
-            best = max(
-                (each for each in found if each[1].passes), key=lambda each: each[1].images_per_s or 0.0, default=None
-            )
+            best = findings.best(found)
             Console(stderr=True, width=140).print(findings.table(measured, [best[1]] if best else [], outcome))
             if best is None:
                 reasons = dict.fromkeys(

@@ -63,7 +63,7 @@ class Passed:
     @property
     def name(self) -> str:
         """Of the model that is published."""
-        name = _model_name(self.best.judgement.precision, self.source, self.config)
+        name = model_name(self.best.judgement.precision, self.source, self.config)
         return f"{name}{EXPLAIN_SUFFIX}" if self.further_outputs else name
 
     def write_findings(self, folder: Path, *, outcome: str = "published", note: str = "") -> None:
@@ -146,7 +146,7 @@ def keep_plans(passed: Passed) -> list[Path]:
                 f"The plan for {capability} was built but not run, because this machine has no such GPU: the gate "
                 f"judged its graph, on {best.engine.title}."
             )
-        target = config.plans / _model_name(best.judgement.precision, passed.source, config) / capability
+        target = config.plans / model_name(best.judgement.precision, passed.source, config) / capability
         with replaced_folder(target) as folder:
             for file in (plan, plan.with_name(FINGERPRINT_FILE)):
                 shutil.copyfile(file, folder / file.name)
@@ -160,12 +160,13 @@ def keep_plans(passed: Passed) -> list[Path]:
 def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> None:
     """Remove what `keep_plans` made before for the same GPUs: no plan stays of a model that the gate refuses."""
     for capability in config.capabilities:
-        target = config.plans / _model_name(precision, source, config) / capability
+        target = config.plans / model_name(precision, source, config) / capability
         if removed_folder(target):
             logger.warning("removed %s: the gate refuses this model for it now", target)
 
 
-def _model_name(precision: str, source: TrainedModel, config: ExportConfig) -> str:
+def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> str:
+    """Of the model that a precision is published as."""
     name = config.name or source.architecture
     return name if precision == "fp32" else f"{name}_{precision}"
 

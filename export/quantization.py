@@ -9,8 +9,10 @@ For processors activations are uint8 with a zero point, which uses all steps and
 GPUs both sides are int8 around zero: TensorRT takes no other zero point (https://github.com/NVIDIA/TensorRT/issues/4698).
 """
 
+import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,7 @@ def quantize(
         symmetric: all zero points are 0, as GPUs want them.
     """
     weights = weighted_products(onnx_file, after_gelu=method != "mixed")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _without_advice():
         source = Path(scratch) / "source.onnx"
         graph = onnx.load(onnx_file)
         # The tools rewrite products and then stumble over the shapes that torch's exporter noted for them.
@@ -76,6 +78,21 @@ def quantize(
             graph = onnx.load(target)
             quantize_before_transposing(graph)
             onnx.save(graph, target)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """ONNX Runtime says up to five times to simplify the graph first, which its export has done."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def weighted_products(onnx_file: Path, *, after_gelu: bool = True) -> list[str]:

@@ -55,6 +55,8 @@ def load_samples(
     Raises:
         DataError: fewer than `count` images, or none at all.
     """
+    if not path.exists():
+        raise DataError(f"--images {path}: there is no such folder or file")
     if path.is_dir() and (files := sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)):
         judging, calibration = _split(len(files), calibrates)
         _refuse_too_few(path, len(judging), count)

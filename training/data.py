@@ -207,7 +207,7 @@ class TrainingBatches:
             AugmentedImages(images, training_transform(config, mean), seed=config.seed),
             batch_sampler=self._current,
             num_workers=config.workers,
-            worker_init_fn=outlive_sigterm,
+            worker_init_fn=outlive_signals,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config.workers > 0,
         )
@@ -245,14 +245,15 @@ def evaluation_batches(
         batch_size=batch_size,
         sampler=range(processes.rank, len(images), processes.count),
         num_workers=workers,
-        worker_init_fn=outlive_sigterm,
+        worker_init_fn=outlive_signals,
     )
 
 
-def outlive_sigterm(worker: int) -> None:
-    """Make a worker ignore SIGTERM, which torchrun and service managers send to every process of a run.
+def outlive_signals(worker: int) -> None:
+    """Make a worker ignore SIGTERM and Ctrl-C, which reach every process of a run.
 
     The training process saves where it stands (training.resume) and needs the worker until then. A worker still ends
     when its parent closes the loader, or has died.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

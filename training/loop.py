@@ -213,7 +213,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
-                            f"stopped by SIGTERM after step {step} of epoch {epoch + 1}: --resume goes on from there"
+                            f"stopped after step {step} of epoch {epoch + 1}: --resume goes on from there"
                         )
             train_s = time.monotonic() - started
             if cache is not None:
@@ -243,7 +243,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
             record = {
                 "epoch": epoch + 1,
                 "loss": round(state.loss_sum / max(steps_per_epoch - state.skipped_steps, 1), 5),
-                "learning_rate": rate_of(optimizer),
+                "learning_rate": float(f"{rate_of(optimizer):.6g}"),
                 "skipped_steps": state.skipped_steps,
                 "corrupt_images": len(corrupt.indices),
                 "train_images_per_s": round((steps_per_epoch - first_step) * config.batch_size / train_s, 1),

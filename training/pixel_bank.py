@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from deit.errors import DataError
 from training.config import TrainConfig
 from training.crops import Crops, cut, cut_padded, random_crops, random_shifts, resized_size
-from training.data import NEIGHBOURS, SMALL_PX, labels_of, outlive_sigterm
+from training.data import NEIGHBOURS, SMALL_PX, labels_of, outlive_signals
 from training.images import LabelledImages, decode
 from training.sampler import Shares, epoch_order
 from training.seeds import Purpose, derived_seed
@@ -141,7 +141,7 @@ def _decode_all(images: LabelledImages, workers: int) -> tuple[Tensor, Tensor]:
         _DecodedImages(images, height, width),
         batch_size=DECODED_AT_ONCE,
         num_workers=workers,
-        worker_init_fn=outlive_sigterm,
+        worker_init_fn=outlive_signals,
     )
     start = 0
     for batch, (widths, heights) in loader:

@@ -149,13 +149,24 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come: spot machines send it before they vanish, and the run then saves where it stands."""
+    """Whether SIGTERM or Ctrl-C has come: the run then saves where it stands. A second Ctrl-C ends it at once.
+
+    Spot machines send SIGTERM before they vanish.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield asked.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -79,6 +79,18 @@ def publish(
         return version
 
 
+def refuse_taken_name(model: Path, *, image_size: int, label_names: tuple[str, ...]) -> None:
+    """Raise RepositoryError where `publish` would refuse a version with this input and these classes.
+
+    For what takes minutes before it publishes.
+    """
+    if model.exists():
+        present = _present(model)
+        if list(present.input[0].dims) != [image_size, image_size, 3]:
+            raise RepositoryError(f"{model} takes images of {list(present.input[0].dims)}: choose another --name")
+        _refuse_other_classes(model, label_names)
+
+
 def promote(model: Path, repository: Path, name: str, number: int | None = None) -> int:
     """Copy a version of the model in the folder `model`, the served one by default, to another repository.
 
@@ -167,15 +179,24 @@ def _say_what_ends(model: Path) -> None:
 
 def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, label_names: tuple[str, ...]) -> None:
     """A version's clients keep their inputs, outputs and class names."""
-    try:
-        present = read_config(model / CONFIG_FILE)
-        present_labels = read_labels(model / LABELS_FILE)
-    except (RepositoryError, OSError, ValueError) as error:
-        raise RepositoryError(f"{model} was not written by `deit export` ({error}): choose another --name") from error
+    present = _present(model)
     if list(present.input) != list(config.input) or list(present.output) != list(config.output):
         raise RepositoryError(f"{model} has other inputs or outputs than this export: choose another --name")
-    if present_labels != label_names:
+    _refuse_other_classes(model, label_names)
+
+
+def _refuse_other_classes(model: Path, label_names: tuple[str, ...]) -> None:
+    if read_labels(model / LABELS_FILE) != label_names:
         raise RepositoryError(f"{model} has other class names than this export: choose another --name")
+
+
+def _present(model: Path) -> model_config_pb2.ModelConfig:
+    """The configuration of a model that `publish` has written."""
+    try:
+        read_labels(model / LABELS_FILE)
+        return read_config(model / CONFIG_FILE)
+    except (RepositoryError, OSError, ValueError) as error:
+        raise RepositoryError(f"{model} was not written by `deit export` ({error}): choose another --name") from error
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def classify(
     options = ClassifyOptions(model=model, version=version, top_k=top_k, min_probability=min_probability, heads=heads)
     failed = asyncio.run(_classify(found, url, options, concurrency, write))
     if failed:
-        raise Unclassified(f"{failed} of {len(found)} pictures were not classified")
+        raise Unclassified(f"{failed} of {len(found)} pictures not classified")
 
 
 def find(given: str) -> Iterator[Path]:

@@ -136,8 +136,11 @@ def below(path: str, root_path: str) -> str:
 
 def route_of(scope: Scope) -> str:
     """The path as it was declared, so that there are few; "other" for what leads nowhere."""
+    path: str = scope["path"]
     declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
-    return declared or answering_route(scope["path"]) or (METRICS if scope["path"] == METRICS else "other")
+    if path.startswith("/static/"):
+        return "/static/"
+    return declared or answering_route(path) or (METRICS if path == METRICS else "other")
 
 
 def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:

@@ -58,3 +58,14 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == (f"deit: torch_that_is_not_there is not installed; {how_to_install('training')}")
+
+
+def test_a_place_of_another_user_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deit import cli
+
+    def refused() -> None:  # the kernel refuses root nothing
+        raise PermissionError(13, "Permission denied", "model_repository/deit")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit, match=r"deit: model_repository/deit: user \d+ may not do this; give it access"):
+        cli.main()

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import warnings
 import zlib
 
@@ -109,6 +110,17 @@ def test_nonsense_for_exif_has_an_orientation_or_none(beginning, rest):
 )
 def test_broken_exif_never_refuses_a_picture(picture, exif):
     assert pixels(encoded(picture, "JPEG", exif=exif)).shape == (64, 96, 3)
+
+
+def test_a_million_fractions_in_exif_are_not_read(picture):
+    """Pillow would take seconds for them; the orientation behind them is read."""
+    count = 1_000_000
+    fractions = struct.pack("<HHII", 0x011A, 5, count, 38)
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    content = encoded(picture, "PNG", exif=b"II*\0\x08\0\0\0\x02\0" + fractions + orientation + bytes(4 + 8 * count))
+    started_s = time.process_time()
+    assert pixels(content).shape == (96, 64, 3)
+    assert time.process_time() - started_s < 0.5
 
 
 def test_cmyk_becomes_rgb(picture):

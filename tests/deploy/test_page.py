@@ -16,6 +16,8 @@ KUBERNETES = "deploy/test_kubernetes.py::test_the_page_is_followed"
 # How a command begins, and the test that runs it on a real engine, in a real process, or on a copy of the files.
 TESTS = {
     r"docker compose (--file \S+ --file \S+ )?up --detach --wait( --no-recreate)?": "deploy/conftest.py::stack",
+    r"docker compose rm --force": "deploy/test_compose.py::test_a_triton_of_two_that_is_stopped_fails_no_request",
+    r"docker compose --profile observability up": "deploy/test_compose.py::test_prometheus_sees_gateway_and_triton",
     r"curl ": "deploy/test_compose.py::test_a_photograph_is_classified_through_the_proxy",
     r"docker compose down": "deploy/test_compose.py::test_down_leaves_nothing",
     r"deploy/update-models": "deploy/test_compose.py::test_models_are_updated_and_rolled_back_without_a_failed_request",
@@ -24,7 +26,9 @@ TESTS = {
     r"docker compose kill --signal HUP (gateway|proxy)": (
         "deploy/test_compose.py::test_keys_and_tls_are_a_matter_of_two_variables"
     ),
-    r"docker compose --profile benchmark run": "deploy/test_compose.py::test_perf_analyzer_measures_the_stack",
+    r"docker compose --profile benchmark run": (
+        "deploy/test_compose.py::test_perf_analyzer_measures_the_stack_and_the_results_stay"
+    ),
     r"docker compose build": KUBERNETES,
     r"docker build": "deploy/test_compose.py::test_models_become_an_image_only_if_they_are_sound",
     r"(export|docker compose push|docker push|cp|sed|kubectl) ": KUBERNETES,

@@ -1,10 +1,14 @@
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from export.engines import Engine
+from export.findings import Candidate, best
 from export.gate import Reference, judge, reference
 from export.joint import JointClassifier
 from tests.training.conftest import TINY, tiny_student
@@ -47,6 +51,29 @@ def test_the_model_itself_passes_in_every_precision(classifier: JointClassifier,
         assert found.failures == ()
         assert (found.images, found.agreement, found.top1, found.reference_top1) == (40, 1.0, 0.75, 0.75)
         assert found.max_difference < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("openvinos_rate", "published"), [(105.0, "onnxruntime"), (115.0, "openvino"), (None, "onnxruntime")]
+)
+def test_the_engine_that_every_installation_has_is_published_unless_another_is_clearly_faster(
+    classifier: JointClassifier, expected: Reference, openvinos_rate: float | None, published: str
+) -> None:
+    judgement = judge(true_run(classifier), expected, "fp32", "torch")
+    found = [
+        (
+            Path("fp32.onnx"),
+            Candidate(method="", engine=Engine(backend=backend), judgement=judgement, images_per_s=rate),
+        )
+        for backend, rate in (("openvino", openvinos_rate), ("onnxruntime", 100.0))
+    ]
+    chosen = best(found)
+    assert chosen is not None
+    assert chosen[1].engine.backend == published
+    failed = replace(found[1][1], judgement=replace(judgement, failures=("it differs",)))
+    chosen = best([found[0], (found[1][0], failed)])
+    assert chosen is not None
+    assert chosen[1].engine.backend == "openvino"
 
 
 @pytest.mark.parametrize(("moved", "passes"), [(0.04, (False, True)), (0.2, (False, False))])

@@ -32,10 +32,11 @@ def config(source: Path, pictures: Path, repository: Path, /, **changes: object)
 
 
 def test_the_published_graph_gives_pytorchs_probabilities_on_pictures(
-    checkpoint: Path, pictures: Path, tmp_path: Path
+    checkpoint: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (version,) = export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
     assert version == tmp_path / "models" / "tiny" / "1"
+    assert "gives no labels to judge by: top-1 is not part of the gate" in caplog.text
     assert (version.parent / "labels.txt").read_text().splitlines() == list(LABELS)
 
     images = np.stack([resize_and_crop(Image.open(file), TINY) for file in sorted(pictures.iterdir())])
@@ -58,6 +59,12 @@ def test_the_published_graph_gives_pytorchs_probabilities_on_pictures(
     assert (provenance.teacher, provenance.readout, provenance.parity_images) == ("convnet", "joint-probability", 40)
     assert provenance.metrics == {"joint_top1": 0.5}
     assert provenance.parity_max_difference < 1e-5
+
+    (version.parent / "labels.txt").write_text("cyan\nmagenta\nyellow\n")
+    caplog.clear()
+    with pytest.raises(RepositoryError, match="other class names than this export: choose another --name"):
+        export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
+    assert "judging" not in caplog.text, "it is refused before the work"
 
 
 def test_a_graph_that_answers_differently_is_not_published(
@@ -103,6 +110,7 @@ def test_a_weights_file_of_deits_own_code_exports_under_its_architecture(picture
         ({"labels": "nowhere.txt"}, RepositoryError, "nowhere.txt"),
         ({"labels": "imagenet-1k"}, RepositoryError, "1000 class names, but the model decides among 3"),
         ({"parity_images": 99}, DataError, "has 40 images, 99 are asked for"),
+        ({"images": Path("nowhere")}, DataError, "--images nowhere: there is no such folder or file"),
     ],
 )
 def test_what_cannot_be_exported_is_named_and_nothing_written(

@@ -22,11 +22,14 @@ from training.images import ParquetImages, decode
 
 
 @pytest.mark.parametrize(("method", "products"), [("static", 13), ("mixed", 11)])
-def test_scales_are_per_output_channel_and_found_on_the_images(tmp_path: Path, method: str, products: int) -> None:
+def test_scales_are_per_output_channel_and_found_on_the_images(
+    tmp_path: Path, method: str, products: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """The patches, and two blocks with six products by weights each, one of which reads GELU's output."""
     export_graph(served_form(JointClassifier(tiny_student(), TINY)), 16, tmp_path / "float.onnx")
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, method=method)
+    assert "pre-processing" not in caplog.text, "advice that the user of deit export cannot follow"
     graph = onnx.load(tmp_path / "int8.onnx").graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     int8 = [

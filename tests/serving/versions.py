@@ -3,34 +3,42 @@
 import contextlib
 import itertools
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
-from deit.durable import write_file
 from deit.errors import RepositoryError
-from deit.labels import LABELS_FILE, write_labels
 from deit.model import IMAGES, PROBABILITIES
 from deit.preprocessing import Preprocessing, resize_and_crop
 from deit.repository.candidates import try_candidate
+from deit.repository.config import config_text
 from deit.repository.layout import CONFIG_FILE, ONNX_FILE
+from deit.repository.models import read_version
+from deit.repository.publishing import publish, serve_version
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import HALF, LABELS, DeitServe, config_pbtxt, free_ports, running, two_headed_classifier
-
-# By version. The third has the size of the first, so that nothing but the answer shows pixels of the wrong one.
-PREPROCESSING = {
-    version: Preprocessing(image_size=size, crop_pct=crop, interpolation="bicubic", mean=HALF, std=HALF)
-    for version, size, crop in ((1, 32, 0.875), (2, 48, 0.6), (3, 32, 0.5))
-}
+from tests.serving.conftest import (
+    HALF,
+    LABELS,
+    START_TIMEOUT_S,
+    DeitServe,
+    config_pbtxt,
+    eventually,
+    free_ports,
+    two_headed_classifier,
+)
 
 PHOTOGRAPHS = [photograph(64, 48, seed=seed) for seed in range(6)]
 PICTURES = [encoded(each, "PNG") for each in PHOTOGRAPHS]
@@ -39,38 +47,63 @@ PICTURES = [encoded(each, "PNG") for each in PHOTOGRAPHS]
 SAME = 1e-4
 
 
+def preprocessing_of(version: int, image_size: int) -> Preprocessing:
+    """Versions that are served one after the other crop in different ways."""
+    crop_pct = 0.5 + version % 5 / 10
+    return Preprocessing(image_size=image_size, crop_pct=crop_pct, interpolation="bicubic", mean=HALF, std=HALF)
+
+
 class Repository:
-    """One model with every version of PREPROCESSING, of which one is served."""
+    """One model with the versions 1 and 3, which read 32 pixels, and 2, which reads 48. It serves version 1.
+
+    Attributes:
+        right: probabilities by picture and version.
+    """
 
     def __init__(self, folder: Path, name: str = "tiny") -> None:
         self.folder, self.name = folder, name
         self.right: dict[tuple[int, str], np.ndarray] = {}
-        for version, preprocessing in PREPROCESSING.items():
-            graph = two_headed_classifier(version, preprocessing.image_size)
-            file = folder / name / str(version) / ONNX_FILE
-            file.parent.mkdir(parents=True)
-            onnx.save(graph, file)
-            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-            for index, picture in enumerate(PHOTOGRAPHS):
-                pixels = resize_and_crop(picture, preprocessing)[None]
-                self.right[index, str(version)] = session.run([PROBABILITIES], {IMAGES: pixels})[0][0]
-        write_labels(folder / name / LABELS_FILE, LABELS)
-        for version in reversed(PREPROCESSING):
-            self.serve(version)
+        self.versions: list[int] = []
+        self.publish(32)
+        # By hand: `publish` wants the resolution of the version that is served.
+        by_hand = folder / name / "2"
+        by_hand.mkdir()
+        (by_hand / CONFIG_FILE).write_text(config_text(self._config(2, 48), [2]))
+        self._fill(2, 48, by_hand)
+        self.publish(32)
+        self.serve(1)
+
+    def publish(self, image_size: int) -> int:
+        version = 1 + max(self.versions, default=0)
+        fill = partial(self._fill, version, image_size)
+        config = self._config(version, image_size)
+        assert publish(self.folder, self.name, config=config, label_names=LABELS, fill=fill) == version
+        return version
+
+    def publish_another(self) -> int:
+        """A version with the resolution of the one that is served."""
+        return self.publish(read_version(self.folder / self.name).preprocessing.image_size)
 
     def serve(self, version: int) -> None:
-        """From the next start of a Triton on; the configuration changes whole, as `deit models rollback` does it."""
-        policy = f"specific {{ versions: {version} }}"
-        text = config_pbtxt(self.name, policy=policy, preprocessing=PREPROCESSING[version])
-        text += f'parameters {{ key: "version" value {{ string_value: "{version}" }} }}\n'
-        write_file(self.folder / self.name / str(version) / CONFIG_FILE, text)
-        write_file(self.folder / self.name / CONFIG_FILE, text)
-        self.served = version
+        """From the next start of a Triton on."""
+        serve_version(self.folder, self.name, version)
 
     def canary(self, version: int) -> None:
         """On half of the requests, where Triton can run it next to the served one."""
         with contextlib.suppress(RepositoryError):
             try_candidate(self.folder, self.name, "canary", 50, number=version)
+
+    def _config(self, version: int, image_size: int) -> model_config_pb2.ModelConfig:
+        text = config_pbtxt(self.name, preprocessing=preprocessing_of(version, image_size))
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+    def _fill(self, version: int, image_size: int, folder: Path) -> None:
+        onnx.save(two_headed_classifier(version, image_size), folder / ONNX_FILE)
+        session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+        for index, picture in enumerate(PHOTOGRAPHS):
+            pixels = resize_and_crop(picture, preprocessing_of(version, image_size))[None]
+            self.right[index, str(version)] = session.run([PROBABILITIES], {IMAGES: pixels})[0][0]
+        self.versions.append(version)
 
 
 class TritonHere:
@@ -91,7 +124,12 @@ class TritonHere:
 
     @property
     def runs(self) -> bool:
-        return self._process is not None
+        return self._process is not None and self._process.poll() is None
+
+    def keep(self) -> None:
+        """Start it again if it has ended by itself, as a container's restart policy does."""
+        if self._process is not None and self._process.poll() is not None:
+            self.start()
 
     def end(self, number: signal.Signals) -> None:
         """Return when all of it is gone."""
@@ -99,23 +137,15 @@ class TritonHere:
             self._process.send_signal(number)
             self._process.wait(60)
             self._process = None
-        while True:  # the kernel has killed Triton, whose port is free a moment later
-            with contextlib.suppress(OSError), contextlib.closing(_bound(self.grpc)):
-                return
-            time.sleep(0.02)
+        eventually(self._port_is_free)  # the kernel has killed Triton, whose port is free a moment later
 
-
-def _bound(port: int):  # type: ignore[no-untyped-def]
-    import socket
-
-    probe = socket.socket()
-    try:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-    except OSError:
-        probe.close()
-        raise
-    return probe
+    def _port_is_free(self) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", self.grpc))
+                return True
+        return False
 
 
 class Stack:
@@ -126,19 +156,36 @@ class Stack:
         refusals: status and detail of every other one.
     """
 
-    def __init__(self, repository: Repository, tritons: list[TritonHere], gateways: list[DeitServe]) -> None:
-        self.repository, self.tritons, self.gateways = repository, tritons, gateways
+    def __init__(self, repository: Repository, *, tritons: int, gateways: int) -> None:
+        self.repository = repository
+        self.tritons = [TritonHere(repository.folder) for _ in range(tritons)]
+        self.gateways = [self._new_gateway() for _ in range(gateways)]
         self.answers: list[tuple[int, str, list[float]]] = []
         self.refusals: list[str] = []
         self._ends = threading.Event()
 
+    def close(self) -> None:
+        for triton in self.tritons:
+            triton.end(signal.SIGKILL)
+        for gateway in self.gateways:
+            gateway.close()
+
+    def _new_gateway(self) -> DeitServe:
+        urls = ",".join(f"127.0.0.1:{triton.grpc}" for triton in self.tritons)
+        options = ["--port=0", "--max-wait-s=60", "--request-timeout-s=60", "--decoders=1", "--no-log-requests"]
+        return DeitServe([f"--triton-url={urls}", *options])
+
+    def replace_gateway(self, which: int) -> None:
+        """Return at once; the new one is ready when it has found a Triton."""
+        old, self.gateways[which] = self.gateways[which], self._new_gateway()
+        old.close()
+
     @contextlib.contextmanager
     def load(self, threads: int = 2) -> Iterator[None]:
-        """Requests to every gateway without a pause while the block runs."""
+        """Requests to every gateway while the block runs, each soon after the answer to the last."""
         self._ends.clear()
         with ThreadPoolExecutor() as pool:
-            urls = [gateway.url for gateway in self.gateways] * threads
-            asking = [pool.submit(self._ask, url) for url in urls]
+            asking = [pool.submit(self._ask, which) for which in range(len(self.gateways)) for _ in range(threads)]
             try:
                 yield
             finally:
@@ -146,23 +193,33 @@ class Stack:
             for each in asking:
                 each.result()
 
-    def _ask(self, url: str) -> None:
+    def _ask(self, which: int) -> None:
         with httpx.Client(timeout=60) as client:
             for index in itertools.cycle(range(len(PICTURES))):
                 if self._ends.is_set():
                     return
-                answer = client.post(f"{url}/classify?top_k={len(LABELS)}", content=PICTURES[index])
+                gateway = self.gateways[which]
+                if not gateway.url:
+                    self._ends.wait(0.05)
+                    continue
+                try:
+                    answer = client.post(f"{gateway.url}/classify?top_k={len(LABELS)}", content=PICTURES[index])
+                except httpx.TransportError:
+                    if gateway is self.gateways[which]:
+                        raise
+                    continue
                 if answer.status_code == 200:
                     body = answer.json()
                     ordered = sorted(body["predictions"], key=lambda each: each["index"])
                     self.answers.append((index, body["version"], [each["probability"] for each in ordered]))
                 else:
                     self.refusals.append(f"{answer.status_code} {answer.json()['detail']}")
+                self._ends.wait(0.01)  # leave the processor to what starts
 
     def versions(self, count: int = 40) -> set[str]:
-        """That answer now, by `count` requests to each gateway; "none" for a refusal."""
+        """That answer now, by `count` requests to each gateway that runs; "none" for a refusal."""
         found = set()
-        for gateway in self.gateways:
+        for gateway in filter(lambda each: each.url, self.gateways):
             for _ in range(count):
                 answer = httpx.post(f"{gateway.url}/classify", content=PICTURES[0], timeout=60)
                 found.add(answer.json()["version"] if answer.status_code == 200 else "none")
@@ -170,10 +227,13 @@ class Stack:
 
     def asked(self, count: int) -> None:
         """Return when every gateway can ask this many Tritons."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_TIMEOUT_S
         for gateway in self.gateways:
+            gateway.wait_until_ready()
             while f"deit_tritons {count}.0" not in (page := httpx.get(f"{gateway.url}/metrics").text):
                 assert time.monotonic() < deadline, "\n".join(page.splitlines()[-60:] + gateway.lines[-20:])
+                for triton in self.tritons:
+                    triton.keep()
                 time.sleep(0.05)
 
     def check(self) -> None:
@@ -185,15 +245,6 @@ class Stack:
 
 @contextlib.contextmanager
 def running_stack(repository: Repository, *, tritons: int, gateways: int) -> Iterator[Stack]:
-    with contextlib.ExitStack() as stack:
-        below = [TritonHere(repository.folder) for _ in range(tritons)]
-        for triton in below:
-            stack.callback(triton.end, signal.SIGKILL)
-        urls = ",".join(f"127.0.0.1:{triton.grpc}" for triton in below)
-        arguments = [f"--triton-url={urls}", "--max-wait-s=60", "--request-timeout-s=60", "--decoders=1"]
-        above = [stack.enter_context(running(*arguments, "--no-log-requests")) for _ in range(gateways)]
-        for gateway in above:
-            gateway.wait_until_ready()
-        made = Stack(repository, below, above)
-        made.asked(tritons)
-        yield made
+    with contextlib.closing(Stack(repository, tritons=tritons, gateways=gateways)) as stack:
+        stack.asked(tritons)
+        yield stack

@@ -6,6 +6,7 @@ import { $, percent } from "./dom.js";
 import { showPicture } from "./answer.js";
 
 const AT_ONCE = 4;
+const MOST_NAMED = 12;
 
 let models = [];
 let pictures = []; // {file, url, tile, answer, refused, isBusy, stop}
@@ -25,7 +26,10 @@ for (const name of ["dragover", "drop"]) {
   });
 }
 addEventListener("dragleave", (event) => event.relatedTarget ?? $("drop").classList.remove("over"));
-addEventListener("drop", (event) => add(event.dataTransfer.files));
+addEventListener("drop", ({ dataTransfer }) => {
+  add(dataTransfer.files);
+  $("not-a-file").hidden = dataTransfer.files.length > 0;
+});
 $("gallery").addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const next = pictures[pictures.indexOf(shown) + step];
@@ -88,11 +92,19 @@ function listVersions() {
 }
 
 function showCommand() {
+  showClasses(model());
   showCard(model(), $("version").value);
   const key = hasKey() ? ' -H "Authorization: Bearer $KEY"' : "";
   const query = new URLSearchParams({ model: model().name, version: $("version").value });
   $("copy").hidden = false;
   $("curl").textContent = `curl -F image=@photo.jpg${key} '${new URL("classify", document.baseURI)}?${query}'`;
+}
+
+// A model has an answer to every picture, also to one of something that it has never seen.
+function showClasses({ labels }) {
+  const named = labels.length > MOST_NAMED ? [...labels.slice(0, MOST_NAMED), `${labels.length - MOST_NAMED} more`] : labels;
+  $("knows").hidden = false;
+  $("knows").textContent = `The model knows ${labels.length} classes, and takes every picture for one of them: ${named.join(", ")}.`;
 }
 
 function askAgain() {
@@ -103,6 +115,7 @@ function askAgain() {
 function add(files) {
   const added = [...files].map((file) => ({ file, url: URL.createObjectURL(file) }));
   if (!added.length) return;
+  $("not-a-file").hidden = true;
   for (const picture of added) {
     picture.tile = tileOf(picture);
     $("gallery").append(picture.tile);

@@ -114,11 +114,12 @@ def test_each_request_has_a_line_with_its_id_and_its_stages_and_no_name_of_a_fil
     assert "secret-name" not in server.output
 
 
-def test_health_has_no_line(client, server):
+def test_health_has_no_line_and_a_file_of_the_page_has_one(client, server):
     client.get("/healthz", headers={"X-Request-ID": "find-me-2"})
-    client.get("/models", headers={"X-Request-ID": "find-me-3"})
+    client.get("/static/app.js", headers={"X-Request-ID": "find-me-3"})
     eventually(lambda: "find-me-3" in server.output)
     assert "find-me-2" not in server.output
+    assert "GET /static/ 200" in next(line for line in server.lines if "find-me-3" in line)
 
 
 def test_metrics_can_have_a_port_of_their_own(deit_serve, model_repository, free_port):

@@ -157,6 +157,23 @@ def test_a_chosen_and_a_pasted_picture_do_as_well(page):
     assert page.locator(".tile").count() == 2
 
 
+def test_it_says_which_classes_there_are_and_that_an_address_is_no_picture(page):
+    page.get_by_text(
+        "The model knows 10 classes, and takes every picture for one of them: airplane, car: blue,"
+    ).wait_for()
+    page.evaluate(
+        """() => {
+          const transfer = new DataTransfer();
+          transfer.setData("text/uri-list", "https://example.org/ship.jpg");
+          document.getElementById("drop").dispatchEvent(new DragEvent("drop", {bubbles: true, dataTransfer: transfer}));
+        }"""
+    )
+    page.get_by_role("alert").get_by_text("an address or text, not a file").wait_for()
+    drop(page, photo=PHOTOGRAPH)
+    wait_for_answer(page)
+    assert not page.locator("#not-a-file").is_visible()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_no_barrier_and_a_phone_needs_no_sideways_scrolling(page, theme):
     drop(page, photo=PHOTOGRAPH, torn=BROKEN, other=encoded(photograph(300, 900)))
