@@ -17,10 +17,7 @@ from export.confidence import Bin, Labels, Probabilities, calibrated, calibratio
 from export.config import FEWEST_HELD_OUT, ExportConfig
 from export.gate import REFERENCE_BATCH, Reference
 from export.joint import JointClassifier
-from export.samples import held_out
-from training.columns import Columns
 from training.images import LabelledImages, prepare
-from training.opening import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +54,17 @@ class Confidence:
 
 
 def fit_confidence(
-    classifier: JointClassifier, expected: Reference, source: TrainedModel, config: ExportConfig
+    classifier: JointClassifier,
+    expected: Reference,
+    images: LabelledImages | None,
+    preprocessing: Preprocessing,
+    config: ExportConfig,
 ) -> Confidence | None:
     """Fit `classifier` to labelled images that the gate does not judge on: from then on it gives those probabilities.
 
     Args:
         expected: its own answers to the gate's images, on which the errors are reported.
+        images: those to fit to; None if there are none.
 
     Returns:
         None if there are too few such images, or `config` does not want it; the classifier stays as it is.
@@ -72,13 +74,6 @@ def fit_confidence(
     """
     if config.calibrate is False:
         return None
-    images = held_out(
-        config.images,
-        config.parity_images,
-        num_classes=len(source.label_names),
-        calibrates="int8" in config.precisions,
-        columns=Columns(config.image_column, config.label_column),
-    )
     count = 0 if images is None else len(images)
     if images is None or count < FEWEST_HELD_OUT or expected.labels is None:
         finding = (
@@ -90,7 +85,7 @@ def fit_confidence(
         logger.info("%s: they stay the model's own", finding)
         return None
     logger.info("fitting the probabilities to %d images", count)
-    probabilities, labels = answers(classifier, images, source.preprocessing)
+    probabilities, labels = answers(classifier, images, preprocessing)
     temperature, floor = fit(probabilities, labels)
     classifier.fitted = temperature, floor
     before = reliability(expected.outputs[0], expected.labels)

@@ -59,7 +59,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 label_names=source.label_names,
             )
     classifier = JointClassifier(source.model, source.preprocessing, config.readout).eval()
-    sample, calibration = load_samples(
+    sample, calibration, held_out = load_samples(
         config.images,
         source.preprocessing,
         config.parity_images,
@@ -70,7 +70,7 @@ def export_models(config: ExportConfig) -> list[Path]:
     if sample.labels is None:
         logger.warning("%s gives no labels to judge by: top-1 is not part of the gate", config.images)
     expected = reference(classifier, sample.images, sample.labels)
-    confidence = fit_confidence(classifier, expected, source, config)
+    confidence = fit_confidence(classifier, expected, held_out, source.preprocessing, config)
     if confidence is not None:
         expected = fitted_reference(classifier, expected)
 

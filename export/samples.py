@@ -41,11 +41,13 @@ def load_samples(
     num_classes: int | None,
     calibrates: bool,
     columns: Columns = Columns(),  # noqa: B008  frozen
-) -> tuple[Sample, Sample | None]:
-    """Images to judge on and, if something `calibrates`, others to calibrate on.
+) -> tuple[Sample, Sample | None, LabelledImages | None]:
+    """Images to judge on; if something `calibrates`, others to calibrate on; and those held out to fit probabilities.
 
     A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
-    images, at most 64, to calibration. So does one that has nothing but training images.
+    images, at most 64, to calibration. So does one that has nothing but training images. Held out are up to 2048 of the
+    test split that serve neither, if they have labels of the model's classes: a model is too sure of the images that it
+    was trained on.
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
@@ -63,6 +65,7 @@ def load_samples(
         return (
             _unlabelled([files[index] for index in _chosen(judging, count)], preprocessing),
             _unlabelled([files[index] for index in calibration], preprocessing) if calibrates else None,
+            None,
         )
     test, train = _only_train(path, columns), None
     if test is not None:  # accuracy on training images would flatter the model
@@ -74,40 +77,17 @@ def load_samples(
             train = _train_split(path, columns)
     judging, calibration = _split(len(test), calibrates and train is None)
     _refuse_too_few(path, len(judging), count)
-    sample = _labelled(test, _chosen(judging, count), preprocessing, num_classes)
+    chosen = _chosen(judging, count)
+    sample = _labelled(test, chosen, preprocessing, num_classes)
+    held_out = None
+    if len(test.label_names) == num_classes and len(rest := np.setdiff1d(judging, chosen)):
+        held_out = SomeImages(test, rest[_spread(len(rest), MOST_HELD_OUT)].astype(np.int32))
     if not calibrates:
-        return sample, None
+        return sample, None, held_out
     if train is None:
-        return sample, _labelled(test, calibration, preprocessing, num_classes)
-    return sample, _labelled(train, _spread(len(train), MOST_CALIBRATION_IMAGES), preprocessing, num_classes)
-
-
-def held_out(
-    path: Path,
-    count: int | None,
-    *,
-    num_classes: int,
-    calibrates: bool,
-    columns: Columns = Columns(),  # noqa: B008  frozen
-) -> LabelledImages | None:
-    """Labelled images of the model's classes that `load_samples` leaves, at most 2048, to fit probabilities to.
-
-    They come from the test split as well, because a model is too sure of the images that it was trained on.
-
-    Args:
-        count, calibrates: as for `load_samples`.
-    """
-    if path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
-        return None
-    if _only_train(path, columns) is not None:
-        return None
-    test = open_images(path, "test", columns)
-    if len(test.label_names) != num_classes:
-        return None
-    quantizes = calibrates and not (path.is_dir() and _train_split(path, columns))
-    judging, _ = _split(len(test), quantizes)
-    rest = np.setdiff1d(judging, _chosen(judging, count))
-    return SomeImages(test, rest[_spread(len(rest), MOST_HELD_OUT)].astype(np.int32)) if len(rest) else None
+        return sample, _labelled(test, calibration, preprocessing, num_classes), held_out
+    calibration = _spread(len(train), MOST_CALIBRATION_IMAGES)
+    return sample, _labelled(train, calibration, preprocessing, num_classes), held_out
 
 
 def _chosen(judging: list[int], count: int | None) -> list[int]:
@@ -116,8 +96,8 @@ def _chosen(judging: list[int], count: int | None) -> list[int]:
 
 def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:
     """Indices to judge on and to calibrate on, without overlap."""
-    held_out = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
-    return [index for index in range(count) if index not in held_out], sorted(held_out)
+    calibration = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
+    return [index for index in range(count) if index not in calibration], sorted(calibration)
 
 
 def _spread(count: int, wanted: int) -> list[int]:

@@ -131,6 +131,8 @@ def rollback(
     )
 
 
+TriedOn = Annotated[str, typer.Argument(help="Name of the model whose requests are taken.")]
+TriedShare = Annotated[float, typer.Option("--percent", min=0, max=100, help="Share of its requests; 0 ends it.")]
 TriedModel = Annotated[str | None, typer.Option("--model", help="Another model to try. Default: NAME itself.")]
 TriedVersion = Annotated[
     int | None, typer.Option("--version", help="Version to try. Default, for another model: the served one.")
@@ -139,8 +141,8 @@ TriedVersion = Annotated[
 
 @app.command()
 def shadow(
-    name: Annotated[str, typer.Argument(help="Name of the model whose requests are taken.")],
-    percent: Annotated[float, typer.Option(min=0, max=100, help="Share of its requests; 0 ends it.")],
+    name: TriedOn,
+    percent: TriedShare,
     model: TriedModel = None,
     version: TriedVersion = None,
     repository: Repository = REPOSITORY,
@@ -156,8 +158,8 @@ def shadow(
 
 @app.command()
 def canary(
-    name: Annotated[str, typer.Argument(help="Name of the model whose requests are taken.")],
-    percent: Annotated[float, typer.Option(min=0, max=100, help="Share of its requests; 0 ends it.")],
+    name: TriedOn,
+    percent: TriedShare,
     model: TriedModel = None,
     version: TriedVersion = None,
     repository: Repository = REPOSITORY,

@@ -15,7 +15,7 @@ from export.confidence import calibrated, calibration_error, fit, reliability
 from export.config import ExportConfig
 from export.joint import JointClassifier
 from export.pipeline import export_models
-from export.samples import held_out, load_samples
+from export.samples import load_samples
 from tests.training.conftest import TINY
 from training.checkpoint import load_checkpoint
 from training.images import prepare
@@ -95,8 +95,7 @@ def test_an_export_with_enough_labels_is_fitted_for_every_precision_and_says_so(
 
 
 def test_what_is_fitted_to_is_neither_judged_on_nor_quantized_with(labelled: Path) -> None:
-    judged, quantized = load_samples(labelled, TINY, 200, num_classes=3, calibrates=True)
-    rest = held_out(labelled, 200, num_classes=3, calibrates=True)
+    judged, quantized, rest = load_samples(labelled, TINY, 200, num_classes=3, calibrates=True)
     assert quantized is not None
     assert rest is not None
     assert len(rest) == 600 - 200 - 64
@@ -120,4 +119,5 @@ def test_entropy_is_in_bits() -> None:
 
 def test_nothing_is_fitted_to_images_that_a_model_was_trained_on(labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes((labelled / "test.parquet").read_bytes())
-    assert held_out(tmp_path, 64, num_classes=3, calibrates=False) is None
+    _, _, rest = load_samples(tmp_path, TINY, 64, num_classes=3, calibrates=False)
+    assert rest is None
