@@ -9,19 +9,12 @@
 # Stopped at any point it goes on when started again; arms that miniature.sh has trained are not trained again.
 set -eu
 here=$(dirname "$0")
-export DEIT_TRAIN_DATA="$1" DEIT_TRAIN_WORKERS="${DEIT_TRAIN_WORKERS:-1}"
-runs=${DEIT_TRAIN_RUNS:-runs}
-jobs=${JOBS:-1}
-seeds=${SEEDS:-0 1 2}
+. "$here/arms.sh"
 
 if [ -n "${3:-}" ]; then
     convnet=$2 transformer=$3
 else
-    "$here/run.sh" miniature-teacher --seed 0 \
-        --model resnet18 --model-arg 'channels=[32,64,128,256]' --model-arg 'layers=[1,1,1,1]' \
-        --image-size 64 --crop-pct 1.0 --drop-path 0 \
-        --epochs 10 --warmup-epochs 1 --batch-size 128 --learning-rate 2e-3 --weight-decay 0.05 \
-        --min-crop-area 0.4 --random-erasing 0 --mixing-probability 0 --label-smoothing 0.1
+    train_convnet
     # shellcheck disable=SC2086  # the options are words
     "$here/run.sh" strategies-transformer --seed 0 --preset fine-tune \
         --initial-checkpoint "${WEIGHTS:-deit_tiny_patch16_224.fb_in1k}" --image-size 64 --crop-pct 1.0 \
@@ -29,8 +22,6 @@ else
     convnet=$runs/miniature-teacher/checkpoint transformer=$runs/strategies-transformer/checkpoint
 fi
 
-# one thread count for all arms, because another number sums in another order
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / jobs))}"
 two_tokens="--model deit_tiny_distilled_patch16_224"
 for seed in $seeds; do
     common="--preset miniature --seed $seed"
@@ -44,6 +35,6 @@ for seed in $seeds; do
     echo "strategies-soft-token-s$seed $common --distillation soft $two_tokens $logits"
     echo "strategies-two-class-tokens-s$seed $common --distillation two-class-tokens $two_tokens"
     echo "strategies-transformer-token-s$seed $common --distillation hard $two_tokens --teacher $transformer"
-done | xargs -P "$jobs" -L 1 "$here/run.sh"
+done | train_arms
 
-"$(dirname "$(command -v deit)")/python" -m studies.compare "$here/strategies.toml" --data "$1" --runs "$runs" --output "$runs/strategies.md"
+compare strategies

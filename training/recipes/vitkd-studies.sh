@@ -8,25 +8,16 @@
 # Stopped at any point it goes on when started again; arms that vitkd-miniature.sh has trained are not trained again.
 set -eu
 here=$(dirname "$0")
-export DEIT_TRAIN_DATA="$1" DEIT_TRAIN_WORKERS="${DEIT_TRAIN_WORKERS:-1}"
-runs=${DEIT_TRAIN_RUNS:-runs}
-jobs=${JOBS:-1}
-seeds=${SEEDS:-0 1 2}
+. "$here/arms.sh"
 
 if [ -n "${3:-}" ]; then
     teacher=$2 other=$3
 else
-    wide="--seed 0 --preset miniature --train-images 50000 --epochs 12 --warmup-epochs 2"
-    wide="$wide --model-arg patch_size=8 --model-arg embed_dim=192 --model-arg num_heads=3 --model-arg depth=6"
-    # shellcheck disable=SC2086  # the options are words
-    "$here/run.sh" vitkd-miniature-teacher $wide
-    # shellcheck disable=SC2086
-    "$here/run.sh" vitkd-studies-other $wide --model deit3_small_patch16_224
+    train_wide vitkd-miniature-teacher
+    train_wide vitkd-studies-other --model deit3_small_patch16_224
     teacher=$runs/vitkd-miniature-teacher/checkpoint other=$runs/vitkd-studies-other/checkpoint
 fi
 
-# one thread count for all arms, because another number sums in another order
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / jobs))}"
 for seed in $seeds; do
     vitkd="--preset vitkd-miniature --seed $seed --distillation none --teacher $teacher"
     echo "miniature-none-s$seed --preset miniature --seed $seed"
@@ -41,6 +32,6 @@ for seed in $seeds; do
     echo "vitkd-beta-third-s$seed $vitkd --vitkd-generate-weight 0.0753"
     echo "vitkd-beta-triple-s$seed $vitkd --vitkd-generate-weight 0.678"
     echo "vitkd-other-s$seed --preset vitkd-miniature --seed $seed --distillation none --teacher $other"
-done | xargs -P "$jobs" -L 1 "$here/run.sh"
+done | train_arms
 
-"$(dirname "$(command -v deit)")/python" -m studies.compare "$here/vitkd-studies.toml" --data "$1" --runs "$runs" --output "$runs/vitkd-studies.md"
+compare vitkd-studies
