@@ -35,11 +35,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def our_server(repository: Path, *, default_model: str | None = None, exact: bool = False) -> Iterator[Server]:
+def our_server(
+    repository: Path, *, default_model: str | None = None, exact: bool = False, triton_decode: str | None = None
+) -> Iterator[Server]:
     """`deit serve` on free ports with its defaults, except that, like the peers, it logs no line for each request.
 
     Args:
         exact: with the pixels of Pillow and timm.
+        triton_decode: "gpu" or "cpu" where Triton is to decode JPEGs.
     """
     port, grpc, metrics = free_port(), free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
@@ -48,6 +51,7 @@ def our_server(repository: Path, *, default_model: str | None = None, exact: boo
         *("--triton-grpc-port", str(grpc), "--triton-metrics-port", str(metrics), "--no-log-requests"),
         *(() if default_model is None else ("--default-model", default_model)),
         *(("--decode", "exact") if exact else ()),
+        *(() if triton_decode is None else ("--triton-decode", triton_decode)),
     ]
     with running(command, name="deit serve") as process:
         process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)

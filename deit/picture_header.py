@@ -191,7 +191,7 @@ def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
     most_parts = parts_limit(len(content))
     scans, parts = 0, parts - 1
     for start in range(position, len(content), BLOCK_BYTES):
-        markers = _possible_markers(content, start)
+        markers = possible_markers(content, start)
         while (index := int(np.searchsorted(markers, position))) < len(markers):
             at = int(markers[index])
             parts += 1
@@ -206,7 +206,7 @@ def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
     return DecodingCost(scans, parts)
 
 
-def _possible_markers(content: bytes, start: int) -> npt.NDArray[np.int64]:
+def possible_markers(content: bytes, start: int) -> npt.NDArray[np.int64]:
     """Where, in the block from `start`, FF is followed by neither stuffing (00), fill (FF) nor a restart (D0 to D7).
 
     By numpy, because a regular expression takes a second for ten megabytes of FF.

@@ -107,25 +107,14 @@ def read_picture(
     Raises:
         PictureError: by the rules above or the limits.
     """
-    cost, declared_limit = None, limits.max_pixels
-    if limits.bounds_cost:
-        header = read_header(content) if header is None else header
-        if shorter_px is not None and may_be_reduced(header):
-            declared_limit *= REDUCED_JPEG_FACTOR
-        _check_size(header.size or (0, 0), declared_limit)  # opening a WebP already makes room for a frame
-        cost = decoding_cost(content, header)
-        _refuse(cost.objection(len(content), pixels=0))  # before Pillow reads the segments one by one
-    image = _open(content, limits)
+    image = open_picture(content, limits, header=header, reduces=shorter_px is not None)
     width, height = image.size
-    _check_size(image.size, declared_limit)
-    if cost is not None:
-        _refuse(cost.objection(len(content), pixels=width * height))
     if shorter_px is not None:
         image.draft(None, (FAST_MARGIN * shorter_px,) * 2)  # without effect on anything but a JPEG
         _check_size(image.size, limits.max_pixels)
     try:
         image = _loaded(image, content)
-        orientation = _orientation(image)  # of a PNG only now: its EXIF may stand behind the pixels
+        orientation = orientation_of(image)  # of a PNG only now: its EXIF may stand behind the pixels
         full_size = (height, width) if orientation in SIDEWAYS else (width, height)
         return Picture(_upright(_to_rgb(image), orientation), full_size)
     except (MemoryError, PictureError):
@@ -135,6 +124,34 @@ def read_picture(
         raise PictureError("undecodable-image", _rare(content) or finding) from error
 
 
+def open_picture(
+    content: bytes, limits: PictureLimits, *, header: Header | None = None, reduces: bool = False
+) -> Image.Image:
+    """The picture in an image file with its size, and not yet with its pixels.
+
+    Args:
+        header: of `content`, where it has been read already.
+        reduces: a large JPEG is going to be decoded at a fraction of its size.
+
+    Raises:
+        PictureError: by the rules above or the limits.
+    """
+    cost, declared_limit = None, limits.max_pixels
+    if limits.bounds_cost:
+        header = read_header(content) if header is None else header
+        if reduces and may_be_reduced(header):
+            declared_limit *= REDUCED_JPEG_FACTOR
+        _check_size(header.size or (0, 0), declared_limit)  # opening a WebP already makes room for a frame
+        cost = decoding_cost(content, header)
+        _refuse(cost.objection(len(content), pixels=0))  # before Pillow reads the segments one by one
+    image = _open(content, limits)
+    width, height = image.size
+    _check_size(image.size, declared_limit)
+    if cost is not None:
+        _refuse(cost.objection(len(content), pixels=width * height))
+    return image
+
+
 def may_be_reduced(header: Header) -> bool:
     return header.format == "JPEG" and header.scans == 1
 
@@ -142,7 +159,7 @@ def may_be_reduced(header: Header) -> bool:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An image that somebody else opened, by the rules above."""
     image.load()
-    return _upright(_to_rgb(image), _orientation(image))
+    return _upright(_to_rgb(image), orientation_of(image))
 
 
 def configure_pillow() -> None:
@@ -241,7 +258,7 @@ def _upright(image: Image.Image, exif_orientation: int) -> Image.Image:
     return image.transpose(UPRIGHT[exif_orientation]) if exif_orientation in UPRIGHT else image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, or that of XMP, as Pillow takes them; 1 (upright) when there is none that can be read."""
     exif = image.info.get("exif")
     if exif is None and "Raw profile type exif" in image.info:  # of a PNG: three lines, then hexadecimal

@@ -128,9 +128,7 @@ def resize_and_crop(
     width, height = full_size or image.size
     reduced_by = round(width / image.width)
     extent = width / reduced_by, height / reduced_by  # the last column and row of a reduction may be partly filled
-    resized = _resized_size(width, height, preprocessing)
-    # torchvision's CenterCrop rounds half to even, as Python does
-    left, top = round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)
+    resized, (left, top) = placement(width, height, preprocessing)
     scale_x, scale_y = extent[0] / resized[0], extent[1] / resized[1]
     window = CropWindow(left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     if not exact and can_resize(resampling):
@@ -142,11 +140,17 @@ def resize_and_crop(
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Width and height before the crop; the longer side is cut, not rounded."""
+def placement(width: int, height: int, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height of a picture after resizing, and where the crop begins there, from the left and from the top.
+
+    The longer side is cut, not rounded. torchvision's CenterCrop rounds half to even, as Python does.
+    """
     shorter_px = preprocessing.resize_px
     if preprocessing.crop_mode == "squash":
-        return shorter_px, shorter_px
-    if width <= height:
-        return shorter_px, int(shorter_px * height / width)
-    return int(shorter_px * width / height), shorter_px
+        resized = shorter_px, shorter_px
+    elif width <= height:
+        resized = shorter_px, int(shorter_px * height / width)
+    else:
+        resized = int(shorter_px * width / height), shorter_px
+    size = preprocessing.image_size
+    return resized, (round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0))

@@ -21,6 +21,7 @@ import typer
 
 from deit import fast_resize
 from deit.errors import ServingError
+from deit.jpeg_step import STEP
 from deit.model import EXPLAIN_SUFFIX
 from deit.options import named
 from deit.repository.models import model_names
@@ -174,7 +175,7 @@ def loaded_models(
 
     Raises:
         KeyboardInterrupt: a signal asked for the end.
-        ServingError: Triton ended, or was not ready in time; or it serves no such model.
+        ServingError: Triton ended, or was not ready in time; it serves no such model; or it cannot decode and should.
     """
 
     def raise_if_in_vain() -> None:
@@ -185,6 +186,9 @@ def loaded_models(
     ready = wait_until_ready(urls, timeout_s=timeout_s, raise_if_in_vain=raise_if_in_vain)
     discovered = discover_models(ready, None if triton is None else triton.control_headers)
     stop.raise_if_received()
+    if triton is not None and STEP in discovered.broken:
+        reason = discovered.broken[STEP].splitlines()[0]
+        raise ServingError(f"{named('--triton-decode')} is in vain: {reason}")
     return discovered
 
 

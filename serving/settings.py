@@ -72,6 +72,9 @@ class TritonPorts:
             raise ValueError(f"{listed}: two services of Triton cannot share a port; give each its own")
 
 
+DecodingDevice = Literal["gpu", "cpu"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TritonSettings:
     """What `deit serve` and `deit triton` both set about models and Triton."""
@@ -87,6 +90,15 @@ class TritonSettings:
             rich_help_panel=TRITON,
         ),
     ] = 120.0
+    decodes_on: Annotated[
+        DecodingDevice | None,
+        Option(
+            "--triton-decode",
+            help="Decode plain JPEGs in the embedded Triton; unset, the gateway's processes decode everything. Set gpu "
+            "where they keep the cores busy and the GPU waits; cpu does the same without a GPU, for tests.",
+            rich_help_panel=TRITON,
+        ),
+    ] = None
     ports: TritonPorts = TritonPorts()
 
     def __post_init__(self) -> None:
@@ -522,6 +534,7 @@ class ServeSettings:
             for flag, is_set in (
                 ("--allow-reload", self.allow_reload),
                 ("--triton-http-port", self.triton.ports.http is not None),
+                ("--triton-decode", self.triton.decodes_on is not None),
             ):
                 if is_set:
                     raise ValueError(

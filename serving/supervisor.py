@@ -85,7 +85,7 @@ def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSetti
     return replace(
         settings,
         gateways=1,
-        triton=replace(settings.triton, ports=TritonPorts()),
+        triton=replace(settings.triton, ports=TritonPorts(), decodes_on=None),
         triton_url=triton_url,
         limits=limits,
         decoding=Decoding(processes=decoders, mode=settings.decoding.mode),

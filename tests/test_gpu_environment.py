@@ -13,7 +13,8 @@ from tests.conftest import REPOSITORY_ROOT
 UV = [str(Path(sys.executable).with_name("uv"))]
 EXTRA = ["--frozen", "--no-default-groups", "--extra", "gpu"]
 
-# NEEDED of libonnxruntime_providers_cuda.so 1.31.1 and what it opens later by name, with the packages that have them.
+# NEEDED of libonnxruntime_providers_cuda.so 1.31.1, and what it and nvImageCodec open later by name, with the packages
+# that have them.
 # The soak test below compares with the real file. libcuda.so.1 comes with NVIDIA's driver.
 PACKAGES = {
     "libcublas.so.13": "nvidia-cublas",
@@ -22,6 +23,7 @@ PACKAGES = {
     "libcudnn.so.9": "nvidia-cudnn-cu13",
     "libcufft.so.12": "nvidia-cufft",
     "libcurand.so.10": "nvidia-curand",
+    "libnvjpeg.so.13": "nvidia-nvjpeg",
     "libnvrtc.so.13": "nvidia-cuda-nvrtc",
 }
 
@@ -39,7 +41,7 @@ def test_the_lock_has_every_library_that_the_cuda_provider_needs():
         line for line in exported.splitlines() if re.match(r"[a-z]", line) and "win32" not in line.split(" or ")[0]
     ]
     locked = {re.match(r"[a-z0-9-]+", line)[0] for line in lines}
-    assert "onnxruntime-gpu" in locked
+    assert {"onnxruntime-gpu", "nvidia-nvimgcodec-cu13"} <= locked
     assert "onnxruntime" not in locked
     assert set(PACKAGES.values()) <= locked
 

@@ -38,7 +38,7 @@ ALLOWED = {
 }
 # Packages that stay free of heavy libraries, and what runs in Triton's own process rather than in ours.
 LIGHT = ("deit", "serving")
-IN_TRITON = ("serving.embedded.backends", "deit.cuda_provider")
+IN_TRITON = ("serving.embedded.backends", "serving.embedded.jpeg_process", "deit.cuda_provider")
 
 COMMAND_LINE = ("deit.cli", "deit.__main__")
 

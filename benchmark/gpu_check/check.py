@@ -22,6 +22,7 @@ LIMITS_S = {
     "engines": 180,
     "triton": 240,
     "http": 240,
+    "jpegs": 300,
 }
 
 

@@ -8,7 +8,7 @@ from typer import Option
 
 from benchmark.config import RESULTS, ResultsOption
 
-STEPS = ("host", "products", "models", "training", "export", "engines", "triton", "http")
+STEPS = ("host", "products", "models", "training", "export", "engines", "triton", "http", "jpegs")
 """In the order in which they run: a later step may need the files of an earlier one."""
 
 WORK = Path("runs/gpu-check")
@@ -23,14 +23,14 @@ class GpuCheckConfig:
         Option(
             help="Photographs, 64 or more: a folder of image files, or a parquet file. The steps training, export, "
             "engines, "
-            "triton and http need them."
+            "triton, http and jpegs need them."
         ),
     ] = None
     checkpoint: Annotated[
         Path | None,
         Option(
             help="Trained DeiT: a checkpoint folder, or a weights file with --architecture. The steps export, engines, "
-            "triton and http need one."
+            "triton, http and jpegs need one."
         ),
     ] = None
     architecture: Annotated[

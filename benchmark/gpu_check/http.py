@@ -1,7 +1,7 @@
 """The step `http`: the whole way, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.export import model_of, published
@@ -11,7 +11,7 @@ from benchmark.images import read_photographs
 from benchmark.load import closed_loop, requests_of
 from benchmark.processes import ServerProcesses
 from benchmark.results import Figure
-from benchmark.server import CLASSIFY, our_server
+from benchmark.server import CLASSIFY, Server, our_server
 
 SECONDS = 4.0
 WARM_UP_S = 1.0
@@ -20,56 +20,73 @@ PHOTOGRAPHS = 128
 
 def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
     """The fastest precision that was published, with the gateway's defaults."""
+    precision, photographs = fastest(config, PHOTOGRAPHS)
+    with our_server(config.repository, default_model=model_of(precision)) as server:
+        yield from measured(server, photographs, precision, config, host)
+
+
+def fastest(config: GpuCheckConfig, most: int) -> tuple[str, Sequence[bytes]]:
+    """The fastest precision that was published, and up to `most` photographs. Raises NotPossible without either."""
     models = published(config)
     if config.images is None:
         raise NotPossible("the gateway is asked with photographs: give --images")
-    photographs = read_photographs(config.images, PHOTOGRAPHS).images
-    precision = next(name for name in ("fp16", "bf16", "fp32", "int8") if name in models)
-    with our_server(config.repository, default_model=model_of(precision)) as server:
-        requests = requests_of(f"{server.url}{CLASSIFY}", photographs, as_form=False)
-        processes = ServerProcesses.of(server.pid)
-        for in_flight in (2,) if host.rehearse else (1, 32, 128):
-            before = processes.use()
-            load = asyncio.run(
-                closed_loop(
-                    f"{server.url}{CLASSIFY}",
-                    requests,
-                    concurrency=in_flight,
-                    duration_s=0.5 if host.rehearse else SECONDS,
-                    warm_up_s=0.2 if host.rehearse else WARM_UP_S,
-                )
+    photographs = read_photographs(config.images, most).images
+    return next(name for name in ("fp16", "bf16", "fp32", "int8") if name in models), photographs
+
+
+def measured(
+    server: Server, photographs: Sequence[bytes], precision: str, config: GpuCheckConfig, host: Host, **conditions: str
+) -> Iterator[Finding]:
+    """With a few and with many requests in flight.
+
+    Args:
+        conditions: what is not as by default, for the records.
+    """
+    requests = requests_of(f"{server.url}{CLASSIFY}", photographs, as_form=False)
+    processes = ServerProcesses.of(server.pid)
+    for in_flight in (2,) if host.rehearse else (1, 32, 128):
+        before = processes.use()
+        load = asyncio.run(
+            closed_loop(
+                f"{server.url}{CLASSIFY}",
+                requests,
+                concurrency=in_flight,
+                duration_s=0.5 if host.rehearse else SECONDS,
+                warm_up_s=0.2 if host.rehearse else WARM_UP_S,
             )
-            after = processes.use()
-            name = f"{precision}, {in_flight} in flight"
-            if set(load.statuses) != {200}:
-                yield judged(name, False, f"answers by status: {dict(load.statuses)}")
-                continue
-            used = {program: spent - before.cpu_s.get(program, 0.0) for program, spent in after.cpu_s.items()}
-            percentiles = {part: load.latency_ms(part) for part in (50, 95, 99)}
-            figures = {
-                "images_per_s": Figure(value=load.rate_per_s, unit="images/s"),
-                **{f"p{part}_ms": Figure(value=value, unit="ms") for part, value in percentiles.items()},
-                "client_cores": Figure(value=load.client_cpu_s / load.duration_s, unit="cores"),
-                "memory_mib": Figure(value=after.memory_mib, unit="MiB"),
-            }
-            record = host.record(
-                "http",
-                model_of(precision),
-                precision,
-                {
-                    "loop": "closed",
-                    "concurrency": in_flight,
-                    "body": "image",
-                    "images": config.images.name,
-                    "seconds": SECONDS,
-                    "device": "cpu" if host.rehearse else "cuda",
-                },
-                figures,
-            )
-            yield Finding(
-                name=name,
-                verdict="measured",
-                text=f"{load.rate_per_s:.0f} images/s, p50 {percentiles[50]:.1f} ms, p99 {percentiles[99]:.1f} ms, "
-                f"seconds of processor time: " + ", ".join(f"{key} {value:.1f}" for key, value in used.items()),
-                records=(record,),
-            )
+        )
+        after = processes.use()
+        name = f"{precision}, {in_flight} in flight"
+        if set(load.statuses) != {200}:
+            yield judged(name, False, f"answers by status: {dict(load.statuses)}")
+            continue
+        used = {program: spent - before.cpu_s.get(program, 0.0) for program, spent in after.cpu_s.items()}
+        percentiles = {part: load.latency_ms(part) for part in (50, 95, 99)}
+        figures = {
+            "images_per_s": Figure(value=load.rate_per_s, unit="images/s"),
+            **{f"p{part}_ms": Figure(value=value, unit="ms") for part, value in percentiles.items()},
+            "client_cores": Figure(value=load.client_cpu_s / load.duration_s, unit="cores"),
+            "memory_mib": Figure(value=after.memory_mib, unit="MiB"),
+        }
+        record = host.record(
+            "http",
+            model_of(precision),
+            precision,
+            {
+                "loop": "closed",
+                "concurrency": in_flight,
+                "body": "image",
+                "images": config.images.name if config.images else "",
+                "seconds": SECONDS,
+                "device": "cpu" if host.rehearse else "cuda",
+                **conditions,
+            },
+            figures,
+        )
+        yield Finding(
+            name=name,
+            verdict="measured",
+            text=f"{load.rate_per_s:.0f} images/s, p50 {percentiles[50]:.1f} ms, p99 {percentiles[99]:.1f} ms, "
+            f"seconds of processor time: " + ", ".join(f"{key} {value:.1f}" for key, value in used.items()),
+            records=(record,),
+        )

@@ -30,6 +30,7 @@ from contextlib import asynccontextmanager, contextmanager
 from deit.errors import ServingError
 from deit.repository.models import model_names
 from serving.embedded.command_line import CONTROL_HEADER, LOOPBACK, triton_options
+from serving.embedded.jpeg_step import write_step
 from serving.embedded.ports import check_port_is_free
 from serving.embedded.process import TritonProcess
 from serving.embedded.run_folder import close_shared_memory, remove_shared_memory, run_folder, shared_memory_prefix
@@ -180,6 +181,8 @@ def embedded_triton(
         offers = snapshot.offers()
         for name, offer in offers.items():
             snapshot.show(name, offer, offer.versions)
+        if settings.decodes_on is not None:
+            write_step(snapshot.folder, settings.decodes_on)
         control_key = secrets.token_urlsafe(32) if allow_reload else None
         options = triton_options(
             wheel.version,

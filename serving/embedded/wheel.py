@@ -94,10 +94,9 @@ def nvidia_libraries() -> list[Path]:
     """The folders in which the wheels nvidia-* keep CUDA, cuDNN and cuBLAS, such as nvidia/cu13/lib; none without one.
 
     ONNX Runtime opens some of them by name while it computes, when no package can help it any more.
+    nvImageCodec makes `nvidia` a package of its folder alone, so Python does not know all of them.
     """
-    spec = importlib.util.find_spec("nvidia")
-    folders = spec.submodule_search_locations if spec is not None else None
-    return [library for folder in folders or () for library in sorted(Path(folder).glob("*/lib"))]
+    return [library for folder in sys.path for library in sorted(Path(folder).glob("nvidia/*/lib"))]
 
 
 def _joined(folders: Iterable[Path | str | None]) -> str:

@@ -116,7 +116,13 @@ def create_app(
             limits=limits,
             admission=admission,
             classifier=Classifier(
-                tritons, decoder, Joiner(images_per_request, metrics.count_model_request), shadow, capture
+                tritons,
+                decoder,
+                Joiner(images_per_request, metrics.count_model_request),
+                shadow,
+                capture,
+                max_pixels=limits.max_image_pixels,
+                count_jpeg=metrics.count_jpeg,
             ),
             decoder=decoder,
             shows_metrics=metrics_port is None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from serving.gateway.decoder_handle import ModelInput
 from serving.gateway.errors import DeadlineExceeded, InvalidParameter, MalformedRequest, NotReady
 from serving.gateway.inside import look_inside
 from serving.gateway.joining import Joiner
+from serving.gateway.jpegs import LeftToGateway, jpeg_of
 from serving.gateway.models import ServedModel
 from serving.gateway.png import as_png
 from serving.gateway.question import Question
@@ -36,27 +38,42 @@ class AnsweredImage:
     """An image and what the model said of it.
 
     Attributes:
-        pixels: uint8 (H, W, 3), what the model read.
+        pixels: uint8 (H, W, 3), what the model read; None where Triton decoded the picture.
         stages_s: seconds by stage.
     """
 
     model: ServedModel
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8] | None
     answer: ModelOutput
     stages_s: dict[str, float]
 
 
 class Classifier:
-    """Answers questions about images, each image on its own."""
+    """Answers questions about images, each image on its own.
+
+    Args:
+        max_pixels: of an image that is decoded whole.
+        count_jpeg: called for each JPEG that Triton was asked to decode, with whether it did.
+    """
 
     def __init__(
-        self, tritons: Tritons, decoder: Decoder, joiner: Joiner, shadow: Shadow, capture: Capture | None = None
+        self,
+        tritons: Tritons,
+        decoder: Decoder,
+        joiner: Joiner,
+        shadow: Shadow,
+        capture: Capture | None = None,
+        *,
+        max_pixels: int,
+        count_jpeg: Callable[[bool], None],
     ) -> None:
         self._tritons = tritons
         self._decoder = decoder
         self._joiner = joiner
         self._shadow = shadow
         self._capture = capture
+        self._max_pixels = max_pixels
+        self._count_jpeg = count_jpeg
 
     async def answer(
         self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
@@ -80,6 +97,7 @@ class Classifier:
             predictions = [] if abstained else predictions
         inside = None
         if question.explainer is not None:
+            assert asked.pixels is not None
             began_s = time.monotonic()
             inside = await look_inside(
                 self._tritons, question.explainer, asked.model, asked.pixels, deadline=deadline, record=record
@@ -92,7 +110,7 @@ class Classifier:
             heads=heads,
             explanation=await inside.heat_maps() if inside and question.with_explanation else None,
             embedding=inside.embedding() if inside and question.with_embedding else None,
-            pixels=await as_png(asked.pixels) if question.with_pixels else None,
+            pixels=await as_png(asked.pixels) if question.with_pixels and asked.pixels is not None else None,
         )
 
     async def output(
@@ -122,7 +140,8 @@ class Classifier:
         self, image: Upload, answered: AnsweredImage, candidate: ServedModel, allowed_s: float, request_id: str
     ) -> ShadowImage:
         """Asks the candidate about an image that the model has answered; with the same pixels if it reads the same."""
-        reads_the_same = candidate.preprocessing == answered.model.preprocessing
+        assert answered.pixels is not None
+        pixels, reads_the_same = answered.pixels, candidate.preprocessing == answered.model.preprocessing
         question = Question(
             model=candidate.name,
             version=candidate.version,
@@ -138,7 +157,7 @@ class Classifier:
                 question,
                 deadline=Deadline(allowed_s=allowed_s, at_s=time.monotonic() + allowed_s),
                 record=RequestRecord(request_id=request_id, started_s=time.monotonic()),
-                prepared=(candidate.preprocessing, ModelInput(answered.pixels, {})) if reads_the_same else None,
+                prepared=(candidate.preprocessing, ModelInput(pixels, {})) if reads_the_same else None,
             )
             return found.answer, found.stages_s["model"]
 
@@ -146,7 +165,7 @@ class Classifier:
             model=answered.model,
             answer=answered.answer,
             candidate=candidate,
-            bytes=len(image.content) + answered.pixels.nbytes,
+            bytes=len(image.content) + pixels.nbytes,
             is_possible=lambda: reads_the_same or self._decoder.idle > 1,  # one stays free for a caller
             ask=ask,
         )
@@ -170,6 +189,8 @@ class Classifier:
             prepared: the pixels, and for which preprocessing they were made.
         """
         asked_s, failed, failures = time.monotonic(), None, 0
+        # What else is done with the pixels needs them here.
+        may_leave_decoding = not (question.explainer or question.with_pixels or question.shadow or prepared)
         while True:
             try:
                 model = await self._tritons.model(question.model, question.version, besides=failed)
@@ -182,10 +203,17 @@ class Classifier:
                 continue
             if question.with_heads and not model.has_heads:
                 raise InvalidParameter(f"the model {model.name} has one head; leave heads out")
-            if prepared is None or prepared[0] != model.preprocessing:
-                prepared = model.preprocessing, await self._pixels(image, model, deadline)
-                record.trace_stages(prepared[1].stages_s)
-                asked_s = time.monotonic()
+            jpeg, pixels, stages_s = None, None, {}
+            if may_leave_decoding and isinstance(image, Upload):
+                jpeg = jpeg_of(image, model, self._max_pixels)
+            if jpeg is None:
+                if prepared is None or prepared[0] != model.preprocessing:
+                    prepared = model.preprocessing, await self._pixels(image, model, deadline)
+                    record.trace_stages(prepared[1].stages_s)
+                    asked_s = time.monotonic()
+                pixels, stages_s = prepared[1].pixels, prepared[1].stages_s
+            to_send = pixels if jpeg is None else jpeg
+            assert to_send is not None
             triton = self._tritons.pick(model, besides=failed)
             if triton is None:  # what it serves has changed while the image was decoded
                 continue
@@ -194,21 +222,26 @@ class Classifier:
                     answer = await self._joiner.classify(
                         triton.client,
                         model,
-                        prepared[1].pixels,
+                        to_send,
                         version=question.version or model.version,
                         timeout_s=deadline.remaining_s(),
                         request_id=record.request_id,
                         with_heads=question.with_heads,
                         headers=headers,
                     )
+            except LeftToGateway:
+                self._count_jpeg(False)
+                may_leave_decoding = False
+                continue
             except NotReady as problem:
                 failures += 1
                 if failures == 2:
                     raise
                 failed = None if isinstance(problem, VersionChanged) else triton  # it is learnt anew
                 continue
-            stages_s = {**prepared[1].stages_s, "model": time.monotonic() - asked_s}
-            return AnsweredImage(model, prepared[1].pixels, answer, stages_s)
+            if jpeg is not None:
+                self._count_jpeg(True)
+            return AnsweredImage(model, pixels, answer, {**stages_s, "model": time.monotonic() - asked_s})
 
     async def _pixels(self, image: Upload | ReadyPixels, model: ServedModel, deadline: Deadline) -> ModelInput:
         if isinstance(image, ReadyPixels):

@@ -12,10 +12,9 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
+from deit.preprocessing import Preprocessing
 from serving.gateway.errors import DeadlineExceeded, Problem
+from serving.gateway.jpegs import MOST_BYTES, Jpeg, LeftToGateway, ModelImage, bytes_of_files
 from serving.gateway.models import ServedModel
 from serving.gateway.triton_client import ModelOutput, TritonClient
 
@@ -27,25 +26,28 @@ IMAGES_ON_GPU = 32
 
 @dataclass(frozen=True)
 class Destination:
-    """What the images of one request have in common."""
+    """What the images of one request have in common.
+
+    Attributes:
+        kind: the shape of pixels, or what files are made into.
+    """
 
     client: TritonClient
     model: str
     version: str
-    shape: tuple[int, ...]
+    kind: tuple[int, ...] | Preprocessing
     with_heads: bool
 
 
 @dataclass(frozen=True, eq=False)
 class WaitingImage:
     """Attributes:
-    pixels: uint8 (H, W, 3).
     ends_s: its deadline, by `time.monotonic()`.
     headers: for gRPC.
     answer: cancelled when its caller has left or its deadline has passed.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    image: ModelImage
     ends_s: float
     request_id: str
     headers: Mapping[str, str]
@@ -82,7 +84,7 @@ class Joiner:
         self,
         client: TritonClient,
         model: ServedModel,
-        pixels: npt.NDArray[np.uint8],
+        image: ModelImage,
         *,
         version: str,
         timeout_s: float,
@@ -98,7 +100,7 @@ class Joiner:
             self._count(model.name, 1)
             return await client.classify(
                 model.name,
-                pixels,
+                image,
                 version=version,
                 timeout_s=timeout_s,
                 request_id=request_id,
@@ -108,17 +110,20 @@ class Joiner:
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
         loop = asyncio.get_running_loop()
-        destination = Destination(client, model.name, version, pixels.shape, with_heads)
+        kind = image.preprocessing if isinstance(image, Jpeg) else image.shape
+        destination = Destination(client, model.name, version, kind, with_heads)
         traffic = self._traffic.setdefault(destination, Traffic())
-        image = WaitingImage(pixels, time.monotonic() + timeout_s, request_id, headers, loop.create_future())
-        traffic.waiting.append(image)
+        if bytes_of_files([*(each.image for each in traffic.waiting), image]) > MOST_BYTES:
+            self._send_waiting(destination, traffic)
+        waiting = WaitingImage(image, time.monotonic() + timeout_s, request_id, headers, loop.create_future())
+        traffic.waiting.append(waiting)
         if not traffic.requests or len(traffic.waiting) >= limit:
             self._send_waiting(destination, traffic)
         elif traffic.timer is None:
             traffic.timer = loop.call_later(LONGEST_WAIT_S, self._send_waiting, destination, traffic)
         try:
             async with asyncio.timeout(timeout_s):
-                return await image.answer
+                return await waiting.answer
         except TimeoutError as error:
             raise DeadlineExceeded("the model did not answer in time") from error
 
@@ -141,14 +146,14 @@ class Joiner:
         try:
             answers = await destination.client.ask(
                 destination.model,
-                [image.pixels for image in images],
+                [image.image for image in images],
                 version=destination.version,
                 timeout_s=max(image.ends_s for image in images) - time.monotonic(),
                 request_id=images[0].request_id,
                 with_heads=destination.with_heads,
                 headers=next((image.headers for image in images if image.headers), None),
             )
-        except Problem as problem:
+        except (Problem, LeftToGateway) as problem:
             answers = [copy(problem) for _ in images]  # each gets a Retry-After of its own
         except Exception as error:
             answers = [error for _ in images]

@@ -155,6 +155,12 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self._jpegs = Counter(
+            "deit_triton_jpegs",
+            "JPEGs that Triton was asked to decode: decoded, or left to the gateway's decoders",
+            ["outcome"],
+            registry=registry,
+        )
         self._lost_decoders = Counter(
             "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
         )
@@ -195,6 +201,9 @@ class Metrics:
 
     def count_capture(self, outcome: str) -> None:
         self._captured_images.labels(outcome).inc()
+
+    def count_jpeg(self, is_decoded: bool) -> None:
+        self._jpegs.labels("decoded" if is_decoded else "left").inc()
 
     def lose_decoder(self) -> None:
         self._lost_decoders.inc()

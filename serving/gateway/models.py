@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 from deit.calibration import entropy_bits
 from deit.candidate import CANDIDATE_PARAMETER, CandidateModel
 from deit.errors import ServingError
+from deit.jpeg_step import STEP
 from deit.model import (
     CLASS_FEATURES,
     CLASS_PROBABILITIES,
@@ -29,6 +30,7 @@ from deit.model import (
     Provenance,
 )
 from deit.preprocessing import Preprocessing
+from deit.resize_matrices import INTERPOLATION
 from serving.gateway.connection import connect
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class ServedModel:
         provenance: None for a model that was not made by `deit export`.
         largest_batch: number of images that one request may carry.
         is_on_gpu: whether Triton runs it on a GPU.
+        decodes_jpegs: its Triton takes plain JPEGs for it.
         candidate: what its repository tries on a share of its requests.
         other: the candidate itself, if that is another version of this model that can be served.
     """
@@ -68,6 +71,7 @@ class ServedModel:
     provenance: Provenance | None
     largest_batch: int
     is_on_gpu: bool
+    decodes_jpegs: bool = False
     looks_inside: bool = False
     candidate: CandidateModel | None = None
     other: "ServedModel | None" = None
@@ -139,7 +143,7 @@ def discover_models(url: str, control_headers: dict[str, str] | None = None) -> 
             index = client.get_model_repository_index(
                 headers=control_headers, client_timeout=CALL_TIMEOUT_S, as_json=True
             ).get("models", [])
-            ready = sorted({entry["name"] for entry in index if entry.get("state") == "READY"})
+            ready = sorted({entry["name"] for entry in index if entry.get("state") == "READY"} - {STEP})
             broken = {
                 entry["name"]: entry["reason"]
                 for entry in index
@@ -208,6 +212,8 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         provenance=provenance,
         largest_batch=max(1, config.get("max_batch_size", 0)),
         is_on_gpu=any(group.get("kind") == "KIND_GPU" for group in config.get("instance_group", ())),
+        decodes_jpegs=preprocessing.interpolation == INTERPOLATION
+        and client.is_model_ready(STEP, client_timeout=CALL_TIMEOUT_S),
         candidate=candidate,
     )
     if candidate is None or tried is None:

@@ -19,9 +19,11 @@ from grpc import ChannelConnectivity
 from grpc.aio import AioRpcError, insecure_channel
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
+from deit.jpeg_step import DECODED
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
 from serving.gateway.connection import CHANNEL_OPTIONS
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded, Problem
+from serving.gateway.jpegs import Jpeg, LeftToGateway, ModelImage, request_for_jpegs
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class TritonClient:
     async def classify(
         self,
         model: str,
-        pixels: npt.NDArray[np.uint8],
+        image: ModelImage,
         *,
         version: str,
         timeout_s: float,
@@ -113,51 +115,57 @@ class TritonClient:
         with_heads: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> ModelOutput:
-        """Probabilities of one image, uint8 (H, W, 3); otherwise as `ask`.
+        """Probabilities of one image; otherwise as `ask`.
 
         Raises:
-            Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal
+            Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal, LeftToGateway
         """
         (answer,) = await self.ask(
             model,
-            [pixels],
+            [image],
             version=version,
             timeout_s=timeout_s,
             request_id=request_id,
             with_heads=with_heads,
             headers=headers,
         )
-        if isinstance(answer, Problem):
-            raise answer
-        return answer
+        if isinstance(answer, ModelOutput):
+            return answer
+        raise answer
 
     async def ask(
         self,
         model: str,
-        images: Sequence[npt.NDArray[np.uint8]],
+        images: Sequence[ModelImage],
         *,
         version: str,
         timeout_s: float,
         request_id: str = "",
         with_heads: bool = False,
         headers: Mapping[str, str] | None = None,
-    ) -> list[ModelOutput | Problem]:
+    ) -> list[ModelOutput | Problem | LeftToGateway]:
         """The answer for each image in one request, or what is wrong with it.
 
         Args:
-            images: uint8 (H, W, 3), all of one shape.
+            images: all of one shape, or files with the same preprocessing.
             version: the one that the pixels were made for; no other answers.
             timeout_s: the call ends after this time, and Triton drops the request if it is still queued there.
             headers: for gRPC, such as `traceparent`.
 
         Raises:
             Overloaded, NotReady, VersionChanged, DeadlineExceeded, Internal: no image got an answer.
+            LeftToGateway: no file got one, and the model may be well.
         """
         outputs = (PROBABILITIES, *((CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES) if with_heads else ()))
         asked_s = time.monotonic()
-        response = await self.call(
-            model, images, outputs, version=version, timeout_s=timeout_s, request_id=request_id, headers=headers
-        )
+        try:
+            response = await self.call(
+                model, images, outputs, version=version, timeout_s=timeout_s, request_id=request_id, headers=headers
+            )
+        except (NotReady, Internal) as problem:
+            if isinstance(images[0], Jpeg):  # who asks again, with pixels, learns whether it is the model
+                raise LeftToGateway(str(problem)) from problem
+            raise
         answers = answers_of(response, len(images), with_heads)
         if any(isinstance(answer, Problem) for answer in answers):
             logger.error("the model %s gave probabilities that are not numbers; export it again", model)
@@ -171,7 +179,7 @@ class TritonClient:
     async def call(
         self,
         model: str,
-        images: Sequence[npt.NDArray[np.uint8]],
+        images: Sequence[ModelImage],
         outputs: tuple[str, ...],
         *,
         version: str,
@@ -182,11 +190,10 @@ class TritonClient:
         """These outputs of one request, as they come; arguments and errors as of `ask`."""
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
-        request = ModelInferRequest()
-        request.CopyFrom(request_for(model, version, (len(images), *images[0].shape), outputs))
+        request = request_for(model, version, images, outputs)
         request.id = request_id
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)  # microseconds, for Triton's queue
-        message = with_pixels(request, images)
+        message = with_images(request, images)
         call = self._infer(message, timeout=timeout_s, metadata=tuple((headers or {}).items()))
         self._calls[model].add(call)
         try:
@@ -203,14 +210,28 @@ class TritonClient:
             raise problem from error
         finally:
             self._calls[model].discard(call)
+        if isinstance(images[0], Jpeg):  # the step's own version says nothing
+            response.model_version = version
         if response.model_version != version:
             self._on_version_changed()
             raise VersionChanged(f"version {response.model_version} answered for version {version}")
         return response
 
 
+def request_for(model: str, version: str, images: Sequence[ModelImage], outputs: tuple[str, ...]) -> ModelInferRequest:
+    """The request without its images."""
+    first, count = images[0], len(images)
+    request = ModelInferRequest()
+    request.CopyFrom(
+        request_for_jpegs(model, version, count, first.preprocessing, first.largest_batch, outputs)
+        if isinstance(first, Jpeg)
+        else request_for_pixels(model, version, (count, *first.shape), outputs)
+    )
+    return request
+
+
 @functools.lru_cache
-def request_for(model: str, version: str, shape: tuple[int, ...], outputs: tuple[str, ...]) -> ModelInferRequest:
+def request_for_pixels(model: str, version: str, shape: tuple[int, ...], outputs: tuple[str, ...]) -> ModelInferRequest:
     """What the requests for images of this shape, (N, H, W, 3), have in common; to be copied, not changed."""
     request = ModelInferRequest(model_name=model, model_version=version)
     request.inputs.add(name=IMAGES, datatype="UINT8", shape=shape)
@@ -219,14 +240,14 @@ def request_for(model: str, version: str, shape: tuple[int, ...], outputs: tuple
     return request
 
 
-def with_pixels(request: ModelInferRequest, images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
+def with_images(request: ModelInferRequest, images: Sequence[ModelImage]) -> bytes:
     """The message of a request whose one input tensor is these images.
 
     A field of bytes is its number, its length as a varint, and the bytes; fields may be appended to a message
     (https://protobuf.dev/programming-guides/encoding/).
     """
-    parts = [np.ascontiguousarray(image).data for image in images]
-    length, rest = bytearray(), sum(part.nbytes for part in parts)
+    parts = [part for image in images for part in parts_of(image)]
+    length, rest = bytearray(), sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
     while rest > 127:
         length.append(128 | rest & 127)
         rest >>= 7
@@ -234,15 +255,26 @@ def with_pixels(request: ModelInferRequest, images: Sequence[npt.NDArray[np.uint
     return b"".join([request.SerializeToString(), RAW_INPUT_CONTENTS, length, *parts])
 
 
-def answers_of(response: ModelInferResponse, count: int, with_heads: bool) -> list[ModelOutput | Problem]:
+def parts_of(image: ModelImage) -> Sequence[bytes | memoryview]:
+    """An image in a tensor: pixels as they are, a file after its length (4 bytes, little-endian)."""
+    if isinstance(image, Jpeg):
+        return len(image.content).to_bytes(4, "little"), image.content
+    return (np.ascontiguousarray(image).data,)
+
+
+def answers_of(
+    response: ModelInferResponse, count: int, with_heads: bool
+) -> list[ModelOutput | Problem | LeftToGateway]:
     """The answer for each of the `count` images of the request."""
-    outputs = {
-        output.name: np.frombuffer(content, np.float32).reshape(count, -1)
-        for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
+    names = (output.name for output in response.outputs)
+    contents = dict(zip(names, response.raw_output_contents, strict=True))
+    is_decoded = np.frombuffer(contents.pop(DECODED, bytes([True]) * count), np.bool_)
+    outputs = {name: np.frombuffer(content, np.float32).reshape(count, -1) for name, content in contents.items()}
     usable = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in outputs.values()])
     return [
-        ModelOutput(
+        LeftToGateway("Triton did not decode it")
+        if not is_decoded[row]
+        else ModelOutput(
             version=response.model_version,
             probabilities=outputs[PROBABILITIES][row],
             heads=(outputs[CLASS_PROBABILITIES][row], outputs[DISTILLATION_PROBABILITIES][row]) if with_heads else None,

@@ -64,7 +64,7 @@ def rehearsal(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder of a check that has run all steps but those of the models, and how it ended."""
     work = tmp_path_factory.mktemp("rehearsal")
-    steps = ("host", "products", "export", "engines", "triton", "http")
+    steps = ("host", "products", "export", "engines", "triton", "http", "jpegs")
     arguments = [word for step in steps for word in ("--step", step)]
     return work, gpu_check(work, "--images", str(photographs), "--checkpoint", str(checkpoint), *arguments)
 

@@ -3,12 +3,14 @@
 """
 
 import io
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,8 @@ from PIL import ExifTags, Image
 from timm.data import create_transform
 
 from deit.model import Provenance
+from deit.pictures import PictureLimits, read_picture
+from deit.preprocessing import Preprocessing, resize_and_crop
 from export.config import ExportConfig
 from export.pipeline import export_models
 from tests.conftest import encoded
@@ -101,6 +105,40 @@ def test_photographs_over_http_are_answered_as_pytorch_answers(
     correct = sum(answer == photographs.label(index) for index, answer in zip(chosen, served, strict=True))
     assert same >= len(chosen) - 1  # a near-tie may fall the other way in the last bit
     assert correct >= 0.75 * len(chosen)
+
+
+# Of a probability. Seen: 5.4e-4.
+LARGEST_DIFFERENCE = 1e-3
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.soak)])
+def test_photographs_that_triton_decodes_are_answered_as_exactly_decoded_ones(
+    version: Path, photographs: ParquetImages, every: int
+) -> None:
+    """With nvImageCodec's decoder for processors; on a GPU, `deit benchmark gpu-check` looks."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="needs nvidia-nvimgcodec-cu13, which `make` installs")
+    preprocessing = Preprocessing(
+        image_size=224, crop_pct=0.875, interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+    session = onnxruntime.InferenceSession(version / "model.onnx")
+    differences = []
+    with (
+        serving(version.parents[1], "--triton-decode=cpu", "--decode=exact") as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        for index in range(0, len(photographs), every):
+            content = photographs.encoded(index)
+            picture = read_picture(content, PictureLimits(max_pixels=25_000_000))
+            pixels = resize_and_crop(picture.image, preprocessing, exact=True)
+            expected = session.run(["probabilities"], {"images": pixels[np.newaxis]})[0][0]
+            answer = client.post("/classify", content=content, params={"top_k": 1000}).json()["predictions"]
+            assert answer[0]["index"] == expected.argmax(), index
+            differences += [abs(each["probability"] - expected[each["index"]]) for each in answer]
+        decoded = re.search(r'deit_triton_jpegs_total{outcome="decoded"} (\S+)', client.get("/metrics").text)
+    assert decoded
+    assert float(decoded[1]) >= 0.9 * len(photographs) / every  # the others are grey
+    assert max(differences) <= LARGEST_DIFFERENCE
 
 
 def sideways(photograph: Image.Image) -> bytes:

@@ -12,7 +12,7 @@ from tritonclient.grpc.service_pb2_grpc import (
 )
 
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded
-from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of, with_pixels
+from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of, with_images
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_deadline_reaches_tritons_queue_and_ends_the_call():
 def test_a_message_is_what_protobuf_would_write(side):
     images = [np.full((side, side, 3), value, np.uint8) for value in (1, 2)]
     request = ModelInferRequest(model_name="tiny", id="7")
-    message = with_pixels(request, [image[:, ::-1] for image in images])  # not as they lie in memory
+    message = with_images(request, [image[:, ::-1] for image in images])  # not as they lie in memory
     request.raw_input_contents.append(np.stack(images).tobytes())
     assert ModelInferRequest.FromString(message) == request
 

@@ -84,7 +84,14 @@ def asked(*scripted, models, times):
             stack.callback(decoder.close)
             admission = Admission(Limits())
             shadow = Shadow(admission, Metrics({}, admission))
-            classifier = Classifier(Tritons(lambda _: None, *members), decoder, Joiner(1, lambda *_: None), shadow)
+            classifier = Classifier(
+                Tritons(lambda _: None, *members),
+                decoder,
+                Joiner(1, lambda *_: None),
+                shadow,
+                max_pixels=1,
+                count_jpeg=print,
+            )
             outcomes = []
             for _ in range(times):
                 deadline = Deadline(allowed_s=30, at_s=time.monotonic() + 30)
