@@ -75,6 +75,7 @@ def test_export_engine_triton_and_http_are_rehearsed_and_recorded(
     work, done = rehearsal
     assert done.returncode == 0, done.stderr
     assert [finding["verdict"] for finding in findings(work, "export")] == ["passed"]
+    assert findings(work, "jpegs")[-1]["verdict"] == "passed"
     records = read(list((work / "results").glob("*.jsonl")))
     assert {record.kind for record in records} == {"machine_limit", "engine", "throughput", "http"}
     assert all((record.value("images_per_s") or record.value("gflop_per_s") or 0) > 0 for record in records)
