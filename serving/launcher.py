@@ -207,7 +207,9 @@ def gateway_server(
     candidates = settings.candidates
     check_candidates(candidates, discovered)
     companions: list[Companion] = []
+    shared_memory_key = settings.shared_memory_key.text if settings.shared_memory_key else None
     if triton is not None:
+        shared_memory_key = triton.shared_memory_key
         companions.append(triton.watched)
         if settings.allow_reload:
             path = claim_control_socket(listener.getsockname()[1])
@@ -228,6 +230,7 @@ def gateway_server(
         candidates=candidates,
         capture=None if (folder := settings.capture.folder) is None else Capture(folder, settings.capture, metrics),
         images_per_request=settings.images_per_request,
+        shared_memory_key=shared_memory_key,
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
         speaks_other_contracts=settings.contracts,
@@ -260,6 +263,7 @@ def triton_of(settings: ServeSettings, stack: ExitStack) -> tuple[EmbeddedTriton
         own,
         most_restarts=settings.triton_restarts,
         allow_reload=settings.allow_reload,
+        shared_memory=settings.shared_memory,
         traces_url=traces_url(os.environ),
     )
     return stack.enter_context(triton), f"{LOOPBACK}:{own.ports.grpc}"

@@ -366,6 +366,17 @@ class ServeSettings:
             rich_help_panel=TRITON,
         ),
     ] = None
+    shared_memory: Annotated[
+        bool,
+        Option(
+            "--shared-memory",
+            help="Hand pixels to Triton in shared memory instead of in requests. Set it for a model on a GPU, where "
+            "nobody else has an account on the machine. With --triton-url it needs DEIT_SHARED_MEMORY_KEY.",
+            rich_help_panel=TRITON,
+        ),
+    ] = False
+    shared_memory_key: Secret | None = None
+    """The key of a Triton elsewhere for --shared-memory, from DEIT_SHARED_MEMORY_KEY only."""
     triton_restarts: Annotated[
         int,
         Option(
@@ -532,6 +543,16 @@ class ServeSettings:
             for flag, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
                 if port and port in self.triton.ports.by_flag().values():
                     raise wrong(flag, port, "the embedded Triton has this port too; choose another for either")
+        if self.shared_memory_key is not None and (not self.shared_memory or self.triton_url is None):
+            raise ValueError(
+                f"DEIT_SHARED_MEMORY_KEY is for {named('--shared-memory')} with {named('--triton-url')}: set both, or "
+                "drop it"
+            )
+        if self.shared_memory and self.triton_url is not None and self.shared_memory_key is None:
+            raise ValueError(
+                f"{named('--shared-memory')} with {named('--triton-url')} needs the key with which that Triton was "
+                "started in DEIT_SHARED_MEMORY_KEY; docs/serving.md says how to start it"
+            )
         if self.images_per_request is not None and not 1 <= self.images_per_request <= MOST_IMAGES_PER_REQUEST:
             raise wrong(
                 "--images-per-request",

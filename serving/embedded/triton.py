@@ -58,6 +58,7 @@ class EmbeddedTriton:
         snapshot: the model repository as this Triton sees it.
         offers: what of each model it was shown last.
         control_headers: gRPC headers that loading models needs; empty when nobody may.
+        shared_memory_key: with which a gateway may register shared memory; None when nobody may.
         failure: why it was given up, once it was.
     """
 
@@ -68,6 +69,7 @@ class EmbeddedTriton:
         snapshot: Snapshot,
         offers: dict[str, Offer],
         control_headers: dict[str, str],
+        shared_memory_key: str | None,
         *,
         most_restarts: int,
         start_timeout_s: float,
@@ -79,6 +81,7 @@ class EmbeddedTriton:
         self.snapshot = snapshot
         self.offers = offers
         self.control_headers = control_headers
+        self.shared_memory_key = shared_memory_key
         self.failure: ServingError | None = None
         self.process = TritonProcess(command, environment)
 
@@ -155,6 +158,7 @@ def embedded_triton(
     most_restarts: int,
     host: str = LOOPBACK,
     allow_reload: bool = False,
+    shared_memory: bool = False,
     traces_url: str | None = None,
 ) -> Iterator[EmbeddedTriton]:
     """A Triton that is loading the models; it is stopped when the block ends.
@@ -181,6 +185,7 @@ def embedded_triton(
         for name, offer in offers.items():
             snapshot.show(name, offer, offer.versions)
         control_key = secrets.token_urlsafe(32) if allow_reload else None
+        shared_memory_key = secrets.token_urlsafe(32) if shared_memory else None
         options = triton_options(
             wheel.version,
             model_repository=snapshot.folder,
@@ -189,6 +194,7 @@ def embedded_triton(
             ports=settings.ports,
             host=host,
             control_key=control_key,
+            shared_memory_key=shared_memory_key,
             traces_url=traces_url,
         )
         logger.info(
@@ -205,6 +211,7 @@ def embedded_triton(
             snapshot,
             offers,
             {} if control_key is None else {f"triton-grpc-protocol-{CONTROL_HEADER}": control_key},
+            shared_memory_key,
             most_restarts=most_restarts,
             start_timeout_s=settings.start_timeout_s,
         )

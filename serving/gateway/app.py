@@ -86,6 +86,7 @@ def create_app(
     candidates: Mapping[str, CandidateModel] | None = None,
     capture: Capture | None = None,
     images_per_request: int | None = None,
+    shared_memory_key: str | None = None,
     metrics_port: int | None = None,
     logs_requests: bool = True,
     speaks_other_contracts: bool = True,
@@ -100,11 +101,12 @@ def create_app(
         candidates: what is tried on a share of a model's requests, by the model; before what the repository names.
         capture: keeps a share of the pictures; None for none.
         images_per_request: most images in a request to Triton; None for each model's default.
+        shared_memory_key: with which the Tritons let shared memory be registered; None to send pixels in requests.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        lone = None if models is None else Triton(triton_urls[0], models, broken)
+        lone = None if models is None else Triton(triton_urls[0], models, broken, shared_memory_key=shared_memory_key)
         tritons = Tritons(metrics.show_models, *(() if lone is None else (lone,)))
         shared = Candidates(tritons, candidates or {}, metrics)
         shadow = Shadow(admission, metrics)
@@ -124,7 +126,7 @@ def create_app(
         await decoder.start()
         async with contextlib.AsyncExitStack() as stack:
             if lone is None:
-                await stack.enter_async_context(following(triton_urls, tritons))
+                await stack.enter_async_context(following(triton_urls, tritons, shared_memory_key))
             else:
                 stack.push_async_callback(lone.client.close)
                 await lone.readiness.ask()  # /readyz is right from the first request on

@@ -1,4 +1,4 @@
-"""How this project talks to any Triton, embedded or elsewhere: gRPC, never shared memory, never the HTTP port."""
+"""How this project talks to any Triton, embedded or elsewhere: gRPC, never the HTTP port."""
 
 import contextlib
 import logging

@@ -29,9 +29,9 @@ FIRST_S = 30.0
 
 
 @contextlib.asynccontextmanager
-async def following(urls: Sequence[str], tritons: Tritons) -> AsyncIterator[None]:
+async def following(urls: Sequence[str], tritons: Tritons, shared_memory_key: str | None = None) -> AsyncIterator[None]:
     """Keep `tritons` those behind these HOST:PORT while the block runs; it begins when one of them is learnt."""
-    async with in_background(follow(urls, tritons)):
+    async with in_background(follow(urls, tritons, shared_memory_key)):
         with contextlib.suppress(TimeoutError):  # /readyz says so
             async with asyncio.timeout(FIRST_S):
                 while not tritons.models():
@@ -39,14 +39,14 @@ async def following(urls: Sequence[str], tritons: Tritons) -> AsyncIterator[None
         yield
 
 
-async def follow(urls: Sequence[str], tritons: Tritons) -> None:
+async def follow(urls: Sequence[str], tritons: Tritons, shared_memory_key: str | None) -> None:
     """Look for Tritons for ever."""
     known: dict[str, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
         while True:
             found = await look_up(urls)
             for url in found - known.keys():
-                known[url] = group.create_task(learn(url, tritons))
+                known[url] = group.create_task(learn(url, tritons, shared_memory_key))
             for url in known.keys() - found if found else ():  # a name server that fails ends nothing
                 known.pop(url).cancel()
             await asyncio.sleep(LOOK_UP_EVERY_S)
@@ -69,9 +69,9 @@ async def look_up(urls: Sequence[str]) -> set[str]:
     return found
 
 
-async def learn(url: str, tritons: Tritons) -> None:
+async def learn(url: str, tritons: Tritons, shared_memory_key: str | None) -> None:
     """Know what the Triton at this address serves, until cancelled."""
-    triton = Triton(url)
+    triton = Triton(url, shared_memory_key=shared_memory_key)
 
     def give_up_waiting() -> None:
         triton.is_learning = False

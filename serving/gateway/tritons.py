@@ -21,6 +21,7 @@ class Triton:
 
     Args:
         fixed: what it serves, where the gateway's own process decides that; None where it has to be learnt.
+        shared_memory_key: as of TritonClient.
 
     Attributes:
         models: what it serves, by name; empty while that is not known, and then nothing is asked of it.
@@ -31,7 +32,12 @@ class Triton:
     """
 
     def __init__(
-        self, url: str, fixed: Mapping[str, ServedModel] | None = None, broken: Mapping[str, str] | None = None
+        self,
+        url: str,
+        fixed: Mapping[str, ServedModel] | None = None,
+        broken: Mapping[str, str] | None = None,
+        *,
+        shared_memory_key: str | None = None,
     ) -> None:
         self.url = url
         self.models: Mapping[str, ServedModel] = {} if fixed is None else fixed
@@ -39,7 +45,7 @@ class Triton:
         self.is_learning = False
         self.trouble: str | None = None
         self.forgotten = asyncio.Event()
-        self.client = TritonClient(url, on_version_changed=self.forget)
+        self.client = TritonClient(url, on_version_changed=self.forget, shared_memory_key=shared_memory_key)
         self.readiness = Readiness(self.client, self.models.values())
         self._is_fixed = fixed is not None
 
