@@ -62,13 +62,12 @@ class SharedMemoryConfig:
     rounds: Annotated[int, Option(min=1, help="How often each setting takes its turn.")] = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cost:
-    """Processor time for an image in ms: of the client in the gateway, of Triton, and of the process of its backend."""
+    """Processor time for an image in ms: of the client in the gateway, and of Triton without the model's process."""
 
     client: float
     triton: float
-    backend: float
 
 
 def write_model(folder: Path) -> None:
@@ -117,20 +116,16 @@ async def measure(client: TritonClient, config: SharedMemoryConfig, size: int, p
     numbers = np.random.default_rng(0)
     images = list(numbers.integers(0, 256, (2 * LARGEST_BATCH, SIDE, SIDE, 3), np.uint8))  # more than the caches hold
     turns = itertools.islice(itertools.cycle(range(0, len(images), size)), config.images // size)
-    backends = process.children(recursive=True)
 
     async def ask() -> None:
         for start in turns:
             await client.ask(MODEL, (images * 2)[start : start + size], version="1", timeout_s=60)
 
-    def used_s() -> tuple[float, float, float]:
-        return time.process_time(), processor_s(process), sum(map(processor_s, backends))
-
-    before = used_s()
+    before_s = time.process_time(), processor_s(process)
     await asyncio.gather(*(ask() for _ in range(max(1, config.in_flight // size))))
+    after_s = time.process_time(), processor_s(process)
     count = config.images // size * size
-    client_ms, triton_ms, backend_ms = (1000 * (b - a) / count for a, b in zip(before, used_s(), strict=True))
-    return Cost(client=client_ms, triton=triton_ms, backend=backend_ms)
+    return Cost(*(1000 * (after - before) / count for before, after in zip(before_s, after_s, strict=True)))
 
 
 async def measure_all(
@@ -158,8 +153,8 @@ def as_table(config: SharedMemoryConfig, measured: dict[tuple[int, str], list[Co
         f"{this_environment().machine}; {config.rounds} rounds of {config.images} images of {SIDE} x {SIDE}; processor "
         "time in ms an image",
         "",
-        "| images a request | pixels travel | client in the gateway | Triton | process of the backend |",
-        "|--:|---|--:|--:|--:|",
+        "| images a request | pixels travel | gateway's call | Triton |",
+        "|--:|---|--:|--:|",
     ]
     for (size, way), costs in measured.items():
         values = [[getattr(cost, name) for cost in costs] for name in Cost.__dataclass_fields__]

@@ -112,7 +112,7 @@ def test_answers_are_the_same_as_without_shared_memory(triton):
     with_client(lambda: TritonClient(triton.url), without)
     with_client(triton.client, with_shared_memory)
     assert not shared_regions(triton.pid), "they are unregistered at the end"
-    assert not list(Path("/dev/shm").glob("deit-pixels-*"))
+    assert not list(Path("/dev/shm").glob(f"deit-pixels-*-{os.getpid()}-*"))
 
 
 def test_what_a_failed_request_left_is_never_overwritten_and_forgotten_once_triton_has_finished(triton):
