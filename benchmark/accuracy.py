@@ -76,7 +76,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
         )
     variants = [read_version(find_model(repository, name)) for name in config.variant]
     if different := [each.name for each in variants if each.preprocessing != preprocessing]:
-        raise BenchmarkError(f"{', '.join(different)} prepares images in another way than {model.name}")
+        raise BenchmarkError(f"{', '.join(different)} preprocesses images differently from {model.name}")
 
     indices: list[int] = []
     with addresses(config) as (url, triton_url):

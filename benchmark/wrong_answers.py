@@ -50,8 +50,8 @@ def write_page(path: Path, judged: Judged) -> None:
     write_file(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>Asked through {model.way}; the surest mistake first. "
-        f"Where another way or variant answers differently, its answer stands below.</p>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>Way: {model.way}; the most confident mistakes first. "
+        f"If another way or variant answers differently, its answer is below.</p>"
         f"<main>{''.join(figures)}</main></html>\n",
     )
 

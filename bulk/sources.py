@@ -138,7 +138,7 @@ def read_images(location: str, part: Part) -> list[bytes | OSError]:
     except pa.ArrowException as error:
         raise DataError(f"{part.files[0]} cannot be read as parquet: {error}; write it again, or move it") from error
     if len(contents) != part.count:
-        raise DataError(f"{part.files[0]} has other rows than when the job began: start it again")
+        raise DataError(f"{part.files[0]} has changed since the job began: start the job again")
     return contents
 
 

@@ -38,7 +38,7 @@ class CandidateModel:
 
     def __post_init__(self) -> None:
         if self.mode not in ("shadow", "canary"):
-            raise ValueError(f"the mode is {self.mode!r}; there are shadow and canary")
+            raise ValueError(f"the mode is {self.mode!r}; choose shadow or canary")
         if not 0 <= self.percent <= 100:
             raise ValueError(f"the share is {self.percent:g} %; give 0 to 100")
 

@@ -75,7 +75,7 @@ def missing(provider: str) -> str:
         return (
             f"onnxruntime {onnxruntime.__version__} here has no {provider} (it has "
             f"{', '.join(onnxruntime.get_available_providers())}): install the extra gpu, as docs/installation.md "
-            "says, in an environment of its own, which has onnxruntime-gpu in its place"
+            "says, in a separate environment, which has onnxruntime-gpu instead"
         )
     error = _load_error(provider)
     if error:

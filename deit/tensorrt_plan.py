@@ -33,7 +33,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.smallest <= self.tuned <= self.largest:
-            raise ValueError(f"a profile of batches {self.smallest}, {self.tuned}, {self.largest}: must not fall")
+            raise ValueError(f"a profile of batches {self.smallest}, {self.tuned}, {self.largest}: must not decrease")
 
 
 def profiles_for(max_batch_size: int) -> tuple[Profile, ...]:

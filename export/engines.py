@@ -143,13 +143,13 @@ def candidates(precision: str, asked: str, capabilities: tuple[str, ...] = ()) -
     if asked != "onnxruntime" and not has_openvino():
         if asked == "openvino" or precision == "bf16":
             raise RepositoryError(
-                f"{precision} on a processor runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
+                f"{precision} on a CPU runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
             )
         openvino = []
     found = {"auto": openvino + onnxruntime_, "openvino": openvino, "onnxruntime": onnxruntime_}[asked]
     if not found:
         raise RepositoryError(
-            "ONNX Runtime has no bfloat16 products for processors, so it cannot run this variant here: take "
+            "ONNX Runtime has no bfloat16 products for CPUs, so it cannot run this variant here: use "
             "--engine openvino, or --engine cuda or tensorrt on a machine with a GPU"
         )
     return found

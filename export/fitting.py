@@ -82,7 +82,7 @@ def fit_confidence(
         )
         if config.calibrate:
             raise DataError(f"{finding}: add images, or leave --calibrate out")
-        logger.info("%s: they stay the model's own", finding)
+        logger.info("%s: the probabilities stay uncalibrated", finding)
         return None
     logger.info("fitting the probabilities to %d images", count)
     probabilities, labels = answers(classifier, images, preprocessing)

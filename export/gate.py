@@ -170,7 +170,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
     if not found.agreement >= allowed.agreement:
         changed = round((1 - found.agreement) * found.images)
         yield (
-            f"{changed} of {found.images} images change their first answer: {found.agreement:.2%} agree, "
+            f"{changed} of {found.images} images change their top-1 class: {found.agreement:.2%} agree, "
             f"{allowed.agreement:.2%} must"
         )
     if allowed.difference is not None and not max(found.max_difference, found.extremes) < allowed.difference:
@@ -188,7 +188,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
     if found.top1 is not None and found.reference_top1 is not None:
         loss = found.reference_top1 - found.top1
         if not loss <= allowed.top1_loss + 1e-9:
-            yield f"top-1 falls by {100 * loss:.2f} points, allowed are {100 * allowed.top1_loss:.1f}"
+            yield f"top-1 falls by {100 * loss:.2f} points, allowed: {100 * allowed.top1_loss:.1f}"
 
 
 def _parts(count: int, sizes: tuple[int, ...]) -> Iterator[slice]:

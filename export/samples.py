@@ -70,7 +70,7 @@ def load_samples(
     test, train = _only_train(path, columns), None
     if test is not None:  # accuracy on training images would flatter the model
         num_classes = None
-        logger.info("%s has no split to test on: PyTorch and the graph are compared on its training images", path)
+        logger.info("%s has no test split: PyTorch and the graph are compared on its training images", path)
     else:
         test = open_images(path, "test", columns)
         if calibrates and path.is_dir():
@@ -146,7 +146,7 @@ def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.ND
             damaged = place + 1 - len(readable)
             if damaged > max(LARGEST_CORRUPT_SHARE * len(images), 1):
                 raise DataError(
-                    f"{damaged} of {len(images)} images are damaged, such as {error}: mend or remove them"
+                    f"{damaged} of {len(images)} images are damaged, such as {error}: repair or remove them"
                 ) from error
     if not pixels:
         raise DataError("none of the images to compare on can be decoded")
@@ -155,6 +155,6 @@ def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.ND
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
     if count is not None and found < count:
-        raise DataError(f"{path} has {found} images, {count} are asked for: add images, or lower --parity-images")
+        raise DataError(f"{path} has {found} images, {count} are needed: add images, or lower --parity-images")
     if not found:
         raise DataError(f"{path} has no images to compare on")

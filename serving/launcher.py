@@ -59,7 +59,7 @@ BANNER = """
 ********************************************************************************
   This is the Triton of a Python package: version 2.51 of October 2024, without
   two years of security fixes. It listens on {address}.
-  Keep it on a network that only the gateway can reach. For production there is
+  Keep it on a network that only the gateway can reach. For production use
   NVIDIA's image, 26.07 or later: docs/deploy.md
 ********************************************************************************"""
 

@@ -270,8 +270,8 @@ class CaptureSettings:
         Path | None,
         Option(
             "--capture",
-            help="Folder in which a share of the pictures is kept with their answers; unset, none. Set it to look at "
-            "what is asked, if those who ask have agreed.",
+            help="Folder for a share of the pictures and their answers; unset, none are kept. Set it to look at real "
+            "requests, if the callers have agreed.",
             rich_help_panel=CAPTURE,
         ),
     ] = None
@@ -343,7 +343,7 @@ class ServeSettings:
         bool,
         Option(
             "--allow-reload",
-            help="Let `deit models reload` load new versions while the server runs. Leave it off where other users "
+            help="Let `deit models reload` load new versions while the server runs. Leave it off if other users "
             "have accounts on this machine.",
             rich_help_panel=MODELS,
         ),
@@ -352,7 +352,7 @@ class ServeSettings:
         str | None,
         Option(
             metavar="HOST:PORT",
-            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several, "
+            help="gRPC address of an external Triton, such as NVIDIA's container; unset, one is started here. Several, "
             "separated by commas, or a name with several addresses, are used in turn.",
             rich_help_panel=TRITON,
         ),
@@ -389,8 +389,8 @@ class ServeSettings:
     root_path: Annotated[
         str,
         Option(
-            help="Path under which a proxy offers this server, such as /vision, whether or not the proxy removes it. "
-            "Set it unless the proxy offers the server at its root.",
+            help="Path under which a proxy exposes this server, such as /vision, whether or not the proxy removes it. "
+            "Set it unless the proxy exposes the server at its root.",
             show_default="none",
             rich_help_panel=GATEWAY,
         ),
@@ -435,7 +435,7 @@ class ServeSettings:
         bool,
         Option(
             "--insecure",
-            help="Accept other machines without API keys. Set it only where something else keeps strangers out.",
+            help="Accept other machines without API keys. Set it only if something else keeps strangers out.",
             rich_help_panel=ACCESS,
         ),
     ] = False
@@ -449,7 +449,7 @@ class ServeSettings:
     cors_origins: Annotated[
         str,
         Option(
-            help="Web pages elsewhere whose scripts may send requests, separated by commas, such as "
+            help="Origins of other web pages whose scripts may send requests, separated by commas, such as "
             "https://app.example.org.",
             rich_help_panel=ACCESS,
         ),
@@ -457,8 +457,8 @@ class ServeSettings:
     trusted_proxies: Annotated[
         str,
         Option(
-            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: their "
-            "X-Forwarded-For says in the log who asked. Set it behind a proxy.",
+            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: the log then has "
+            "the caller's address from their X-Forwarded-For. Set it behind a proxy.",
             rich_help_panel=ACCESS,
         ),
     ] = ""

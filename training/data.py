@@ -107,7 +107,7 @@ class CorruptImages:
             raise DataError(
                 f"{len(self.indices)} of {len(self._images)} images cannot be decoded, more than the share of "
                 f"{self._largest_share:g} that --max-corrupt-share allows: {examples}"
-                f"{', …' if len(self.indices) > 3 else ''}. Mend or remove them, or raise the share."
+                f"{', …' if len(self.indices) > 3 else ''}. Repair or remove them, or raise the share."
             )
 
 

@@ -80,13 +80,12 @@ def _layout(positions: int, prefix_tokens: int, spec: str) -> tuple[int, int]:
             return prefix, side
     raise CheckpointError(
         f"{spec} has {positions} positions, which with {prefix_tokens} prefix tokens are not a square grid of "
-        "patches: it "
-        "cannot be resized"
+        "patches: it cannot be resized"
     )
 
 
 def _fit_distillation(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> list[str]:
-    """Leave the distillation token out, or start it anew, together with its head."""
+    """Leave the distillation token out, or initialise it, together with its head."""
     if "dist_token" in state and "dist_token" not in fresh:
         for name in ("dist_token", "head_dist.weight", "head_dist.bias"):
             state.pop(name, None)
@@ -94,7 +93,7 @@ def _fit_distillation(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> lis
     if "dist_token" in fresh and "dist_token" not in state:
         for name in ("dist_token", "head_dist.weight", "head_dist.bias"):
             state[name] = fresh[name]
-        return ["the distillation token, its position and its head start anew: the weights have none"]
+        return ["the distillation token, its position and its head are newly initialised: the weights have none"]
     return []
 
 
@@ -111,7 +110,7 @@ def _fit_depth(state: dict[str, Tensor], depth: int) -> list[str]:
 
 
 def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Start a head anew where it decides among another number of classes."""
+    """Initialise a head that decides among another number of classes."""
     heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
     changes = []
     for head in (heads,) if isinstance(heads, str) else heads:
@@ -119,7 +118,7 @@ def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Mod
         if weight is None or weight.shape[0] == fresh[f"{head}.weight"].shape[0]:
             continue
         changes.append(
-            f"{head} starts anew: it decided among {weight.shape[0]} classes, now among "
+            f"{head} is newly initialised: it decided among {weight.shape[0]} classes, now among "
             f"{fresh[f'{head}.weight'].shape[0]}"
         )
         state |= {name: fresh[name] for name in (f"{head}.weight", f"{head}.bias") if name in fresh}

@@ -87,7 +87,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         rate_before = rate_of(optimizer)
         set_learning_rate(state.epochs_done, state.steps_done)
         logger.info(
-            "resuming %s after %d of %d epochs and %d steps; the learning rate goes on from %.3g with %.3g",
+            "resuming %s after %d of %d epochs and %d steps; the learning rate was %.3g and continues at %.3g",
             *(config.folder, state.epochs_done, config.epochs, state.steps_done),
             *(rate_before, rate_of(optimizer)),
         )

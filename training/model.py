@@ -70,7 +70,7 @@ def _try_one_image(model: nn.Module, architecture: str, image_size: int) -> None
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         raise TrainingError(
             f"{architecture} as it is set up cannot read RGB images of {image_size} x {image_size} pixels: {error}. "
-            "Look at --image-size and --model-arg."
+            "Check --image-size and --model-arg."
         ) from error
     model.train()
 
@@ -198,7 +198,7 @@ def load_teacher(
         if isinstance(model, VisionTransformer):
             model.set_input_size(img_size=image_size)
         elif model.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
-            raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
+            raise TrainingError(f"the teacher {spec} reads only images of {preprocessing.image_size} pixels")
         preprocessing = replace(preprocessing, image_size=image_size)
     return Teacher(spec, model, preprocessing, student, classes)
 
@@ -224,7 +224,7 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
     if not set(wanted) <= places.keys() or len(places) < len(names) or len(set(wanted)) < len(wanted):
         raise TrainingError(
             f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
-            "whose classes include all of the data's, each by a name of its own"
+            "whose classes include all of the data's, each under a different name"
         )
     logger.info("the teacher %s answers for %d of its %d classes, by name", spec, len(wanted), len(names))
     return tuple(places[name] for name in wanted)

@@ -76,7 +76,7 @@ def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[s
     """
     if not config.resume:
         if config.folder.exists():
-            raise TrainingError(f"{config.folder} exists: give --resume to go on with it, or another --name")
+            raise TrainingError(f"{config.folder} exists: give --resume to continue it, or another --name")
         processes.wait()  # until every process has looked
         if processes.is_first:
             _write_json(config.folder / PROVENANCE_FILE, origin)

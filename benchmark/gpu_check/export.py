@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
     """Needs a trained checkpoint and photographs; the gate itself refuses a session that is not on the GPU."""
     if config.checkpoint is None or config.images is None:
-        raise NotPossible("export judges a trained model on photographs: give --checkpoint and --images")
+        raise NotPossible("export compares a trained model with PyTorch on photographs: give --checkpoint and --images")
     host.device()
     for precision in ("fp32",) if host.rehearse else PRECISIONS:
         yield exported(config, host, precision)

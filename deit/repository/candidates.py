@@ -51,7 +51,7 @@ def try_candidate(
             )
             raise RepositoryError(
                 f"version {version.number} of {name} runs with another {CONFIG_FILE} than the served one, and Triton "
-                f"has one for both: {publish} makes it a model of its own, to be named with --model"
+                f"has one for both: {publish} makes it a separate model, to be named with --model"
             )
         candidate = CandidateModel(
             mode=mode,
@@ -78,12 +78,12 @@ def end_candidate(repository: Path, name: str) -> None:
 def _tried(repository: Path, name: str, other: str | None, number: int | None, served: tuple[int, ...]) -> ModelVersion:
     if other in (None, name):
         if number is None:
-            raise RepositoryError(f"name what is tried: another version of {name} with --version, or a --model")
+            raise RepositoryError(f"name a candidate: another version of {name} with --version, or a --model")
         if number in served:
             rollback = models_command("rollback", name, repository=repository)
             raise RepositoryError(
-                f"version {number} of {name} is served (served: {listed(served)}), and a candidate is another one: "
-                f"{rollback} serves the one before"
+                f"version {number} of {name} is served (served: {listed(served)}), and a candidate is another version: "
+                f"{rollback} serves the previous one"
             )
         return read_version(repository / name, number)
     return read_version(find_model(repository, other), number)

@@ -88,7 +88,7 @@ class ModelVersion:
             return Preprocessing.from_json(parameter(self.config, PREPROCESSING_PARAMETER))
         except ValueError as error:
             raise RepositoryError(
-                f"{self.config_file} does not say how to prepare an image ({error}): export the model again"
+                f"{self.config_file} does not say how to preprocess an image ({error}): export the model again"
             ) from error
 
     @property
@@ -127,7 +127,7 @@ def read_version(model: Path, number: int | None = None) -> ModelVersion:
     if number is None:
         if not served:
             doctor = models_command("doctor", repository=model.parent)
-            raise RepositoryError(f"{nothing_served(model, config)}; {doctor} names the way out")
+            raise RepositoryError(f"{nothing_served(model, config)}; {doctor} names the remedy")
         number = served[-1]
     if number not in served or parameter(config, VERSION_PARAMETER) not in ("", str(number)):
         return published_version(model, number)
@@ -145,8 +145,8 @@ def published_version(model: Path, number: int) -> ModelVersion:
         raise RepositoryError(f"{model} has no version {number}; it has: {listed(version_numbers(model))}")
     if not file.is_file():
         raise RepositoryError(
-            f"version {number} of {model} has no {CONFIG_FILE} of its own, so how it runs and how it expects images to "
-            f"be prepared is unknown: write the configuration that it was made with to {file}"
+            f"version {number} of {model} has no {CONFIG_FILE} of its own, so its engine and preprocessing are "
+            f"unknown: write the configuration that it was made with to {file}"
         )
     return ModelVersion(model=model, number=number, config_file=file, config=read_config(file))
 

@@ -204,10 +204,10 @@ def explain_unwritable(model: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise RepositoryError(f"{model} was changed by somebody else meanwhile ({error}); try again") from error
+        raise RepositoryError(f"{model} was changed by another process meanwhile ({error}); try again") from error
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise  # a file of the caller's, which a full disk does not explain
         raise RepositoryError(
-            f"{model} cannot be written: {error.strerror}. The versions before are untouched; make room and try again"
+            f"{model} cannot be written: {error.strerror}. Earlier versions are untouched; free space and try again"
         ) from error

@@ -36,7 +36,7 @@ UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY, f"{MODEL}/
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
 
-# An answer is data: nothing in it is to be run, shown in a frame or kept. The page has a policy of its own.
+# An answer is data: nothing in it is to be run, shown in a frame or kept. The page has its own policy.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -49,7 +49,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestEnvelope:
-    """Around everything: an id and a record for each request, headers for each answer, a 500 for what nobody expected.
+    """Around everything: an id and a record for each request, headers for each answer, a 500 for unexpected errors.
 
     Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
@@ -110,7 +110,7 @@ class RequestEnvelope:
             logger.exception("request %s failed", request_id)
             if status:
                 raise
-            response = Internal("an unexpected error; the request id finds it in the server's log").response()
+            response = Internal("an unexpected error; the server's log has it under the request id").response()
             await response(scope, receive, send_with_headers)
         finally:
             self._end(scope, record, status)

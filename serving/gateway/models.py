@@ -250,7 +250,7 @@ def _described(name: str, versions: tuple[str, ...], published: str | None) -> t
     others = [version for version in versions if published not in (None, version)]
     if not others:
         return versions
-    why = f"config.pbtxt of the model {name} says how version {published} wants its images, and asks for " + ", ".join(
+    why = f"config.pbtxt of the model {name} has the preprocessing of version {published}, and serves " + ", ".join(
         versions
     )
     if published not in versions:

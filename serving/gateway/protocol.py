@@ -118,7 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
+            self._refuse(self._refusal or MalformedRequest("the request is not valid HTTP/1.1 (RFC 9112)"))
             return
         if self._unfinished_bytes > MAX_UNFINISHED_BYTES and not self._is_refused:
             self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))

@@ -86,7 +86,7 @@ class GatewayState:
             explainer = self.explainer(served)
             if explainer is None:
                 raise InvalidParameter(
-                    f"no model that is served looks inside {served.name}; export it again with --explain, or leave "
+                    f"no served model explains {served.name}; export it again with --explain, or leave "
                     "explain and embedding out"
                 )
         question = Question(

@@ -86,13 +86,13 @@ class Tritons:
 
     def remove(self, triton: Triton) -> None:
         self._members.remove(triton)
-        self.tell()
+        self.notify()
 
     async def change(self) -> None:
         """Return when what one of them serves has changed."""
         await self._changed.wait()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """What one of them serves has changed."""
         self._changed.set()
         self._changed = asyncio.Event()
@@ -193,5 +193,5 @@ class Tritons:
 
     def _nothing_served(self) -> str:
         if any(triton.is_learning for triton in self._members):
-            return "what Triton serves is being learnt anew"
+            return "the gateway is asking Triton again what it serves"
         return "Triton cannot be reached"

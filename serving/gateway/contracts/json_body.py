@@ -74,12 +74,10 @@ def picture(text: str, name: str) -> Upload:
     """The picture in the member `name`, in base64 or as a data URL.
 
     Raises:
-        InvalidParameter: it holds neither, or an address, which is never fetched.
+        InvalidParameter: it holds neither, or a URL, which is never fetched.
     """
     if ADDRESS.match(text):
-        raise InvalidParameter(
-            f"{name} is an address, and addresses are not fetched; send the picture itself in base64"
-        )
+        raise InvalidParameter(f"{name} is a URL, and URLs are not fetched; send the picture itself in base64")
     if (url := DATA_URL.match(text)) is not None:
         text = text[url.end() :]
     elif text.startswith("data:"):
