@@ -1,4 +1,4 @@
-"""Every wrong answer with its picture, as one HTML page: the quickest way to see what a model does not know."""
+"""Every wrong answer with its picture, as one HTML page: the quickest way to see where a model fails."""
 
 import base64
 import html
@@ -23,9 +23,7 @@ figcaption { overflow-wrap: anywhere } figcaption b { color: #a3262a } small { c
 
 
 def write_page(path: Path, judged: Judged) -> None:
-    """Wrong answers of the model in its first way, the surest first; those on which a variant or way differs are
-    marked.
-    """
+    """Wrong answers of the model in its first way, the most confident first; marked where a variant or way differs."""
     model, names = judged.asked[0], judged.asked[0].model.labels
     answers = model.probabilities.argmax(axis=1)
     labels = np.array([judged.images.label(index) for index in judged.indices])

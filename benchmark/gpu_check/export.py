@@ -25,7 +25,7 @@ def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
 
 
 def exported(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
-    """One precision, in a process of its own."""
+    """One precision, in a separate process."""
     done = subprocess.run(command(config, host, precision), capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, flush=True)
     name = f"deit export --engine {engine(host)} --precision {precision}"

@@ -1,4 +1,4 @@
-"""The step `http`: the whole way, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
+"""The step `http`: the whole path, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
 
 import asyncio
 from collections.abc import Iterator
