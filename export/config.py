@@ -189,7 +189,7 @@ class ExportConfig:
 
     @property
     def plans(self) -> Path:
-        """Where plans go that no Triton may load: beside the repository, because it takes every folder for a model."""
+        """Folder for plans that Triton must not load: next to the repository, where every folder is a model."""
         return (folder := self.repository.resolve()).with_name(f"{folder.name}.plans")
 
 

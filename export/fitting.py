@@ -1,4 +1,4 @@
-"""Fits the probabilities of a classifier to held-out images, and finds where it is out of its depth."""
+"""Fits the probabilities of a classifier to held-out images, and finds the entropy of unfamiliar images."""
 
 import io
 import logging
@@ -60,17 +60,17 @@ def fit_confidence(
     preprocessing: Preprocessing,
     config: ExportConfig,
 ) -> Confidence | None:
-    """Fit `classifier` to labelled images that the gate does not judge on: from then on it gives those probabilities.
+    """Fit `classifier` to labelled images that the gate does not use; afterwards it gives the fitted probabilities.
 
     Args:
         expected: its own answers to the gate's images, on which the errors are reported.
         images: those to fit to; None if there are none.
 
     Returns:
-        None if there are too few such images, or `config` does not want it; the classifier stays as it is.
+        None if there are too few such images, or `config` turns this off; the classifier is unchanged.
 
     Raises:
-        DataError: `config` asks for it, and there are too few such images.
+        DataError: `config` requires it, and there are too few such images.
     """
     if config.calibrate is False:
         return None
@@ -108,7 +108,7 @@ def fit_confidence(
 
 
 def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:
-    """What the fitted classifier answers, from what it answered before."""
+    """The fitted classifier's answers, computed from its answers before."""
     return replace(
         expected,
         outputs=fitted_outputs(classifier, expected.outputs),

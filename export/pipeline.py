@@ -46,8 +46,8 @@ def export_models(config: ExportConfig) -> list[Path]:
     """Publish the precisions that `config` names and that pass the gate, and return the folders of their versions.
 
     Raises:
-        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. What passed is
-        published; what did not is named with the reason.
+        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. Those that
+        passed are published; the message names the others with the reason.
     """
     engines = {precision: candidates(precision, config.engine, config.capabilities) for precision in config.precisions}
     source = load_source(config)
@@ -156,7 +156,7 @@ def _judged(
                         profiles=profiles_for(scheduling.max_batch_size),
                     )
                 run = engine.load(onnx_file, classifier.output_names)
-            except RepositoryError as error:  # another form of the graph may do
+            except RepositoryError as error:  # another form of the graph may work
                 logger.warning("%s %s: %s", precision, method, error)
                 unloadable.append(error)
                 continue

@@ -44,10 +44,10 @@ def load_samples(
 ) -> tuple[Sample, Sample | None, LabelledImages | None]:
     """Images to judge on; if something `calibrates`, others to calibrate on; and those held out to fit probabilities.
 
-    A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
-    images, at most 64, to calibration. So does one that has nothing but training images. Held out are up to 2048 of the
-    test split that serve neither, if they have labels of the model's classes: a model is too sure of the images that it
-    was trained on.
+    With a data set, these are images of its test split, calibrated on its train split; without both splits, every
+    fourth image, at most 64, is for calibration. Up to 2048 other images of the test split are held out, if they have
+    labels of the model's classes: a model is overconfident on the images
+    that it was trained on.
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
@@ -68,7 +68,7 @@ def load_samples(
             None,
         )
     test, train = _only_train(path, columns), None
-    if test is not None:  # accuracy on training images would flatter the model
+    if test is not None:  # accuracy on training images would be too high
         num_classes = None
         logger.info("%s has no test split: PyTorch and the graph are compared on its training images", path)
     else:

@@ -1,4 +1,4 @@
-"""`deit models`: what a model repository holds and which versions are served. One function a subcommand."""
+"""`deit models`: what a model repository holds and which versions are served. One function per subcommand."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is wrong with a model repository, in sentences that end with the remedy."""
+"""Finds faults in a model repository, as sentences that end with the remedy."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def examine_model(model: Path, *, tensorrt: str | None = None) -> list[str]:
 
 
 def examine_version(version: ModelVersion, *, tensorrt: str | None = None) -> list[str]:
-    """Everything wrong with one version: what it runs with, its class names, its graph or plan."""
+    """Everything wrong with one version: its configuration, class names, and graph or plan."""
     findings = []
     if version.engine not in BACKENDS:
         findings.append(
@@ -163,7 +163,7 @@ def _edited_preprocessing(version: ModelVersion) -> Iterator[str]:
     try:
         published = published_version(version.model, version.number)
         same = published.preprocessing == version.preprocessing
-    except RepositoryError:  # nothing to compare with, or found already
+    except RepositoryError:  # nothing to compare with, or already reported
         return
     if not same:
         yield (
@@ -205,7 +205,7 @@ def _missing_package(version: ModelVersion) -> Iterator[str]:
 
 
 def newest_sound(model: Path, *, but: int | None = None) -> ModelVersion | None:
-    """The newest version with which nothing is wrong, other than `but`; None when there is none."""
+    """The newest sound version other than `but`; None if there is none."""
     for number in reversed(version_numbers(model)):
         with suppress(RepositoryError):
             version = published_version(model, number)
