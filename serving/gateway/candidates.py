@@ -23,7 +23,7 @@ class Candidates:
     """The candidates of the models that are served.
 
     Args:
-        chosen: those that the settings name, by model. They come before what the repository names.
+        chosen: those that the settings name, by model. They override the repository's.
     """
 
     def __init__(self, tritons: Tritons, chosen: Mapping[str, CandidateModel], metrics: Metrics) -> None:
@@ -71,7 +71,7 @@ class Candidates:
 
 
 def check_candidates(candidates: Mapping[str, CandidateModel], discovered: Discovered) -> None:
-    """Raises ServingError for one that no request could ever reach. What Triton serves may change later."""
+    """Raises ServingError for a candidate that could never get a request. What Triton serves may change later."""
     for name, candidate in candidates.items():
         for each in (name, candidate.model):
             if each not in discovered.names():

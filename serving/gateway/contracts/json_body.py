@@ -65,7 +65,7 @@ def description(path: str, answer: Any, asked: type[BaseModel], *raw_types: str)
 
 
 def path_parameters(path: str) -> list[dict[str, Any]]:
-    """Those of a route, for OpenAPI. Such routes take them from the request: FastAPI's way takes a tenth of a ms."""
+    """Path parameters of a route, for OpenAPI. The route reads them itself: FastAPI would take a tenth of a ms."""
     names = re.findall(r"{(\w+)}", path)
     return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
