@@ -1,6 +1,6 @@
-"""What the user of `deit serve` and `deit triton` may set. Each option is declared here, once, and checked once.
+"""The options of `deit serve` and `deit triton`. Each is declared here, once, and checked once.
 
-`deit/options.py` makes the command line and the environment variables of it: --max-images and DEIT_MAX_IMAGES.
+`deit/options.py` derives the command line and the environment variables: --max-images and DEIT_MAX_IMAGES.
 """
 
 import ipaddress
@@ -74,7 +74,7 @@ class TritonPorts:
 
 @dataclass(frozen=True, kw_only=True)
 class TritonSettings:
-    """What `deit serve` and `deit triton` both set about models and Triton."""
+    """The options about models and Triton that `deit serve` and `deit triton` share."""
 
     model_repository: Annotated[
         Path,
@@ -110,7 +110,7 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost, and all requests together."""
+    """What one request may use, and all requests together."""
 
     max_body_bytes: Annotated[
         int,
@@ -191,7 +191,7 @@ class Limits:
 
 
 DECODER_BYTES = 32 * 2**20
-"""What a decoding process holds while it has nothing to do, and some."""
+"""A little more than the memory of an idle decoding process."""
 
 MOST_DECODERS = 32
 """Above this the gateway, a single process, is the limit."""
@@ -208,7 +208,7 @@ def decoders_for(cores: int, memory_bytes: int | None) -> int:
 
 
 CORES_PER_GATEWAY = 4
-"""Decoding and, if it runs on a processor, the engine keep the other three busy."""
+"""Decoding and, if it runs on the CPU, the engine keep the other three busy."""
 
 GATEWAY_BYTES = 128 * 2**20
 """A generous estimate of what a gateway holds; its decoders come on top."""

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOOK_UP_EVERY_S = 1.0
 LEARN_AGAIN_AFTER_S = 1.0
 
-# A Triton whose address is gone from the name may still work on what it was asked.
+# A Triton whose address is gone from the name may still be answering requests.
 GRACE_S = 30.0
 
 FIRST_S = 30.0
@@ -85,7 +85,7 @@ async def learn(url: str, tritons: Tritons) -> None:
                     while True:
                         await triton.client.connected(give_up_waiting)
                         await learn_once(triton, tritons, give_up_waiting)
-            except Exception:  # whatever one Triton answers, the gateway goes on to follow all of them
+            except Exception:  # whatever one Triton answers, the gateway keeps following all of them
                 logger.exception("the Triton at %s cannot be followed; trying again", triton.url)
                 await asyncio.sleep(LEARN_AGAIN_AFTER_S)
     finally:
@@ -94,7 +94,7 @@ async def learn(url: str, tritons: Tritons) -> None:
 
 
 async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], None]) -> None:
-    """Learn what it serves, and return when that does not hold any more."""
+    """Learn what it serves, and return when that is no longer valid."""
     ended = asyncio.ensure_future(triton.client.disconnected())
     try:
         triton.is_learning = True

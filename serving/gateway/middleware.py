@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("serving.request")
 
 CLIENT_LEFT = 499
-"""In metrics and logs, as nginx has it; nobody is there to read an answer."""
+"""Status in metrics and logs, as in nginx; the client is gone and reads no answer."""
 
-# Asked every few seconds by machines.
+# Requested every few seconds by machines.
 UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY, f"{MODEL}/ready", VERTEX)
 
 # The deadline of the request bounds the whole body.
@@ -135,7 +135,7 @@ def below(path: str, root_path: str) -> str:
 
 
 def route_of(scope: Scope) -> str:
-    """The path as it was declared, so that there are few; "other" for what leads nowhere."""
+    """The path as it was declared, so that there are few; "other" for unknown paths."""
     path: str = scope["path"]
     declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
     if path.startswith("/static/"):

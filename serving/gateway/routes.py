@@ -48,7 +48,7 @@ STATIC = Path(__file__).parent / "static"
 
 NDJSON = "application/x-ndjson"
 
-# The page runs its own script and style, and shows the picture that the browser holds; nothing comes from elsewhere.
+# The page runs its own script and style, and shows the browser's own picture; nothing comes from other hosts.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"

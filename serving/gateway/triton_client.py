@@ -1,4 +1,4 @@
-"""Asks Triton for probabilities, and says in the gateway's terms what went wrong when it gives none.
+"""Asks Triton for probabilities, and turns its errors into the gateway's problems.
 
 A request carries one image, or several that joining.py put together; Triton's dynamic batching joins requests. Each
 request names the version that its pixels were made for, so no other version can answer it.
@@ -49,7 +49,7 @@ class ModelOutput:
 
 
 class VersionChanged(NotReady):
-    """This Triton does not serve the version that was asked for, or not any more."""
+    """This Triton does not serve the requested version, or not any more."""
 
 
 class TritonClient:
@@ -71,7 +71,7 @@ class TritonClient:
         self._calls: defaultdict[str, set[Any]] = defaultdict(set)
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Calls in progress have the grace to end."""
+        """Calls in progress have `grace_s` to end."""
         await self._channel.close(grace_s)
 
     @property
@@ -86,7 +86,7 @@ class TritonClient:
             await self._channel.wait_for_state_change(state)
 
     async def disconnected(self) -> None:
-        """Return when the connection of now has ended, also when there is another one by then."""
+        """Return when the current connection has ended, even if there is another one by then."""
         await self._channel.wait_for_state_change(READY)
 
     def since_success_s(self, model: str) -> float:
@@ -179,7 +179,7 @@ class TritonClient:
         request_id: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> ModelInferResponse:
-        """These outputs of one request, as they come; arguments and errors as of `ask`."""
+        """These outputs of one request, unchecked; arguments and errors as in `ask`."""
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
         request = ModelInferRequest()
