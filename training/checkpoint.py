@@ -146,7 +146,7 @@ def write_pytorch(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _explained_when_unwritable(path: Path) -> Iterator[None]:
-    """A full or broken disk becomes one sentence. torch and safetensors report it in three kinds of errors."""
+    """Turns a full or broken disk into one sentence. torch and safetensors report it in three kinds of errors."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

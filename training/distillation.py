@@ -129,10 +129,10 @@ def nkd_loss(logits: Tensor, teacher_logits: Tensor, targets: Tensor, gamma: flo
 
 
 class Objective(nn.Module):
-    """A student with its losses in one forward, and with what is learned for the losses alone.
+    """A student with its losses in one forward, and with the parameters that only the losses need.
 
-    DistributedDataParallel synchronises the gradients of what its own forward computed, so nothing of the loss may
-    call the student from outside.
+    DistributedDataParallel synchronises the gradients of what its own forward computed, so no loss may call the
+    student from outside.
     """
 
     def __init__(self, student: nn.Module, loss: DistillationLoss, features: ViTKD | None = None) -> None:
@@ -169,8 +169,8 @@ class Objective(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """The layer of a parameter, for timm's layer decay.
 
-        The distillation token counts as a head, because it starts anew with its head; timm puts it into the stem. So
-        does what is learned for the losses.
+        The distillation token counts as a head, because it is newly initialised with its head; timm puts it into the
+        stem. So do the parameters of the losses.
         """
         matcher = self.student.group_matcher(coarse=coarse)  # type: ignore[operator]
         layers: dict[str, int] = group_parameters(self.student, matcher, reverse=True)

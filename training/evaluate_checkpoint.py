@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvaluation:
-    """Everything that `deit evaluate` prints."""
+    """The report that `deit evaluate` prints."""
 
     checkpoint: str
     model: str

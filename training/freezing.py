@@ -23,7 +23,7 @@ def freeze(model: nn.Module, blocks: str) -> str:
     parameters = dict(model.named_parameters())
     for group in range(count + 1):
         for name in groups[group]:
-            parameters[name].requires_grad_(name == "dist_token")  # it starts anew, with its head
+            parameters[name].requires_grad_(name == "dist_token")  # newly initialised, with its head
     trained = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
     return f"stem and {count} of {depth} blocks are frozen: {trained / 1e6:.2f} M parameters are trained"
 

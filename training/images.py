@@ -63,7 +63,7 @@ class LabelledImages(Protocol):
         ...
 
     def source(self, index: int) -> str:
-        """Where the image lies, for error messages."""
+        """The image's location, for error messages."""
         ...
 
 
@@ -156,7 +156,7 @@ def find_split(data: Path, split: str, columns: Columns, *, unsplit: bool = True
     Args:
         unsplit: take a folder of class folders without splits for "train".
     """
-    # what lies in other folders, such as lists of other tasks, does not matter where the split is found above
+    # other folders, such as lists of other tasks, do not matter if the split was found above
     places = [data] if _is_there(data, split) else [each for each in _sub_folders(data) if _is_there(each, split)]
     if len(places) > 1:
         raise DataError(
@@ -252,7 +252,7 @@ def decode(images: LabelledImages, index: int) -> Image.Image:
 
 
 def prepare(images: LabelledImages, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """One image as a model reads it, uint8 (H, W, 3), as the server prepares it. Raises DataError that names it."""
+    """One image as a model's input, uint8 (H, W, 3), preprocessed as by the server. Raises DataError that names it."""
     with _naming(images.source(index)):
         return model_input(images.encoded(index), preprocessing, LIMITS)
 
@@ -265,7 +265,7 @@ def prepare_file(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uin
 
 @contextlib.contextmanager
 def _naming(source: object) -> Iterator[None]:
-    """Turn what is wrong with an image into a DataError that names it."""
+    """Turn an image's PictureError into a DataError that names the image."""
     try:
         yield
     except (OSError, PictureError) as error:

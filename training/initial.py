@@ -1,7 +1,7 @@
 """Weights to start from, fitted to a model of another resolution, of other classes, of other tokens or less deep.
 
-Nothing is changed silently: each change is logged, and what still does not fit is an error. DeiT's loader drops what
-does not fit and loads the rest without a word.
+Nothing is changed silently: each change is logged, and anything else that does not fit is an error. DeiT's loader
+silently drops what does not fit and loads the rest.
 """
 
 import math
@@ -18,7 +18,7 @@ from training.opening import read_weights
 
 
 def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], antialias: bool) -> list[str]:
-    """Load the weights that `spec` names, and return what was changed to make them fit, a sentence each.
+    """Load the weights that `spec` names, and return the changes that made them fit, a sentence each.
 
     Args:
         spec: as training.opening understands it.
@@ -29,7 +29,7 @@ def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], a
         CheckpointError: the weights cannot be found or read, or are those of another architecture.
     """
     state, names = read_weights(spec, "--initial-checkpoint")
-    # weights are often passed on in half precision; what is resized or joined below is so in single precision
+    # weights are often distributed in half precision; resizing and joining below is in single precision
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     fresh = model.state_dict()
     changes = []

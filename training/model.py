@@ -88,7 +88,7 @@ def choose_attention(model: nn.Module, device: torch.device, precision: torch.dt
 
 
 def is_distilled(model: nn.Module) -> bool:
-    """Whether the model has a distillation token with a head of its own."""
+    """Whether the model has a distillation token with its own head."""
     return isinstance(model, VisionTransformerDistilled)
 
 
@@ -172,7 +172,7 @@ class Teacher(nn.Module):
         return logits if self._classes is None else logits[:, self._classes]
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images as this model expects them."""
+        """The images, converted to what this model expects."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")

@@ -1,4 +1,4 @@
-"""The summary of a run: what it was, how it went, and how good its best and last epochs are."""
+"""The summary of a run: its settings and course, and the accuracy of its best and last epochs."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ EVALUATED = {
     "val": ", val",
     "val_ema": ", averaged weights, val",
 }
-"""What is added to a read-out's title, by the prefix of its metrics."""
+"""Addition to a read-out's title, by the prefix of its metrics."""
 
 
 def write_summary(folder: Path) -> Path:
