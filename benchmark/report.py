@@ -94,7 +94,7 @@ def read_report(folder: Path, machine: str | None = None) -> BenchmarkReport:
     return BenchmarkReport(
         machine=machine,
         # a study of confidence fills no table of the report, and how busy the machine was does not matter to it
-        environment=_environment([record for record in chosen if record.kind != "confidence"]),
+        environment=_environment([record for record in chosen if record.kind != "confidence"] or chosen),
         tables=tables(chosen),
         pictures=pictures(chosen, machine),
         missing=(*missing, *failures(chosen)),

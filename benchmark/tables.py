@@ -252,7 +252,7 @@ TRAIN = MeasuredTable(
     kind="train",
     title="Training step and loader",
     columns={
-        "model": model,
+        "model": lambda record: " ".join((record.model, str(record.conditions.get("model_arg", "")))).strip(),
         "precision": precision,
         "part": condition("part"),
         "implementation": condition("implementation"),

@@ -17,6 +17,7 @@ PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
 GPU_ENGINES = ("cuda", *PLAN_ENGINES)
 COMPUTE_CAPABILITY = re.compile(r"sm\d{2,3}")
 FEWEST_HELD_OUT = 256
+FALSE_REFUSALS = 0.05
 READOUTS = ("joint-probability", "joint-logit", "class", "distillation")
 
 
@@ -93,13 +94,14 @@ class ExportConfig:
         ),
     ] = None
     false_refusals: Annotated[
-        float,
+        float | None,
         Option(
             min=0.0,
             max=0.5,
-            help="Share of familiar images that may be refused with abstain=true; measured on the same images.",
+            help="Share of familiar images that may be refused with abstain=true; measured on the same images. "
+            f"Default: {FALSE_REFUSALS}.",
         ),
-    ] = 0.05
+    ] = None
 
     explain: Annotated[
         bool,
@@ -170,6 +172,8 @@ class ExportConfig:
         for capability in self.capabilities:
             if not COMPUTE_CAPABILITY.fullmatch(capability):
                 raise ValueError(f"--compute-capability {capability}: write 8.9 as sm89")
+        if self.false_refusals is not None and self.calibrate is False:
+            raise ValueError("--false-refusals is found with the probabilities: drop it, or --no-calibrate")
         if self.explain and self.engine in PLAN_ENGINES:
             raise ValueError(
                 "--explain runs on ONNX Runtime: export it separately with another --engine, under the same --name"

@@ -18,13 +18,22 @@ from export import findings
 from export.config import GPU_ENGINES, ExportConfig
 from export.config_pbtxt import scheduling_of
 from export.engines import Engine, candidates
+from export.explained import ExplainedClassifier
 from export.explaining import publish_explaining
 from export.findings import Candidate
 from export.fitting import fit_confidence, fitted_reference
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.publication import Passed, drop_plans, keep_plans, model_name, publish_version, reference_answers
+from export.publication import (
+    Passed,
+    drop_plans,
+    explaining_name,
+    keep_plans,
+    model_name,
+    publish_version,
+    reference_answers,
+)
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -51,19 +60,24 @@ def export_models(config: ExportConfig) -> list[Path]:
     """
     engines = {precision: candidates(precision, config.engine, config.capabilities) for precision in config.precisions}
     source = load_source(config)
+    names = [model_name(precision, source, config) for precision in config.precisions]
+    if config.explain:
+        names.append(explaining_name(source, config))
     if config.engine != "tensorrt-rtx":  # whose plans lie outside the repository
-        for precision in config.precisions:
+        for name in names:
             refuse_taken_name(
-                config.repository / model_name(precision, source, config),
+                config.repository / name,
                 image_size=source.preprocessing.image_size,
                 label_names=source.label_names,
             )
     classifier = JointClassifier(source.model, source.preprocessing, config.readout).eval()
+    if config.explain:
+        ExplainedClassifier(classifier)  # refuses here what it could not explain after minutes
     sample, calibration, held_out = load_samples(
         config.images,
         source.preprocessing,
         config.parity_images,
-        num_classes=len(source.label_names),
+        label_names=source.label_names,
         calibrates="int8" in config.precisions,
         columns=Columns(config.image_column, config.label_column),
     )
@@ -111,7 +125,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 confidence=confidence,
             )
             folders += keep_plans(passed) if config.engine == "tensorrt-rtx" else [publish_version(passed)]
-        if config.explain:
+        if config.explain and folders:  # an explaining model of other weights would serve nobody
             try:
                 folders.append(publish_explaining(classifier, expected, source, config, confidence, Path(scratch)))
             except RepositoryError as error:

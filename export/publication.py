@@ -63,8 +63,9 @@ class Passed:
     @property
     def name(self) -> str:
         """Name of the published model."""
-        name = model_name(self.best.judgement.precision, self.source, self.config)
-        return f"{name}{EXPLAIN_SUFFIX}" if self.further_outputs else name
+        if self.further_outputs:
+            return explaining_name(self.source, self.config)
+        return model_name(self.best.judgement.precision, self.source, self.config)
 
     def write_findings(self, folder: Path, *, outcome: str = "published", note: str = "") -> None:
         """Write the files kept with a version or a plan: reference answers, provenance and the gate's report."""
@@ -169,6 +170,11 @@ def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> st
     """Name of the model that a precision is published as."""
     name = config.name or source.architecture
     return name if precision == "fp32" else f"{name}_{precision}"
+
+
+def explaining_name(source: TrainedModel, config: ExportConfig) -> str:
+    """Of the model that explains those of all precisions."""
+    return f"{model_name('fp32', source, config)}{EXPLAIN_SUFFIX}"
 
 
 def reference_answers(run: Infer, expected: Reference, classifier: JointClassifier) -> dict[str, npt.NDArray[Any]]:

@@ -39,7 +39,7 @@ from serving.gateway.connection import addresses_of, wait_until_ready
 from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Discovered, ServedModel, discover_models
-from serving.gateway.readiness import CANARY_TIMEOUT_S, Readiness, in_background
+from serving.gateway.readiness import PROBE_TIMEOUT_S, Readiness, in_background
 from serving.gateway.server import GatewayServer, bracketed, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
@@ -152,11 +152,11 @@ async def watch(
     models: dict[str, ServedModel],
     stop: StopSignal,
     *,
-    canary_timeout_s: float = CANARY_TIMEOUT_S,
+    probe_timeout_s: float = PROBE_TIMEOUT_S,
 ) -> None:
     """Never returns: a signal raises KeyboardInterrupt, a loss ServingError."""
     client = TritonClient(url)
-    readiness = Readiness(client, models.values(), canary_timeout_s=canary_timeout_s)
+    readiness = Readiness(client, models.values(), probe_timeout_s=probe_timeout_s)
     try:
         async with in_background(readiness.watch()), triton.watched(readiness):
             while triton.failure is None:

@@ -33,7 +33,7 @@ from serving.embedded.triton import EmbeddedTriton
 from serving.gateway.connection import addresses_of
 from serving.gateway.decoder_handle import PACKAGES
 from serving.gateway.models import ServedModel
-from serving.gateway.readiness import LONGEST_CANARY_TIMEOUT_S, in_background
+from serving.gateway.readiness import LONGEST_PROBE_TIMEOUT_S, in_background
 from serving.gateway.server import reserve_port, url_of
 from serving.launcher import (
     LOOK_EVERY_S,
@@ -230,7 +230,7 @@ async def watch_all(
     async with in_background(look_after(gateways)):
         if triton is not None:
             # the requests that show that a busy model is alive go through the gateways, unseen here
-            await watch(triton, url, models, stop, canary_timeout_s=LONGEST_CANARY_TIMEOUT_S)
+            await watch(triton, url, models, stop, probe_timeout_s=LONGEST_PROBE_TIMEOUT_S)
         while True:
             stop.raise_if_received()
             await asyncio.sleep(LOOK_EVERY_S)

@@ -135,8 +135,8 @@ class TrainConfig:
         str | None,
         Option(
             metavar="N|all",
-            help="Do not train the stem and the first N blocks of an --initial-checkpoint; all: train the heads only. "
-            "For little data, or a slow machine.",
+            help="Do not train the stem and the first N blocks of an --initial-checkpoint; all: train only the heads, "
+            "and the distillation token. For little data, or a slow machine.",
         ),
     ] = None
 

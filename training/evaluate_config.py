@@ -19,8 +19,9 @@ class EvaluateConfig:
         Option(help="Data set with a split test (or val), one parquet, tar or CSV file, or ImageNet V2's folders."),
     ]
     split: Annotated[
-        Literal["test", "val"], Option(help="Split to evaluate on; test means val if there is no labelled test.")
-    ] = "test"
+        Literal["test", "val"] | None,
+        Option(help="Split to evaluate on. Default: test, or val if there is no labelled test."),
+    ] = None
     val_share: Annotated[
         float,
         Option(min=0, max=0.9, help="Evaluate the images that `deit train` holds out with this --val-share."),
@@ -50,3 +51,5 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
+        if self.val_share and self.split is not None:
+            raise ValueError("--val-share evaluates training images and --split others: give one of them")

@@ -67,6 +67,23 @@ class LabelledImages(Protocol):
         ...
 
 
+def with_classes_of(label_names: tuple[str, ...], images: LabelledImages) -> LabelledImages:
+    """The images with the classes of a model, in its order, where it knows all of theirs by name.
+
+    Otherwise they stay as they are: classes of the same number are then compared by their index, which is logged.
+    """
+    if not label_names or label_names == images.label_names:
+        return images
+    if set(images.label_names) <= set(label_names):
+        return SomeImages(images, np.arange(len(images), dtype=np.int32), label_names)
+    if len(images.label_names) == len(label_names):
+        logger.warning(
+            "the model calls its first class %r, the data %r: classes are compared by their index",
+            *(label_names[0], images.label_names[0]),
+        )
+    return images
+
+
 class SomeImages:
     """Some of the images in the given order, with the same classes or with those of another split."""
 

@@ -1,6 +1,7 @@
 """Students and teachers, made by timm, and the two heads of a distilled DeiT."""
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -221,11 +222,16 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
         return None
     places = {composed(name): place for place, name in enumerate(names)}
     wanted = [composed(name) for name in label_names]
-    if not set(wanted) <= places.keys() or len(places) < len(names) or len(set(wanted)) < len(wanted):
+    if missing := tuple(name for name in label_names if composed(name) not in places):
         raise TrainingError(
-            f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
-            "whose classes include all of the data's, each under a different name"
+            f"the teacher {spec} decides among {_some(names)}, and of the data's it does not know "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: take a teacher whose classes include all of "
+            "the data's by name"
         )
+    for side, its in (("the teacher", list(map(composed, names))), ("the data", wanted)):
+        name, count = Counter(its).most_common(1)[0]
+        if count > 1:
+            raise TrainingError(f"{side} has {count} classes named {name}, and {spec} answers by name: rename them")
     logger.info("the teacher %s answers for %d of its %d classes, by name", spec, len(wanted), len(names))
     return tuple(places[name] for name in wanted)
 

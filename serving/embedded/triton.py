@@ -9,7 +9,7 @@ the process that runs a model is dead:
 
 1. The process has ended.
 2. The kernel: a process of Triton is stopped, or one that ran a model died (`TritonProcess.ailment`).
-3. A model has not answered for seconds, not even the gateway's canary (serving/gateway/readiness.py).
+3. A model has not answered for seconds, not even the gateway's probe (serving/gateway/readiness.py).
 
 **Restart.** The rest of Triton is killed, in any state, and another one started, which loads the models again. The
 first restart comes at once, the next ones after growing pauses. After too many in a row the watch returns, and

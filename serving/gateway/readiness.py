@@ -19,16 +19,16 @@ from serving.gateway.triton_client import TritonClient, VersionChanged
 
 logger = logging.getLogger(__name__)
 
-# Silence is found after CANARY_EVERY_S + LOOK_EVERY_S + the canary's timeout: 2.75 s.
-CANARY_EVERY_S = 1.0
+# Silence is found after PROBE_EVERY_S + LOOK_EVERY_S + the probe's timeout: 2.75 s.
+PROBE_EVERY_S = 1.0
 LOOK_EVERY_S = 0.25
-CANARY_TIMEOUT_S = 1.5
+PROBE_TIMEOUT_S = 1.5
 
 # A model that takes long for a batch is not silent: the timeout is at least this many of its usual answers.
 USUAL_ANSWERS = 4
-LONGEST_CANARY_TIMEOUT_S = 15.0
+LONGEST_PROBE_TIMEOUT_S = 15.0
 
-# A full queue may refuse the canary; the model is still ready as long as it answers requests.
+# A full queue may refuse the probe; the model is still ready as long as it answers requests.
 LONGEST_SILENCE_S = 15.0
 
 # A dead stub stays dead (Triton from 24.06 to 25.11 does not start another); a silent one may be busy or paused.
@@ -52,14 +52,14 @@ class Readiness:
     """Probes the models in the background.
 
     Args:
-        canary_timeout_s: shortest time that a model is given to answer.
+        probe_timeout_s: shortest time that a model is given to answer.
     """
 
     def __init__(
-        self, client: TritonClient, models: Iterable[ServedModel], *, canary_timeout_s: float = CANARY_TIMEOUT_S
+        self, client: TritonClient, models: Iterable[ServedModel], *, probe_timeout_s: float = PROBE_TIMEOUT_S
     ) -> None:
         self._client = client
-        self._canary_timeout_s = canary_timeout_s
+        self._probe_timeout_s = probe_timeout_s
         self._models = {model.name: model for model in models}
         self._failures: dict[str, Problem] = {}
         self._lost_since_s: dict[str, float] = {}
@@ -117,16 +117,16 @@ class Readiness:
         await asyncio.gather(*map(self._ask_model, due))
 
     def _is_due(self, name: str) -> bool:
-        return name in self._failures or self._client.since_success_s(name) > CANARY_EVERY_S
+        return name in self._failures or self._client.since_success_s(name) > PROBE_EVERY_S
 
     async def _ask_model(self, model: ServedModel) -> None:
         blank = np.zeros(model.input_shape, np.uint8)
         usual_s = USUAL_ANSWERS * self._client.usual_answer_s(model.name)
-        timeout_s = min(LONGEST_CANARY_TIMEOUT_S, max(self._canary_timeout_s, usual_s))
+        timeout_s = min(LONGEST_PROBE_TIMEOUT_S, max(self._probe_timeout_s, usual_s))
         asked_s = time.monotonic()
         try:
             await self._client.classify(
-                model.name, blank, version=model.version, timeout_s=timeout_s, request_id="canary"
+                model.name, blank, version=model.version, timeout_s=timeout_s, request_id="probe"
             )
         except DeadlineExceeded:
             if self._client.since_success_s(model.name) >= time.monotonic() - asked_s:

@@ -157,6 +157,8 @@ def test_more_seeds_on_the_same_images_do_not_make_the_images_more() -> None:
         ('runs = "token-s*"', 'runs = "token-s3"', r"the arm token has the seeds \[3\], none has \[3, 5\]"),
         ('runs = "token-s*"', 'runs = "*-s*"', "are runs of one arm, but differ in distillation"),
         ('left = "token"', 'left = "tokens"', "a claim names the arm 'tokens', which is none"),
+        ('measure = "teacher"', 'measure = "top5"', "a claim's measure is 'top5': choose from top1, teacher"),
+        ('measure = "teacher"', 'sign = "up"', "a claim's sign is 'up': choose from -1, 0, 1"),
         ('title = "Colours"', "", "is not a comparison: 'title'"),
         ('title = "Colours"', 'title = "Colours"\ncolour = 1', "'colour' is not known"),
     ],

@@ -377,6 +377,10 @@ def test_deit_evaluate_takes_the_images_that_a_run_held_out(tmp_path: Path) -> N
     assert report is not None
     assert report.evaluation.images == 2
     assert report.evaluation.loss["class"] == pytest.approx(metrics_of(run.folder)[-1]["val_class_loss"], abs=1e-5)
+    with pytest.raises(TrainingError, match=r"--val-share 0\.4: .*data already has val: leave it out"):
+        evaluate_checkpoint(EvaluateConfig(data=tmp_path / "data", checkpoint=checkpoint, val_share=0.4))
+    with pytest.raises(ValueError, match="--val-share evaluates training images and --split others"):
+        EvaluateConfig(data=folders, checkpoint=checkpoint, val_share=0.4, split="test")
 
 
 def test_a_split_without_some_classes_is_matched_by_name_and_one_with_others_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.serving.bombs import BOMBS
 from tests.serving.conftest import SHADOWED, eventually, running, shadow_outcomes
 
 CLIENTS = 8
-CANARY_EVERY_S = 0.05
+ASK_EVERY_S = 0.05
 PROBLEM = "application/problem+json"
 REFUSALS = {400, 413, 415, 422}
 
@@ -39,7 +39,7 @@ def server(shadowed_repository, request):
         assert bool(shadow_outcomes(process.url).get("differs")) == bool(request.param)
 
 
-class Canary:
+class KnownPicture:
     """Asks for one photograph without end; `answers` has the status and the best class of each."""
 
     def __init__(self, url):
@@ -65,7 +65,7 @@ class Canary:
                 best = answer.json()["predictions"][0]["index"] if answer.status_code == 200 else None
                 self.answers.append((answer.status_code, best))
                 self._began.set()
-                self._stop.wait(CANARY_EVERY_S)
+                self._stop.wait(ASK_EVERY_S)
 
 
 def ask_all(url, contents):
@@ -90,16 +90,16 @@ def ask_all(url, contents):
 def assert_survives(server, named_contents, expected, *, longest_s, p99_s):
     decoders = server.decoders()
     names, contents = zip(*named_contents, strict=True)
-    with Canary(server.url) as canary:
+    with KnownPicture(server.url) as known:
         answers = ask_all(server.url, contents)
     assert {status for status, _ in answers} <= REFUSALS | {200}
     outcomes = ["accept" if status == 200 else "reject" for status, _ in answers]
     wrong = [name for name, outcome in zip(names, outcomes, strict=True) if outcome != expected[name]]
     assert len(wrong) <= len(names) // 1000, wrong
     assert server.decoders() == decoders, "a decoder died"
-    assert len(canary.answers) > 1
-    assert len(set(canary.answers)) == 1
-    assert canary.answers[0][0] == 200
+    assert len(known.answers) > 1
+    assert len(set(known.answers)) == 1
+    assert known.answers[0][0] == 200
     seconds = sorted(seconds for _, seconds in answers)
     assert seconds[-1] <= longest_s
     assert seconds[len(seconds) * 99 // 100] <= p99_s
@@ -166,11 +166,11 @@ def test_bombs_are_refused_within_a_tenth_of_a_second(server, bombs):
 
 def test_two_hundred_bombs_at_once_hurt_nobody(server, bombs):
     decoders = server.decoders()
-    with Canary(server.url) as canary:
+    with KnownPicture(server.url) as known:
         answers = ask_all(server.url, [*bombs.values()] * (200 // len(bombs)))
     assert {status for status, _ in answers} <= REFUSALS | {200}
-    assert len(set(canary.answers)) == 1
-    assert canary.answers[0][0] == 200
+    assert len(set(known.answers)) == 1
+    assert known.answers[0][0] == 200
     assert server.decoders() == decoders
 
 
@@ -207,7 +207,7 @@ def test_a_decoder_that_is_killed_costs_one_image(server):
     content = encoded(photograph(500, 375).resize((4900, 4900)), progressive=True)  # all of it lies in memory
     decoders = server.decoders()
     idle_bytes = {pid: memory_bytes(pid, "RssAnon") for pid in decoders}
-    with Canary(server.url) as canary, ThreadPoolExecutor(1) as thread:
+    with KnownPicture(server.url) as known, ThreadPoolExecutor(1) as thread:
         answer = thread.submit(httpx.post, f"{server.url}/classify", content=content, timeout=60)
         while not (busy := [pid for pid in decoders if memory_bytes(pid, "RssAnon") > idle_bytes[pid] + 20 * 2**20]):
             assert not answer.done()
@@ -215,7 +215,7 @@ def test_a_decoder_that_is_killed_costs_one_image(server):
         refusal = answer.result()
     assert (refusal.status_code, refusal.json()["type"]) == (503, "/problems/decoder-lost")
     assert refusal.headers["retry-after"]
-    assert len(set(canary.answers)) == 1
-    assert canary.answers[0][0] == 200
+    assert len(set(known.answers)) == 1
+    assert known.answers[0][0] == 200
     eventually(lambda: len(set(server.decoders()) - {busy[0]}) == len(decoders))
     assert "deit_decoders_lost_total 1.0" in httpx.get(f"{server.url}/metrics").text
