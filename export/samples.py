@@ -164,7 +164,7 @@ def leave_out(error: DataError, *, damaged: int, of: int) -> None:
     """Log that an image cannot be decoded. Raises DataError if it is one too many."""
     logger.warning("%s; it is left out", error)
     if damaged > max(LARGEST_CORRUPT_SHARE * of, 1):
-        raise DataError(f"{damaged} of {of} images are damaged, such as {error}: mend or remove them") from error
+        raise DataError(f"{damaged} of {of} images are damaged, such as {error}: repair or remove them") from error
 
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
