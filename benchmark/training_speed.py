@@ -81,7 +81,7 @@ class TrainingSpeedConfig:
 
 
 def measure_training(config: TrainingSpeedConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record of each part, ours before timm's; who is measured first alternates."""
+    """A record of each part and side; who is measured first alternates."""
     device = choose_device("auto")
     source = open_images(config.images, "test")
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,13 +118,19 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
             _write_jpeg_folders(source, short, (config.steps + 1) * config.batch_size)  # the first step warms up
             _write_teacher(config, open_images(short, "train").label_names, teacher)
             if config.compare == "timm":
-                name, other = "timm", _timm_steps(run, short, device)
+                sides = {"here": lambda: _our_steps(run, short), "timm": _timm_steps(run, short, device)}
             else:
                 cached = replace(run, teacher_cache=folder / "answers")
                 _our_steps(cached, short)  # writes the answers
-                name, other = "here, answers kept", lambda: _our_steps(cached, short)
-            turns["step"] = _in_turns(config.rounds, {"here": lambda: _our_steps(run, short), name: other})
+                sides = {
+                    "here, teacher asked": lambda: _our_steps(run, short),
+                    "here, answers kept": lambda: _our_steps(cached, short),
+                }
+            turns["step"] = _in_turns(config.rounds, sides)
     precision = str(choose_precision(config.precision, device)).removeprefix("torch.")
+    teacher_built = " ".join((config.teacher, *(config.teacher_arg or ())))
+    if config.teacher_image_size is not None:
+        teacher_built += f" at {config.teacher_image_size}"
     return [
         Record(
             kind="train",
@@ -138,8 +144,9 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
                 "batch_size": config.batch_size,
                 "device": device.type,
                 "compiled": config.compile and implementation != "timm" and part == "step",
-                **({"workers": config.workers} if part == "loader" else {"teacher": config.teacher}),
+                **({"workers": config.workers} if part == "loader" else {"teacher": teacher_built}),
                 **({} if config.image_size == 224 else {"image_size": config.image_size}),
+                **({"model_arg": " ".join(config.model_arg)} if config.model_arg else {}),
             },
             figures={name: Figure.of([turn[name] for turn in values], UNITS[name]) for name in values[0]},
         )

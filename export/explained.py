@@ -1,4 +1,4 @@
-"""A second graph of a model, which looks inside it: where both tokens look, and what they have gathered.
+"""A second graph of a model, which explains it: where both tokens look, and their features.
 
 Where a token looks is found by attention rollout (Abnar and Zuidema, arXiv:2005.00928): in each block the attention,
 averaged over its heads, and the residual connection pass half each on, and the products of all blocks trace a token at
@@ -25,7 +25,7 @@ class ExplainedClassifier(nn.Module):
     In float32, whatever precision the model is served in.
 
     Raises:
-        RepositoryError: the model is not a ViT with blocks as DeiT's, or its head reads no token.
+        RepositoryError: the model is not a ViT with blocks as DeiT's, or its head does not read a token as it is.
     """
 
     def __init__(self, classifier: JointClassifier) -> None:
@@ -35,10 +35,12 @@ class ExplainedClassifier(nn.Module):
         if (
             not isinstance(model, VisionTransformer)
             or model.global_pool != "token"
+            or not isinstance(model.fc_norm, nn.Identity)
             or not all(isinstance(block, ServedBlock) for block in model.blocks)
         ):
             raise RepositoryError(
-                f"--explain needs a DeiT or ViT with a class token, and {type(model).__name__} is not"
+                "--explain needs a ViT built as DeiT is, with a class token and without further norms, and this "
+                f"{type(model).__name__} is not: leave --explain out"
             )
         self.grid: tuple[int, int] = classifier.model.patch_embed.grid_size  # type: ignore[union-attr, assignment]
         names = CLASS_RELEVANCE, DISTILLATION_RELEVANCE, CLASS_FEATURES, DISTILLATION_FEATURES

@@ -1,4 +1,4 @@
-"""Fits the probabilities of a classifier to held-out images, and finds where it is out of its depth."""
+"""Fits the probabilities of a classifier to held-out images, and finds the entropy of unfamiliar images."""
 
 import io
 import logging
@@ -13,10 +13,21 @@ from rich.table import Table
 from deit.calibration import Calibration, entropy_bits
 from deit.errors import DataError
 from deit.preprocessing import Preprocessing
-from export.confidence import Bin, Labels, Probabilities, calibrated, calibration_error, fit, reliability
-from export.config import FEWEST_HELD_OUT, ExportConfig
+from export.confidence import (
+    LARGEST_TEMPERATURE,
+    SMALLEST_TEMPERATURE,
+    Bin,
+    Labels,
+    Probabilities,
+    calibrated,
+    calibration_error,
+    fit,
+    reliability,
+)
+from export.config import FALSE_REFUSALS, FEWEST_HELD_OUT, ExportConfig
 from export.gate import REFERENCE_BATCH, Reference
 from export.joint import JointClassifier
+from export.samples import leave_out
 from training.images import LabelledImages, prepare
 
 logger = logging.getLogger(__name__)
@@ -60,17 +71,18 @@ def fit_confidence(
     preprocessing: Preprocessing,
     config: ExportConfig,
 ) -> Confidence | None:
-    """Fit `classifier` to labelled images that the gate does not judge on: from then on it gives those probabilities.
+    """Fit `classifier` to labelled images that the gate does not use; afterwards it gives the fitted probabilities.
 
     Args:
         expected: its own answers to the gate's images, on which the errors are reported.
         images: those to fit to; None if there are none.
 
     Returns:
-        None if there are too few such images, or `config` does not want it; the classifier stays as it is.
+        None if there are too few such images, or nothing fits their labels, or `config` turns this off; the
+        classifier is unchanged.
 
     Raises:
-        DataError: `config` asks for it, and there are too few such images.
+        DataError: `config` requires it, and it cannot be done; or too many images are damaged.
     """
     if config.calibrate is False:
         return None
@@ -82,21 +94,32 @@ def fit_confidence(
         )
         if config.calibrate:
             raise DataError(f"{finding}: add images, or leave --calibrate out")
-        logger.info("%s: they stay the model's own", finding)
+        logger.info("%s: the probabilities stay uncalibrated", finding)
         return None
     logger.info("fitting the probabilities to %d images", count)
     probabilities, labels = answers(classifier, images, preprocessing)
-    temperature, floor = fit(probabilities, labels)
-    classifier.fitted = temperature, floor
+    fitted = fit(probabilities, labels)
+    if fitted is None:
+        right = (probabilities.argmax(axis=1) == labels).mean()
+        finding = (
+            f"of {len(labels)} images of {config.images} {right:.1%} are answered with their label, to which no "
+            f"temperature from {SMALLEST_TEMPERATURE} to {LARGEST_TEMPERATURE:.0f} fits"
+        )
+        if config.calibrate:
+            raise DataError(f"{finding}: check the labels, add harder images, or leave --calibrate out")
+        logger.warning("%s: the probabilities stay the model's own", finding)
+        return None
+    classifier.fitted = fitted
     before = reliability(expected.outputs[0], expected.labels)
     after = reliability(fitted_outputs(classifier, expected.outputs)[0], expected.labels)
     entropy = entropy_bits(fitted_outputs(classifier, [probabilities])[0])
-    limit = float(np.quantile(entropy, 1 - config.false_refusals))
+    share = FALSE_REFUSALS if config.false_refusals is None else config.false_refusals
+    limit = float(np.quantile(entropy, 1 - share))
     return Confidence(
         calibration=Calibration(
             images=len(labels),
-            temperature=temperature,
-            floor=floor,
+            temperature=fitted[0],
+            floor=fitted[1],
             calibration_error_before=calibration_error(before),
             calibration_error=calibration_error(after),
             entropy_limit_bits=limit,
@@ -108,7 +131,7 @@ def fit_confidence(
 
 
 def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:
-    """What the fitted classifier answers, from what it answered before."""
+    """The fitted classifier's answers, computed from its answers before."""
     return replace(
         expected,
         outputs=fitted_outputs(classifier, expected.outputs),
@@ -125,16 +148,22 @@ def fitted_outputs(classifier: JointClassifier, outputs: list[Any]) -> list[Any]
 def answers(
     classifier: JointClassifier, images: LabelledImages, preprocessing: Preprocessing
 ) -> tuple[Probabilities, Labels]:
-    """`probabilities` (N, classes) and labels (N,) of the images that can be decoded."""
+    """`probabilities` (N, classes) and labels (N,) of the images that can be decoded.
+
+    Raises:
+        DataError: too many cannot.
+    """
     found: list[Probabilities] = []
     labels: list[int] = []
+    damaged = 0
     for start in range(0, len(images), REFERENCE_BATCH):
         pixels = []
         for index in range(start, min(start + REFERENCE_BATCH, len(images))):
             try:
                 pixels.append(prepare(images, index, preprocessing))
             except DataError as error:
-                logger.warning("%s; it is left out", error)
+                damaged += 1
+                leave_out(error, damaged=damaged, of=len(images))
             else:
                 labels.append(images.label(index))
         if pixels:

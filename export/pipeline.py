@@ -18,13 +18,22 @@ from export import findings
 from export.config import GPU_ENGINES, ExportConfig
 from export.config_pbtxt import scheduling_of
 from export.engines import Engine, candidates
+from export.explained import ExplainedClassifier
 from export.explaining import publish_explaining
 from export.findings import Candidate
 from export.fitting import fit_confidence, fitted_reference
 from export.gate import Reference, judge, reference
 from export.graph import OPSET_FOR_GPU, export_graph
 from export.joint import JointClassifier
-from export.publication import Passed, drop_plans, keep_plans, model_name, publish_version, reference_answers
+from export.publication import (
+    Passed,
+    drop_plans,
+    explaining_name,
+    keep_plans,
+    model_name,
+    publish_version,
+    reference_answers,
+)
 from export.quantization import GPU_METHODS, METHODS, quantize
 from export.samples import Sample, load_samples
 from export.served import served_form
@@ -46,29 +55,34 @@ def export_models(config: ExportConfig) -> list[Path]:
     """Publish the precisions that `config` names and that pass the gate, and return the folders of their versions.
 
     Raises:
-        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. What passed is
-        published; what did not is named with the reason.
+        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. Those that
+        passed are published; the message names the others with the reason.
     """
     engines = {precision: candidates(precision, config.engine, config.capabilities) for precision in config.precisions}
     source = load_source(config)
+    names = [model_name(precision, source, config) for precision in config.precisions]
+    if config.explain:
+        names.append(explaining_name(source, config))
     if config.engine != "tensorrt-rtx":  # whose plans lie outside the repository
-        for precision in config.precisions:
+        for name in names:
             refuse_taken_name(
-                config.repository / model_name(precision, source, config),
+                config.repository / name,
                 image_size=source.preprocessing.image_size,
                 label_names=source.label_names,
             )
     classifier = JointClassifier(source.model, source.preprocessing, config.readout).eval()
+    if config.explain:
+        ExplainedClassifier(classifier)  # refuses here what it could not explain after minutes
     sample, calibration, held_out = load_samples(
         config.images,
         source.preprocessing,
         config.parity_images,
-        num_classes=len(source.label_names),
+        label_names=source.label_names,
         calibrates="int8" in config.precisions,
         columns=Columns(config.image_column, config.label_column),
     )
     if sample.labels is None:
-        logger.warning("%s gives no labels to judge by: top-1 is not part of the gate", config.images)
+        logger.warning("%s has no labels, so the gate does not check top-1", config.images)
     expected = reference(classifier, sample.images, sample.labels)
     confidence = fit_confidence(classifier, expected, held_out, source.preprocessing, config)
     if confidence is not None:
@@ -82,7 +96,7 @@ def export_models(config: ExportConfig) -> list[Path]:
             try:
                 found = _judged(precision, engines[precision], classifier, expected, calibration, config, Path(scratch))
             except RepositoryError as error:
-                refused.append(f"for it does not run here: {precision}: {error}")
+                refused.append(f"because it does not run here: {precision}: {error}")
                 continue
             measured = [candidate for _, candidate in found]
             best = findings.best(found)
@@ -93,7 +107,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                     for each in measured
                     for failure in each.judgement.failures
                 )
-                refused.append(f"for its answers are not PyTorch's: {'; '.join(reasons)}")
+                refused.append(f"because its answers differ from PyTorch's: {'; '.join(reasons)}")
                 if config.engine == "tensorrt-rtx":
                     drop_plans(precision, source, config)
                 continue
@@ -111,11 +125,11 @@ def export_models(config: ExportConfig) -> list[Path]:
                 confidence=confidence,
             )
             folders += keep_plans(passed) if config.engine == "tensorrt-rtx" else [publish_version(passed)]
-        if config.explain:
+        if config.explain and folders:  # an explaining model of other weights would serve nobody
             try:
                 folders.append(publish_explaining(classifier, expected, source, config, confidence, Path(scratch)))
             except RepositoryError as error:
-                refused.append(f"for it cannot be explained: {error}")
+                refused.append(f"because it cannot be explained: {error}")
     if refused:
         raise RepositoryError(
             f"not {outcome}, {'; '.join(refused)}. {outcome.capitalize()}: {', '.join(map(str, folders)) or 'nothing'}"
@@ -156,7 +170,7 @@ def _judged(
                         profiles=profiles_for(scheduling.max_batch_size),
                     )
                 run = engine.load(onnx_file, classifier.output_names)
-            except RepositoryError as error:  # another form of the graph may do
+            except RepositoryError as error:  # another form of the graph may work
                 logger.warning("%s %s: %s", precision, method, error)
                 unloadable.append(error)
                 continue

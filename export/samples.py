@@ -13,7 +13,15 @@ from deit.errors import DataError
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
 from training.columns import Columns
-from training.images import LabelledImages, SomeImages, find_split, open_images, prepare, prepare_file
+from training.images import (
+    LabelledImages,
+    SomeImages,
+    find_split,
+    open_images,
+    prepare,
+    prepare_file,
+    with_classes_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +46,20 @@ def load_samples(
     preprocessing: Preprocessing,
     count: int | None,
     *,
-    num_classes: int | None,
+    label_names: tuple[str, ...] | None,
     calibrates: bool,
     columns: Columns = Columns(),  # noqa: B008  frozen
 ) -> tuple[Sample, Sample | None, LabelledImages | None]:
     """Images to judge on; if something `calibrates`, others to calibrate on; and those held out to fit probabilities.
 
-    A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
-    images, at most 64, to calibration. So does one that has nothing but training images. Held out are up to 2048 of the
-    test split that serve neither, if they have labels of the model's classes: a model is too sure of the images that it
-    was trained on.
+    With a data set, these are images of its test split, calibrated on its train split; without both splits, every
+    fourth image, at most 64, is for calibration. Up to 2048 other images of the test split are held out, if they have
+    labels of the model's classes: a model is overconfident on the images
+    that it was trained on.
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
+        label_names: the model's classes.
         columns: of the data set, if its types leave a choice.
         count: images to judge on; up to 512 when None.
 
@@ -68,26 +77,29 @@ def load_samples(
             None,
         )
     test, train = _only_train(path, columns), None
-    if test is not None:  # accuracy on training images would flatter the model
-        num_classes = None
-        logger.info("%s has no split to test on: PyTorch and the graph are compared on its training images", path)
+    if test is not None:  # accuracy on training images would be too high
+        label_names = None
+        logger.info("%s has no test split: PyTorch and the graph are compared on its training images", path)
     else:
         test = open_images(path, "test", columns)
+        if label_names is not None:
+            test = with_classes_of(label_names, test)
         if calibrates and path.is_dir():
             train = _train_split(path, columns)
     judging, calibration = _split(len(test), calibrates and train is None)
     _refuse_too_few(path, len(judging), count)
     chosen = _chosen(judging, count)
-    sample = _labelled(test, chosen, preprocessing, num_classes)
+    is_known = label_names is not None and len(test.label_names) == len(label_names)
+    sample = _prepared_sample(test, chosen, preprocessing, labelled=is_known)
     held_out = None
-    if len(test.label_names) == num_classes and len(rest := np.setdiff1d(judging, chosen)):
+    if is_known and len(rest := np.setdiff1d(judging, chosen)):
         held_out = SomeImages(test, rest[_spread(len(rest), MOST_HELD_OUT)].astype(np.int32))
     if not calibrates:
         return sample, None, held_out
     if train is None:
-        return sample, _labelled(test, calibration, preprocessing, num_classes), held_out
+        return sample, _prepared_sample(test, calibration, preprocessing), held_out
     calibration = _spread(len(train), MOST_CALIBRATION_IMAGES)
-    return sample, _labelled(train, calibration, preprocessing, num_classes), held_out
+    return sample, _prepared_sample(train, calibration, preprocessing), held_out
 
 
 def _chosen(judging: list[int], count: int | None) -> list[int]:
@@ -122,12 +134,12 @@ def _train_split(path: Path, columns: Columns) -> LabelledImages | None:
         return None
 
 
-def _labelled(
-    images: LabelledImages, indices: list[int], preprocessing: Preprocessing, num_classes: int | None
+def _prepared_sample(
+    images: LabelledImages, indices: list[int], preprocessing: Preprocessing, *, labelled: bool = False
 ) -> Sample:
     pixels, readable = _prepared([partial(prepare, images, index, preprocessing) for index in indices])
-    labels = np.array([images.label(indices[place]) for place in readable])
-    return Sample(images=pixels, labels=labels if len(images.label_names) == num_classes else None)
+    labels = np.array([images.label(indices[place]) for place in readable]) if labelled else None
+    return Sample(images=pixels, labels=labels)
 
 
 def _unlabelled(files: list[Path], preprocessing: Preprocessing) -> Sample:
@@ -142,19 +154,21 @@ def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.ND
             pixels.append(read())
             readable.append(place)
         except DataError as error:
-            logger.warning("%s; it is left out", error)
-            damaged = place + 1 - len(readable)
-            if damaged > max(LARGEST_CORRUPT_SHARE * len(images), 1):
-                raise DataError(
-                    f"{damaged} of {len(images)} images are damaged, such as {error}: mend or remove them"
-                ) from error
+            leave_out(error, damaged=place + 1 - len(readable), of=len(images))
     if not pixels:
         raise DataError("none of the images to compare on can be decoded")
     return np.stack(pixels), readable
 
 
+def leave_out(error: DataError, *, damaged: int, of: int) -> None:
+    """Log that an image cannot be decoded. Raises DataError if it is one too many."""
+    logger.warning("%s; it is left out", error)
+    if damaged > max(LARGEST_CORRUPT_SHARE * of, 1):
+        raise DataError(f"{damaged} of {of} images are damaged, such as {error}: repair or remove them") from error
+
+
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
     if count is not None and found < count:
-        raise DataError(f"{path} has {found} images, {count} are asked for: add images, or lower --parity-images")
+        raise DataError(f"{path} has {found} images, {count} are needed: add images, or lower --parity-images")
     if not found:
         raise DataError(f"{path} has no images to compare on")

@@ -59,7 +59,7 @@ PAUSE_AFTER_LOSS_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayTask:
-    """What a gateway is told when it starts.
+    """What a gateway gets when it starts.
 
     Attributes:
         listeners: file descriptors of its sockets, that of --port first.
@@ -149,7 +149,7 @@ class GatewayProcess:
             raise ServingError("a gateway ended before it was ready; the log above says why")
 
     def look(self) -> None:
-        """Start another if it has ended."""
+        """Start a new process if it has ended."""
         process = self._process
         if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,14 @@ class Claim:
     measure: Measure = "top1"
     paper: str = ""
     sign: Sign = 1
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("sign", self.sign, get_args(Sign)),
+            ("measure", self.measure, get_args(Measure)),
+        ):
+            if value not in known:
+                raise ValueError(f"a claim's {name} is {value!r}: choose from {', '.join(map(str, known))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,11 @@ from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, 
 from deit.options import command_of
 from deit.repository.models import find_model, read_version
 from export.confidence import Labels, Probabilities, calibrated, calibration_error, fit, reliability
+from export.config import FALSE_REFUSALS
 from export.samples import MOST_HELD_OUT
 from studies import run_study
 from training.images import open_images, prepare
 
-FALSE_REFUSALS = 0.05
 MADE_IMAGES = 500
 BATCH = 32
 
@@ -68,9 +68,11 @@ def measure_confidence(config: ConfidenceConfig, environment: Environment, *, co
     """One record: errors before and after, and for each kind of unfamiliar images how well it is told apart.
 
     Raises:
-        BenchmarkError: the model is fitted already, or has one head.
+        BenchmarkError: the model is fitted already, or has one head; the data has too few images.
     """
     version = read_version(find_model(config.model_repository, config.model))
+    if DISTILLATION_PROBABILITIES not in {output.name for output in version.config.output}:
+        raise BenchmarkError(f"{version.folder} has one head: take a distilled model")
     if version.provenance is not None and version.provenance.calibration is not None:
         raise BenchmarkError(f"{version.folder} is fitted already: export it with --no-calibrate")
     preprocessing = version.preprocessing
@@ -87,6 +89,8 @@ def measure_confidence(config: ConfidenceConfig, environment: Environment, *, co
         return Answers(probabilities=found[0], heads_differ=found[1].argmax(axis=1) != found[2].argmax(axis=1))
 
     test = open_images(config.data, "test")
+    if len(test) < 2 * MOST_HELD_OUT:
+        raise BenchmarkError(f"{config.data} has {len(test)} test images: give {2 * MOST_HELD_OUT} or more")
     shown = track(range(len(test)), description="preparing", console=console, transient=True)
     known = ask([prepare(test, index, preprocessing) for index in shown])
     labels: Labels = np.array([test.label(index) for index in range(len(test))])
@@ -104,7 +108,10 @@ def measure_confidence(config: ConfidenceConfig, environment: Environment, *, co
 
     fitted_on = np.arange(MOST_HELD_OUT) * len(test) // MOST_HELD_OUT
     judged = np.setdiff1d(np.arange(len(test)), fitted_on)
-    temperature, floor = fit(known.probabilities[fitted_on], labels[fitted_on])
+    fitted = fit(known.probabilities[fitted_on], labels[fitted_on])
+    if fitted is None:
+        raise BenchmarkError(f"no temperature fits the labels of {config.data}: are they those of {config.model}?")
+    temperature, floor = fitted
 
     def entropy(answers: Answers) -> npt.NDArray[np.float64]:
         fitted = calibrated(torch.from_numpy(answers.probabilities), temperature, floor).numpy()

@@ -1,4 +1,4 @@
-"""What it costs to bring pixels to Triton: in the requests, or through shared memory (`deit serve --shared-memory`).
+"""What it costs to pass pixels to Triton: in the requests, or in shared memory (`deit serve --shared-memory`).
 
 A real embedded Triton runs a model that looks at one pixel of each image, so nearly all of the time is for transport.
 Both ways take turns. Processor time is given, because other work on the machine comes and goes.
@@ -153,7 +153,7 @@ def as_table(config: SharedMemoryConfig, measured: dict[tuple[int, str], list[Co
         f"{this_environment().machine}; {config.rounds} rounds of {config.images} images of {SIDE} x {SIDE}; processor "
         "time in ms an image",
         "",
-        "| images a request | pixels travel | gateway's call | Triton |",
+        "| images a request | pixels | gateway's call | Triton |",
         "|--:|---|--:|--:|",
     ]
     for (size, way), costs in measured.items():

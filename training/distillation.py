@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from deit.errors import TrainingError
 from training.config import Distillation, KlReduction
 from training.features import Features, ViTKD, logits_and_features
+from training.freezing import layer_groups
 from training.model import is_distilled
 
 
@@ -129,10 +129,10 @@ def nkd_loss(logits: Tensor, teacher_logits: Tensor, targets: Tensor, gamma: flo
 
 
 class Objective(nn.Module):
-    """A student with its losses in one forward, and with what is learned for the losses alone.
+    """A student with its losses in one forward, and with the parameters that only the losses need.
 
-    DistributedDataParallel synchronises the gradients of what its own forward computed, so nothing of the loss may
-    call the student from outside.
+    DistributedDataParallel synchronises the gradients of what its own forward computed, so no loss may call the
+    student from outside.
     """
 
     def __init__(self, student: nn.Module, loss: DistillationLoss, features: ViTKD | None = None) -> None:
@@ -169,11 +169,10 @@ class Objective(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """The layer of a parameter, for timm's layer decay.
 
-        The distillation token counts as a head, because it starts anew with its head; timm puts it into the stem. So
-        does what is learned for the losses.
+        The distillation token counts as a head, because it may be new like its head; timm puts it into the stem. So
+        do the parameters of the losses.
         """
-        matcher = self.student.group_matcher(coarse=coarse)  # type: ignore[operator]
-        layers: dict[str, int] = group_parameters(self.student, matcher, reverse=True)
+        layers = layer_groups(self.student, "--layer-decay")
         heads = max(layers.values())
         layers.pop("dist_token", None)
         return lambda name: layers.get(name.removeprefix("student."), heads)

@@ -19,11 +19,12 @@ class EvaluateConfig:
         Option(help="Data set with a split test (or val), one parquet, tar or CSV file, or ImageNet V2's folders."),
     ]
     split: Annotated[
-        Literal["test", "val"], Option(help="Split to evaluate on; test means val if there is no labelled test.")
-    ] = "test"
+        Literal["test", "val"] | None,
+        Option(help="Split to evaluate on. Default: test, or val if there is no labelled test."),
+    ] = None
     val_share: Annotated[
         float,
-        Option(min=0, max=0.9, help="Evaluate the images that `deit train` with this --val-share holds out."),
+        Option(min=0, max=0.9, help="Evaluate the images that `deit train` holds out with this --val-share."),
     ] = 0.0
     image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
     label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
@@ -36,7 +37,7 @@ class EvaluateConfig:
         Option(help="Share of the shorter side that the crop keeps. Default: the checkpoint's."),
     ] = None
     teacher: Annotated[str | None, Option(help=f"Also report how often this teacher agrees: {MODEL_SOURCES}.")] = None
-    real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
+    real: Annotated[bool, Option("--real", help="Also evaluate ImageNet's validation images with ReaL labels.")] = False
     output: Annotated[Path | None, Option(help="Write all numbers to this file, as JSON.")] = None
     batch_size: Annotated[int, Option(min=1, help="Images computed at once. Lower it if memory runs out.")] = 256
     workers: Annotated[
@@ -50,3 +51,5 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop-pct {self.crop_pct}: must be above 0 and at most 1")
+        if self.val_share and self.split is not None:
+            raise ValueError("--val-share evaluates training images and --split others: give one of them")

@@ -1,6 +1,7 @@
 """Students and teachers, made by timm, and the two heads of a distilled DeiT."""
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +71,7 @@ def _try_one_image(model: nn.Module, architecture: str, image_size: int) -> None
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         raise TrainingError(
             f"{architecture} as it is set up cannot read RGB images of {image_size} x {image_size} pixels: {error}. "
-            "Look at --image-size and --model-arg."
+            "Check --image-size and --model-arg."
         ) from error
     model.train()
 
@@ -88,7 +89,7 @@ def choose_attention(model: nn.Module, device: torch.device, precision: torch.dt
 
 
 def is_distilled(model: nn.Module) -> bool:
-    """Whether the model has a distillation token with a head of its own."""
+    """Whether the model has a distillation token with its own head."""
     return isinstance(model, VisionTransformerDistilled)
 
 
@@ -172,7 +173,7 @@ class Teacher(nn.Module):
         return logits if self._classes is None else logits[:, self._classes]
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images as this model expects them."""
+        """The images, converted to what this model expects."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")
@@ -198,7 +199,7 @@ def load_teacher(
         if isinstance(model, VisionTransformer):
             model.set_input_size(img_size=image_size)
         elif model.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
-            raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
+            raise TrainingError(f"the teacher {spec} reads only images of {preprocessing.image_size} pixels")
         preprocessing = replace(preprocessing, image_size=image_size)
     return Teacher(spec, model, preprocessing, student, classes)
 
@@ -221,11 +222,16 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
         return None
     places = {composed(name): place for place, name in enumerate(names)}
     wanted = [composed(name) for name in label_names]
-    if not set(wanted) <= places.keys() or len(places) < len(names) or len(set(wanted)) < len(wanted):
+    if missing := tuple(name for name in label_names if composed(name) not in places):
         raise TrainingError(
-            f"the teacher {spec} decides among {_some(names)}, the data among {_some(label_names)}: take a teacher "
-            "whose classes include all of the data's, each by a name of its own"
+            f"the teacher {spec} decides among {_some(names)}, and of the data's it does not know "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: take a teacher whose classes include all of "
+            "the data's by name"
         )
+    for side, its in (("the teacher", list(map(composed, names))), ("the data", wanted)):
+        name, count = Counter(its).most_common(1)[0]
+        if count > 1:
+            raise TrainingError(f"{side} has {count} classes named {name}, and {spec} answers by name: rename them")
     logger.info("the teacher %s answers for %d of its %d classes, by name", spec, len(wanted), len(names))
     return tuple(places[name] for name in wanted)
 

@@ -1,8 +1,9 @@
-"""The images of a run: those it trains on, those that judge its epochs, and those that its result is reported on."""
+"""The images of a run: to train on, to choose the best epoch by, and to report the result on."""
 
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -10,6 +11,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from deit.errors import DataError, TrainingError
 from deit.preprocessing import Preprocessing
 from training.class_names import UnlabelledError
+from training.columns import Columns
 from training.config import TrainConfig
 from training.images import LabelledImages, SomeImages, find_split, open_images, spread_indices
 
@@ -45,13 +47,11 @@ class Splits:
 
 def open_splits(config: TrainConfig) -> Splits:
     """The images of the run. Raises DataError or TrainingError if they cannot be read or do not fit the run."""
-    train = open_images(config.data, "train", config.columns)
-    tested = _labelled(config, "test")
-    val = _labelled(config, "val")
+    tested, val = (_labelled(config.data, split, config.columns) for split in ("test", "val"))
     if config.val_share:
-        if val is not None:
-            raise TrainingError(f"--val-share {config.val_share:g}: {config.data} already has val: leave it out")
-        train, val = held_out(train, config.val_share)
+        train, val = held_out(config.data, config.val_share, config.columns)
+    else:
+        train = open_images(config.data, "train", config.columns)
     if config.train_images is not None:
         if config.train_images > len(train):
             raise DataError(f"--train-images {config.train_images}: the data set has {len(train)}")
@@ -82,22 +82,29 @@ def open_splits(config: TrainConfig) -> Splits:
     )
 
 
-def _labelled(config: TrainConfig, split: str) -> LabelledImages | None:
-    if not config.data.is_dir():  # a single file holds the training images
+def _labelled(data: Path, split: str, columns: Columns) -> LabelledImages | None:
+    if not data.is_dir():  # a single file holds the training images
         return None
     try:
-        return find_split(config.data, split, config.columns)
+        return find_split(data, split, columns)
     except UnlabelledError as error:
         logger.info("%s", error)
         return None
 
 
-def held_out(train: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
-    """The images left to train on, and those held out: a share of each class, always the same images."""
+def held_out(data: Path, share: float, columns: Columns) -> tuple[LabelledImages, LabelledImages]:
+    """The training images left to train on, and those held out: a share of each class, always the same images.
+
+    Raises:
+        TrainingError: the data has a split val, which judges the epochs.
+    """
+    if _labelled(data, "val", columns) is not None:
+        raise TrainingError(f"--val-share {share:g}: {data} already has val: leave it out")
+    train = open_images(data, "train", columns)
     count = max(math.floor(share * len(train)), 1)
     held = spread_indices(train, count)
     rest = np.setdiff1d(np.arange(len(train), dtype=np.int32), held)
-    logger.info("%d of %d training images are held out to judge the epochs by", count, len(train))
+    logger.info("%d of %d training images are held out to choose the best epoch", count, len(train))
     return SomeImages(train, rest), SomeImages(train, held)
 
 
@@ -113,7 +120,7 @@ def _with_classes_of(train: LabelledImages, other: LabelledImages, config: Train
             f"has {_some(only_train)}. Rename or move the images, so that every class has training images."
         )
     if only_train:
-        logger.warning("%s: there are no images to judge the classes %s by", config.data, _some(only_train))
+        logger.warning("%s: there are no validation or test images of the classes %s", config.data, _some(only_train))
     return SomeImages(other, np.arange(len(other), dtype=np.int32), train.label_names)
 
 

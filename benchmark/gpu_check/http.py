@@ -1,4 +1,4 @@
-"""The step `http`: the whole way, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
+"""The step `http`: the whole path, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
 
 import asyncio
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
     """The fastest precision that was published, with the gateway's defaults."""
     models = published(config)
     if config.images is None:
-        raise NotPossible("the gateway is asked with photographs: give --images")
+        raise NotPossible("http sends photographs to the gateway: give --images")
     photographs = read_photographs(config.images, PHOTOGRAPHS).images
     precision = next(name for name in ("fp16", "bf16", "fp32", "int8") if name in models)
     with our_server(config.repository, default_model=model_of(precision)) as server:

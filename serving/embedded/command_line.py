@@ -20,7 +20,7 @@ LOAD_THREADS = 4
 """Models that load at once; releases before 24.08 take two for each core of the machine."""
 
 HTTP_THREADS = 2
-"""For a health check and perf_analyzer's questions about a model; inference comes by gRPC."""
+"""For a health check and for perf_analyzer, which reads a model's metadata; inference uses gRPC."""
 
 # Shared memory of a Python backend's instance, for one batch of inputs and outputs. It grows in steps when a batch is
 # larger: 64 images of 224 x 224 are 38.5 MB, and the default of 1 MiB would grow 38 times on the first one.
@@ -28,7 +28,7 @@ SHM_BYTES = 64 * 2**20
 SHM_GROWTH_BYTES = 16 * 2**20
 
 # Protocols that nothing of ours uses, and that other users of the machine could misuse on loopback (CVE-2024-0087,
-# CVE-2025-23319). They ask for a header whose value nobody knows. So does shared memory, unless the gateway uses it.
+# CVE-2025-23319). They require a header whose value nobody knows. So does shared memory, unless the gateway uses it.
 CLOSED_PROTOCOLS = "trace,logging"
 
 # Loading models: it can bring files, and with a Python backend any program (CVE-2025-23316).
@@ -59,7 +59,7 @@ def triton_options(
         host: address of gRPC and metrics; HTTP stays on loopback.
         control_key: the key to load and unload models with; None when nobody may.
         traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
-        shared_memory_key: the key to register shared memory with; None when nobody may.
+        shared_memory_key: the key for registering shared memory; None when nobody may.
     """
     is_ipv6 = ":" in host
     closed = CLOSED_PROTOCOLS if shared_memory_key else f"{KEY_NAME},{CLOSED_PROTOCOLS}"
@@ -67,7 +67,7 @@ def triton_options(
         "--model-repository": str(model_repository),
         "--backend-directory": str(backend_directory),
         "--model-control-mode": "none" if control_key is None else "explicit",
-        # A model that does not load leaves the others alone; who asks for the index learns of it.
+        # A model that does not load does not affect the others; the model index reports it.
         "--strict-readiness": "false",
         "--exit-on-error": "false",
         "--exit-timeout-secs": str(EXIT_TIMEOUT_S),

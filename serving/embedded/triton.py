@@ -4,16 +4,16 @@
 with our backends and a snapshot of the model repository (snapshot.py), its options (command_line.py), and becomes a
 child process (process.py) that the kernel kills when ours is killed (with_parent.py).
 
-**Watch** (`EmbeddedTriton.watch`). Three witnesses are asked ten times a second, because Triton's own health says
-"ready" while the process that runs a model is dead:
+**Watch** (`EmbeddedTriton.watch`). Three checks run ten times a second, because Triton's own health says "ready" while
+the process that runs a model is dead:
 
 1. The process has ended.
 2. The kernel: a process of Triton is stopped, or one that ran a model died (`TritonProcess.ailment`).
 3. A model has not answered for seconds, not even the gateway's probe (serving/gateway/readiness.py).
 
-**Restart.** What is left of Triton is killed, in any state, and another one started; it loads the models anew. The
-first restart comes at once, the next ones after growing pauses. After too many in a row `failure` says why, and who
-runs the watch gives up.
+**Restart.** The rest of Triton is killed, in any state, and another one started, which loads the models again. The
+first restart comes at once, the next ones after growing pauses. After too many in a row the watch returns, and
+`failure` says why.
 
 **End.** When the block of `embedded_triton` ends, Triton unloads its models, and is killed if that takes too long.
 """
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
 
-# The first restart comes at once: a lone crash should cost no more than loading the models.
+# The first restart comes at once: a single crash should cost no more than loading the models.
 SECOND_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 
@@ -56,9 +56,9 @@ class EmbeddedTriton:
     Attributes:
         process: the current one.
         snapshot: the model repository as this Triton sees it.
-        offers: what of each model it was shown last.
+        offers: the last offer of each model that it was shown.
         control_headers: gRPC headers that loading models needs; empty when nobody may.
-        shared_memory_key: with which a gateway may register shared memory; None when nobody may.
+        shared_memory_key: the key for registering shared memory; None when nobody may.
         failure: why it was given up, once it was.
     """
 
@@ -110,12 +110,12 @@ class EmbeddedTriton:
                 *(reason, pause_s, restarts, self._most_restarts),
             )
             await asyncio.sleep(pause_s)
-            readiness.lose_all("Triton is started again", may_return=False)  # what was found of the last one is past
+            readiness.lose_all("Triton is started again", may_return=False)  # earlier findings were about the last one
             self._restart()
             await self._until_ready(readiness)
 
     async def _trouble(self, readiness: Readiness) -> str:
-        """Return when only another Triton helps, and why."""
+        """Return, with the reason, when only another Triton helps."""
         ill_since_s = math.inf
         while True:
             close_shared_memory()

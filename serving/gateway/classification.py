@@ -33,10 +33,10 @@ OTHERS = "others"
 
 @dataclass(frozen=True)
 class AnsweredImage:
-    """An image and what the model said of it.
+    """An image and the model's answer.
 
     Attributes:
-        pixels: uint8 (H, W, 3), what the model read.
+        pixels: uint8 (H, W, 3), the model's input.
         stages_s: seconds by stage.
     """
 
@@ -121,7 +121,7 @@ class Classifier:
     def _shadow_image(
         self, image: Upload, answered: AnsweredImage, candidate: ServedModel, allowed_s: float, request_id: str
     ) -> ShadowImage:
-        """Asks the candidate about an image that the model has answered; with the same pixels if it reads the same."""
+        """Runs the candidate on an image that the model has answered; with the same pixels if it takes the same."""
         reads_the_same = candidate.preprocessing == answered.model.preprocessing
         question = Question(
             model=candidate.name,
@@ -162,9 +162,8 @@ class Classifier:
     ) -> AnsweredImage:
         """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
 
-        When that one is lost, stops, or serves another version by now, the image is asked for once more, elsewhere if
-        there is another: nobody has answered it. What a full queue refused goes to no other queue, because that makes
-        an overload worse.
+        If that one is lost, stops, or serves another version by now, the image is sent once more, to another Triton if
+        there is one. After a full queue's refusal no other queue is tried, because that makes an overload worse.
 
         Args:
             prepared: the pixels, and for which preprocessing they were made.
@@ -205,7 +204,7 @@ class Classifier:
                 failures += 1
                 if failures == 2:
                     raise
-                failed = None if isinstance(problem, VersionChanged) else triton  # it is learnt anew
+                failed = None if isinstance(problem, VersionChanged) else triton  # what it serves is asked again
                 continue
             stages_s = {**prepared[1].stages_s, "model": time.monotonic() - asked_s}
             return AnsweredImage(model, prepared[1].pixels, answer, stages_s)

@@ -1,12 +1,12 @@
 """Pixels for a Triton on the same machine, in memory that it shares with the gateway.
 
-A request then names a place in a region, instead of carrying pixels that gRPC and protobuf copy on both sides.
+A request then names a place in a region instead of carrying pixels, which gRPC and protobuf copy on both sides.
 
-A region is a file in /dev/shm that has its name only until Triton has mapped it: so nothing stays behind when a process
-is killed, and no other program can open it. Its name in Triton is a random one, because a request may name any region.
-When a request fails (its deadline has passed, its caller has left, the connection broke), Triton may still read its
-pixels at some time. Nothing is written into that region any more then: another one takes its place, and Triton forgets
-the old one as soon as it has finished with it. While there is none, and when it is full, pixels travel in the request.
+A region is a file in /dev/shm that loses its name as soon as Triton has mapped it, so nothing is left behind when a
+process is killed, and no other program can open it. Its name in Triton is random, because a request may name any
+region. When a request fails (its deadline has passed, its caller has left, the connection broke), Triton may still read
+its pixels later. So nothing is written to that region any more: another one replaces it, and Triton drops the old one
+as soon as no request uses it. While there is no region, and when it is full, requests carry their pixels.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ GROWTH_BYTES = 2**20
 ALIGNMENT_BYTES = 64
 
 MOST_LEFT = 4
-"""Regions that Triton still reads. If there are so many, its model hangs, and no more memory is put into it."""
+"""Regions that Triton may still read. If there are so many, the model hangs, and it gets no more memory."""
 
 CALL_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 0.1
@@ -52,7 +52,7 @@ PAUSE_AFTER_FAILURE_S = 1.0
 
 
 class Region:
-    """Memory in which places are taken and given back. `hide` it once Triton has it, and `close` it at the end."""
+    """Memory in which places are taken and given back. Call `hide` once Triton has mapped it, `close` at the end."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Region:
         self._path.unlink()
 
     def close(self) -> None:
-        """The memory lasts until Triton has finished with it."""
+        """Triton keeps the memory until it drops the region."""
         os.close(self._file)
         self._memory.close()
 
@@ -93,7 +93,7 @@ class Region:
         return Place(self, start, end, size)
 
     def _reserve(self, end: int) -> None:
-        """The first write to memory that /dev/shm does not have would end the process (SIGBUS)."""
+        """Writing where /dev/shm has no memory left would kill the process (SIGBUS)."""
         if end > self._reserved:
             end = min(REGION_BYTES, -(-end // GROWTH_BYTES) * GROWTH_BYTES)
             os.posix_fallocate(self._file, self._reserved, end - self._reserved)
@@ -119,7 +119,7 @@ class Place(NamedTuple):
     size: int
 
     def named_in(self, request: ModelInferRequest) -> bytes:
-        """The message of a request whose one input tensor is what lies here."""
+        """The serialised request, with the pixels at this place as its one input tensor."""
         parameters = request.inputs[0].parameters
         parameters["shared_memory_region"].string_param = self.region.name
         parameters["shared_memory_offset"].int64_param = self.start
@@ -141,11 +141,11 @@ class SharedPixels:
         self._headers = ((f"triton-grpc-protocol-{KEY_NAME}", key),)
         self._owner = f"{namespace()}{os.getpid()}-{secrets.token_hex(4)}-"
         self._region: Region | None = None
-        self._complaint = ""
+        self._trouble = "not registered yet"
         self._renewal = asyncio.create_task(self._renew())
 
     def put(self, images: Sequence[npt.NDArray[np.uint8]]) -> Place | None:
-        """Images of one shape for a request, to be released after it; None if they must travel in it."""
+        """Copy images of one shape; release the place after the request. None if the request must carry them."""
         if self._region is None:
             return None
         try:
@@ -155,7 +155,7 @@ class SharedPixels:
             return None
 
     def release(self, place: Place, *, is_read: bool) -> None:
-        """After the request; Triton has finished with the pixels, or may still read them."""
+        """To be called after the request. Without `is_read`, Triton may still read the pixels."""
         if place.region is not self._region:
             return
         if is_read:
@@ -167,7 +167,7 @@ class SharedPixels:
             self._renewal = asyncio.create_task(self._renew())
 
     async def close(self) -> None:
-        """Let Triton forget them, if it can at once."""
+        """Have Triton drop the regions that no request uses."""
         self._renewal.cancel()
         if self._region is not None:
             self._region.close()
@@ -177,7 +177,7 @@ class SharedPixels:
                 await self._forget(name)
 
     async def _renew(self) -> None:
-        """Return when there is a region, and Triton has finished with all others of ours."""
+        """Return when there is a region and Triton has dropped all others of ours."""
         while True:
             try:
                 left = await self._left()
@@ -207,11 +207,13 @@ class SharedPixels:
             raise
         finally:
             region.hide()
-        self._region, self._complaint = region, ""
-        logger.info("pixels travel to Triton through shared memory")
+        self._region = region
+        if self._trouble:
+            logger.info("Triton reads pixels from shared memory")
+        self._trouble = ""
 
     async def _left(self) -> list[str]:
-        """Regions in Triton that nobody uses any more: our earlier ones, and those of gateways that were killed."""
+        """Regions in Triton that no gateway uses any more: our earlier ones, and those of gateways that were killed."""
         answer = await self._triton.SystemSharedMemoryStatus(
             SystemSharedMemoryStatusRequest(), metadata=self._headers, timeout=CALL_TIMEOUT_S
         )
@@ -221,20 +223,20 @@ class SharedPixels:
         ]
 
     async def _forget(self, name: str) -> None:
-        """Triton up to 24.10 refuses while a request uses the region; a newer one does it after the last of them."""
+        """Triton 24.10 refuses while a request uses the region; newer ones drop it after the last of these requests."""
         with contextlib.suppress(AioRpcError):
             await self._triton.SystemSharedMemoryUnregister(
                 SystemSharedMemoryUnregisterRequest(name=name), metadata=self._headers, timeout=CALL_TIMEOUT_S
             )
 
     def _complain(self, reason: str) -> None:
-        if reason != self._complaint:
-            self._complaint = reason
-            logger.warning("pixels do not travel through shared memory for now, but in the requests: %s", reason)
+        if reason != self._trouble:
+            self._trouble = reason
+            logger.warning("requests carry their pixels, because shared memory fails: %s", reason)
 
 
 def namespace() -> str:
-    """How the names of regions begin whose gateways this process can see."""
+    """Prefix of the regions of gateways whose process ids mean the same here."""
     return f"deit-pixels-{Path('/proc/self/ns/pid').stat().st_ino}-"
 
 

@@ -1,4 +1,4 @@
-"""Asks Triton for probabilities, and says in the gateway's terms what went wrong when it gives none.
+"""Asks Triton for probabilities, and turns its errors into the gateway's problems.
 
 A request carries one image, or several that joining.py put together; Triton's dynamic batching joins requests. Each
 request names the version that its pixels were made for, so no other version can answer it.
@@ -34,7 +34,7 @@ RAW_INPUT_CONTENTS = bytes([ModelInferRequest.DESCRIPTOR.fields_by_name["raw_inp
 """First byte of the field in a message: its number, and that a length follows."""
 
 UNKNOWN_REGION = "Unable to find shared memory region"
-"""What Triton says of a region that was registered with the process before it."""
+"""Triton's words for a region that was registered with an earlier process of it."""
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -53,11 +53,11 @@ class ModelOutput:
 
 
 class VersionChanged(NotReady):
-    """This Triton does not serve the version that was asked for, or not any more."""
+    """This Triton does not serve the requested version, or not any more."""
 
 
 class UnknownRegion(Exception):
-    """Triton has no shared memory of the name in the request."""
+    """Triton does not know the shared memory that the request names."""
 
 
 class TritonClient:
@@ -69,7 +69,7 @@ class TritonClient:
 
     Args:
         on_version_changed: called when Triton does not serve a version that was asked for.
-        shared_memory_key: with which Triton lets shared memory be registered; None to send pixels in the requests.
+        shared_memory_key: the key for registering shared memory with Triton; None to send pixels in the requests.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TritonClient:
         self._calls: defaultdict[str, set[Any]] = defaultdict(set)
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Calls in progress have the grace to end."""
+        """Calls in progress have `grace_s` to end."""
         if self._shared is not None:
             await self._shared.close()
         await self._channel.close(grace_s)
@@ -103,7 +103,7 @@ class TritonClient:
             await self._channel.wait_for_state_change(state)
 
     async def disconnected(self) -> None:
-        """Return when the connection of now has ended, also when there is another one by then."""
+        """Return when the current connection has ended, even if there is another one by then."""
         await self._channel.wait_for_state_change(READY)
 
     def since_success_s(self, model: str) -> float:
@@ -196,7 +196,7 @@ class TritonClient:
         request_id: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> ModelInferResponse:
-        """These outputs of one request, as they come; arguments and errors as of `ask`."""
+        """These outputs of one request, unchecked; arguments and errors as in `ask`."""
         if timeout_s <= 0:
             raise DeadlineExceeded("no time was left for the model")
         request = ModelInferRequest()
@@ -220,10 +220,13 @@ class TritonClient:
     async def _send(
         self, model: str, message: bytes, timeout_s: float, headers: Mapping[str, str] | None, place: Place | None
     ) -> ModelInferResponse:
-        """The answer to a serialised request, whose pixels may lie in a place that is released after it.
+        """The answer to a serialised request.
+
+        Args:
+            place: where its pixels are, to be released after it; None if it carries them.
 
         Raises:
-            UnknownRegion: Triton does not know where the pixels are.
+            UnknownRegion: Triton does not know the place.
         """
         call = self._infer(message, timeout=timeout_s, metadata=tuple((headers or {}).items()))
         self._calls[model].add(call)

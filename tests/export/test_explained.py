@@ -80,8 +80,16 @@ def test_a_network_without_tokens_is_refused() -> None:
     preprocessing = Preprocessing(
         image_size=16, crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
-    with pytest.raises(RepositoryError, match="--explain needs a DeiT or ViT with a class token, and ResNet is not"):
+    with pytest.raises(RepositoryError, match="--explain needs a ViT built as DeiT is, .* this ResNet is not"):
         ExplainedClassifier(JointClassifier(model, preprocessing))
+
+
+@pytest.mark.parametrize("norm", ["qk_norm", "fc_norm"])
+def test_a_vit_with_further_norms_is_refused(norm: str) -> None:
+    arguments = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3, norm: True}
+    model = create_model("vit_tiny_patch16_224", num_classes=3, image_size=16, drop_path=0, model_args=arguments).eval()
+    with pytest.raises(RepositoryError, match="this VisionTransformer is not: leave --explain out"):
+        ExplainedClassifier(JointClassifier(model, TINY))
 
 
 def test_an_export_publishes_it_as_a_model_of_its_own(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from export.samples import load_samples
 from export.served import served_form
 from export.transpositions import quantize_before_transposing
 from tests.conftest import encoded, photograph
+from tests.export.conftest import LABELS
 from tests.training.conftest import TINY, tiny_student
 from training.images import ParquetImages, decode
 
@@ -91,7 +92,7 @@ def test_quantizing_before_transposing_changes_no_answer(tmp_path: Path) -> None
 def test_what_calibrates_does_not_judge(colours_data: Path, tmp_path: Path) -> None:
     """A file has no train split, so it keeps a quarter; a data set calibrates on its train split."""
     file = colours_data / "test.parquet"
-    judged, calibration, _ = load_samples(file, TINY, None, num_classes=3, calibrates=True)
+    judged, calibration, _ = load_samples(file, TINY, None, label_names=LABELS, calibrates=True)
     assert (len(judged.images), len(calibration.images)) == (36, 12)
     seen = {image.tobytes() for image in judged.images}
     assert not seen & {image.tobytes() for image in calibration.images}
@@ -102,11 +103,11 @@ def test_what_calibrates_does_not_judge(colours_data: Path, tmp_path: Path) -> N
             (tmp_path / str(label)).mkdir(exist_ok=True)
             picture = encoded(photograph(40, 40, seed=4 * label + number))
             (tmp_path / str(label) / f"{number}.jpeg").write_bytes(picture)
-    judged, calibration, _ = load_samples(tmp_path, TINY, None, num_classes=2, calibrates=True)
+    judged, calibration, _ = load_samples(tmp_path, TINY, None, label_names=("0", "1"), calibrates=True)
     assert calibration is not None
     assert (len(judged.images), len(calibration.images)) == (6, 2)
 
-    judged, calibration, _ = load_samples(colours_data, TINY, None, num_classes=3, calibrates=True)
+    judged, calibration, _ = load_samples(colours_data, TINY, None, label_names=LABELS, calibrates=True)
     train = ParquetImages([colours_data / "train.parquet"])
     assert (len(judged.images), len(calibration.images)) == (48, 64)
     assert (calibration.images[0] == resize_and_crop(decode(train, 0), TINY)).all()
@@ -119,7 +120,7 @@ def test_training_images_are_compared_on_where_there_are_no_others_and_their_lab
         (tmp_path / label).mkdir()
         for number in range(8):
             (tmp_path / label / f"{number}.png").write_bytes(encoded(photograph(20, 20, seed=number), "PNG"))
-    judged, calibration, _ = load_samples(tmp_path, TINY, 6, num_classes=2, calibrates=True)
+    judged, calibration, _ = load_samples(tmp_path, TINY, 6, label_names=("cat", "dog"), calibrates=True)
     assert calibration is not None
     assert (len(judged.images), judged.labels, len(calibration.images)) == (6, None, 4)
 
@@ -129,15 +130,17 @@ def test_one_damaged_image_does_not_end_an_export_and_two_do(colours_data: Path,
     for index in range(8):
         (tmp_path / f"{index}.png").write_bytes(images.encoded(index))
     (tmp_path / "3.png").write_bytes(images.encoded(3)[:100])
-    judged, *_ = load_samples(tmp_path, TINY, None, num_classes=3, calibrates=False)
+    judged, *_ = load_samples(tmp_path, TINY, None, label_names=LABELS, calibrates=False)
     assert len(judged.images) == 7
     (tmp_path / "4.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"2 of 8 images are damaged, such as .*4\.png"):
-        load_samples(tmp_path, TINY, None, num_classes=3, calibrates=False)
+        load_samples(tmp_path, TINY, None, label_names=LABELS, calibrates=False)
 
 
 def test_labels_of_other_classes_than_the_models_do_not_count(colours_data: Path) -> None:
-    judged, calibration, _ = load_samples(colours_data, TINY, 5, num_classes=1000, calibrates=False)
+    judged, calibration, _ = load_samples(
+        colours_data, TINY, 5, label_names=tuple(map(str, range(1000))), calibrates=False
+    )
     assert judged.labels is None
     assert calibration is None
     assert torch.from_numpy(judged.images).shape == (5, 16, 16, 3)

@@ -50,7 +50,7 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
         ServeSettings(triton_url="triton:8001", allow_reload=True)
 
 
-def test_shared_memory_with_a_triton_elsewhere_needs_its_key():
+def test_shared_memory_with_an_external_triton_needs_its_key():
     shared = {"triton_url": "127.0.0.1:8001", "shared_memory": True}
     ServeSettings(**shared, shared_memory_key=Secret("secret"))
     with pytest.raises(ValueError, match=r"--shared-memory .*--triton-url .*DEIT_SHARED_MEMORY_KEY"):

@@ -59,7 +59,7 @@ def test_they_share_the_port_and_the_metrics_and_outlive_each_other(deit_serve, 
     assert second in gateways(server)
     assert "a gateway ended with status -9 and is replaced" in server.output
     eventually(lambda: shared_regions(triton) == set().union(*map(shared_regions, gateways(server))))
-    assert len(shared_regions(triton)) == 2, "what the dead one shared is forgotten"
+    assert len(shared_regions(triton)) == 2, "Triton has dropped that of the dead one"
 
     left = server.children()
     server.process.send_signal(signal.SIGTERM)

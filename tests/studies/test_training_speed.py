@@ -37,7 +37,7 @@ def test_a_step_that_reads_the_teachers_answers_is_measured_next_to_one_that_ask
     teacher = ("--teacher-arg", "channels=[8,16,16,16]", "--teacher-arg", "layers=[1,1,1,1]")
     cache = ("--compare", "teacher-cache", "--teacher-image-size", "64")
     records = measured(tmp_path / "results", "--images", str(data), *small, *student, *teacher, *cache)
-    assert [record.conditions["implementation"] for record in records] == ["here", "here, answers kept"]
+    assert [record.conditions["implementation"] for record in records] == ["here, teacher asked", "here, answers kept"]
     assert all(record.value("images_per_s") > 0 for record in records)
     assert all(record.conditions["image_size"] == 32 for record in records)
 

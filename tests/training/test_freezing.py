@@ -44,6 +44,11 @@ def test_more_blocks_than_there_are_are_refused() -> None:
         freeze(tiny_student(), "3")
 
 
+def test_a_model_whose_layers_timm_does_not_know_is_refused() -> None:
+    with pytest.raises(TrainingError, match="--freeze-blocks: timm knows no groups of layers of Linear: leave it out"):
+        freeze(nn.Linear(2, 2), "1")
+
+
 def test_a_frozen_convnet_keeps_its_batch_statistics_and_drops_no_path() -> None:
     model = convnet()
     freeze(model, "2")
@@ -65,7 +70,7 @@ def test_a_run_leaves_frozen_weights_as_they_were(
     start = str(tmp_path / "first" / "checkpoint")
     with caplog.at_level(logging.INFO):
         train(config(colours_data, tmp_path, name="probe", **plain, initial_checkpoint=start, freeze_blocks="all"))
-    assert "stem and 4 of 4 blocks are frozen: 0.00 M parameters are trained" in caplog.text
+    assert "stem and 4 of 4 blocks are frozen: 51 parameters are trained" in caplog.text
     before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "probe")
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
     train(config(colours_data, tmp_path, name="again", **plain, initial_checkpoint=start, freeze_blocks="all"))

@@ -161,7 +161,7 @@ def test_a_tars_leading_dot_is_not_part_of_a_samples_key(tmp_path: Path) -> None
 
 def test_a_tar_of_nameless_images_is_refused(tmp_path: Path) -> None:
     pack(tmp_path / "train.tar", {"./0001.jpg": CAT, "./0002.jpg": DOG})
-    with pytest.raises(DataError, match=r"\./0001\.jpg in .*train\.tar lies in no class folder and has no \.cls or"):
+    with pytest.raises(DataError, match=r"\./0001\.jpg in .*train\.tar is in no class folder and has no \.cls or"):
         open_images(tmp_path, "train")
 
 
@@ -377,6 +377,10 @@ def test_deit_evaluate_takes_the_images_that_a_run_held_out(tmp_path: Path) -> N
     assert report is not None
     assert report.evaluation.images == 2
     assert report.evaluation.loss["class"] == pytest.approx(metrics_of(run.folder)[-1]["val_class_loss"], abs=1e-5)
+    with pytest.raises(TrainingError, match=r"--val-share 0\.4: .*data already has val: leave it out"):
+        evaluate_checkpoint(EvaluateConfig(data=tmp_path / "data", checkpoint=checkpoint, val_share=0.4))
+    with pytest.raises(ValueError, match="--val-share evaluates training images and --split others"):
+        EvaluateConfig(data=folders, checkpoint=checkpoint, val_share=0.4, split="test")
 
 
 def test_a_split_without_some_classes_is_matched_by_name_and_one_with_others_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from training.config import TrainConfig
 from training.evaluate_checkpoint import evaluate_checkpoint
 from training.evaluate_config import EvaluateConfig
 from training.loop import train
+from training.resume import stop_request
 
 PLAIN = {"model": "deit_tiny_patch16_224", "epochs": 2, "warmup_epochs": 0, "mixing_probability": 0.0}
 
@@ -77,7 +79,7 @@ def test_more_epochs_go_on_with_the_rate_of_the_longer_schedule(
         train(replace(run, epochs=1))
     with caplog.at_level("INFO"):
         train(replace(run, epochs=4))
-    assert "the learning rate goes on from 2.28e-05 with 0.00151" in caplog.text  # half of the peak of 0.003
+    assert "the learning rate was 2.28e-05 and continues at 0.00151" in caplog.text  # half of the peak of 0.003
     rates = [line["learning_rate"] for line in metrics_of(run.folder)]
     assert rates[2] > rates[1] > rates[3]
 
@@ -104,6 +106,26 @@ def test_a_corrupt_image_that_stopped_a_run_can_be_allowed(tmp_path: Path) -> No
         train(strict)
     train(replace(strict, resume=True, max_corrupt_share=0.5))
     assert len(metrics_of(strict.folder)) == 2
+
+
+def test_the_first_signal_asks_to_stop_and_ctrl_c_then_ends(caplog: pytest.LogCaptureFixture) -> None:
+    with stop_request() as is_asked, caplog.at_level("INFO"):
+        signal.raise_signal(signal.SIGTERM)
+        assert is_asked()
+        signal.raise_signal(signal.SIGINT)
+        assert "stopping after this step; Ctrl-C again ends the run at once" in caplog.text
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_in_the_background_of_a_shell_ignores_ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_request() as is_asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not is_asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_processes_agree_on_what_batch_norm_has_seen(colours_data: Path, tmp_path: Path) -> None:
