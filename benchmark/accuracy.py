@@ -1,4 +1,4 @@
-"""How often a model is right through each way of asking it, and how often ways and variants answer differently."""
+"""Accuracy of a model through PyTorch, ONNX Runtime, Triton and HTTP, and how often these and its variants differ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Asker:
-    """One way of asking one model. HTTP takes the images as files, the others as pixels."""
+    """One way of running one model. HTTP takes the images as files, the others as pixels."""
 
     model: ModelVersion
     way: str
@@ -38,7 +38,7 @@ class Asker:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A model and what it said, in one way."""
+    """A model and its answers, in one way."""
 
     model: ModelVersion
     way: str
@@ -47,10 +47,10 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Everything that was found.
+    """All answers.
 
     Attributes:
-        indices: of the images that were judged, in the data set; undecodable ones are left out.
+        indices: of the evaluated images in the data set; undecodable ones are left out.
         asked: first the model itself in its first way, which the others are compared with.
     """
 
@@ -64,7 +64,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
     """A record for each way and each variant.
 
     Raises:
-        BenchmarkError, DataError, CheckpointError: a way, a variant, the data or the checkpoint is not there.
+        BenchmarkError, DataError, CheckpointError: a way, a variant, the data or the checkpoint is missing.
     """
     images = labelled_images(config.data)
     repository = config.serve or config.model_repository
@@ -76,7 +76,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
         )
     variants = [read_version(find_model(repository, name)) for name in config.variant]
     if different := [each.name for each in variants if each.preprocessing != preprocessing]:
-        raise BenchmarkError(f"{', '.join(different)} prepares images in another way than {model.name}")
+        raise BenchmarkError(f"{', '.join(different)} preprocesses images differently from {model.name}")
 
     indices: list[int] = []
     with addresses(config) as (url, triton_url):
@@ -136,7 +136,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
 
 
 def hits(probabilities: Probabilities, truth: npt.NDArray[np.bool_]) -> dict[str, Figure]:
-    """Share of the images whose best and whose five best classes hold a true one.
+    """Top-1 and top-5: share of the images with a true class first, or among the first five.
 
     Args:
         truth: (N, classes); images without a true class, which ReaL has, do not count.
@@ -151,7 +151,7 @@ def hits(probabilities: Probabilities, truth: npt.NDArray[np.bool_]) -> dict[str
 
 
 def disagreement(left: Probabilities, right: Probabilities) -> float:
-    """Share of the images that two decide differently."""
+    """Share of the images on which two disagree."""
     return float((left.argmax(axis=1) != right.argmax(axis=1)).mean())
 
 
@@ -171,7 +171,7 @@ def prepared(images: LabelledImages, preprocessing: Preprocessing, indices: rang
 def ways_of_asking(
     config: AccuracyConfig, model: ModelVersion, judged: ModelVersion, url: str, triton_url: str
 ) -> list[Asker]:
-    """The ways that were asked for and that this model has: a variant has no PyTorch, and perhaps no ONNX file."""
+    """The requested ways that this model has: a variant has no PyTorch model, and perhaps no ONNX file."""
     askers = []
     for way in config.way:
         if way == "onnx" and (graph := onnx_file(model)) is not None:

@@ -1,4 +1,4 @@
-"""One model, asked in four ways: in PyTorch, as an ONNX graph, in Triton, and over HTTP."""
+"""Runs one model in four ways: in PyTorch, as an ONNX graph, in Triton, and over HTTP."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 def ask_pytorch(classifier: JointClassifier, pixels: Pixels) -> Probabilities:
-    """What the model answers as it was trained, by the read-out that the graph has."""
+    """The trained model's probabilities, with the read-out of the graph."""
     with torch.inference_mode():
         batches = [classifier(torch.from_numpy(batch))[0].numpy() for batch in _batches(pixels)]
     return np.concatenate(batches)
@@ -42,7 +42,7 @@ def ask_onnx(session: onnxruntime.InferenceSession, pixels: Pixels) -> Probabili
 
 
 def ask_triton(url: str, model: str, pixels: Pixels) -> Probabilities:
-    """Over gRPC, with pixels that are ready. Raises BenchmarkError with Triton's words."""
+    """Over gRPC, with preprocessed pixels. Raises BenchmarkError with Triton's message."""
     client = InferenceServerClient(url)
     found = []
     for batch in _batches(pixels):
@@ -57,7 +57,7 @@ def ask_triton(url: str, model: str, pixels: Pixels) -> Probabilities:
 
 
 def ask_http(base_url: str, model: str, num_classes: int, images: Sequence[bytes]) -> Probabilities:
-    """By upload, as users ask. Raises BenchmarkError when an image is refused; it names which and why."""
+    """By upload, as users send images. Raises BenchmarkError that names a refused image and the reason."""
     url = f"{base_url}{CLASSIFY}?model={model}&top_k={num_classes}"
     answers = asyncio.run(each_answered(url, requests_of(url, images), concurrency=CONCURRENCY))
     found = np.zeros((len(images), num_classes), np.float32)

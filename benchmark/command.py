@@ -25,7 +25,7 @@ def benchmark() -> None:
 @app.command("accuracy")
 @command_of(AccuracyConfig)
 def accuracy(config: AccuracyConfig) -> None:
-    """Accuracy of a model asked in several ways, and where the ways and its variants differ."""
+    """Measure a model's accuracy in PyTorch, ONNX, Triton and over HTTP, and where these and its variants differ."""
     from benchmark.accuracy import measure_accuracy
     from benchmark.environment import this_environment
     from benchmark.outcome import keep, this_command
@@ -42,7 +42,7 @@ def accuracy(config: AccuracyConfig) -> None:
 @app.command("throughput")
 @command_of(ThroughputConfig)
 def throughput(config: ThroughputConfig) -> None:
-    """Images per second of a model in Triton, by batch size and concurrency, measured by perf_analyzer.
+    """Measure a model in Triton with perf_analyzer: images per second by batch size and concurrency.
 
     With --pytorch also as in the paper: the largest batch, the mean of 30 runs.
     """
@@ -57,7 +57,7 @@ def throughput(config: ThroughputConfig) -> None:
 @app.command("http")
 @command_of(HttpConfig)
 def http(config: HttpConfig) -> None:
-    """Rate and latency of /classify with real photographs, and its cost in processor time and memory."""
+    """Measure rate and latency of /classify with real photographs, and its cost in processor time and memory."""
     from benchmark.environment import this_environment
     from benchmark.gateway import measure_http
     from benchmark.outcome import keep, this_command
@@ -69,7 +69,7 @@ def http(config: HttpConfig) -> None:
 @app.command("peers")
 @command_of(PeersConfig)
 def peers(config: PeersConfig) -> None:
-    """Other servers with the same model, images and client, in turns with ours."""
+    """Compare ours with other servers in turns: same model, images and client."""
     from benchmark.environment import this_environment
     from benchmark.outcome import keep, this_command
     from benchmark.peers.compare import compare_servers
@@ -81,9 +81,10 @@ def peers(config: PeersConfig) -> None:
 @app.command("gpu-check")
 @command_of(GpuCheckConfig)
 def gpu_check(config: GpuCheckConfig) -> None:
-    """Check a GPU machine from its driver to answers over HTTP. Takes minutes, unattended; resumes.
+    """Check a GPU machine from its driver to answers over HTTP.
 
-    Prints what passed, what failed and what is not possible here, with reasons. Exit status 1 if anything failed.
+    Takes minutes and needs no attention; a second call resumes the first. Prints what passed, what failed and what is
+    not possible here, with reasons. Exit status 1 if anything failed.
     """
     from rich.console import Console
     from rich.table import Table
@@ -115,7 +116,7 @@ def gpu_check(config: GpuCheckConfig) -> None:
 @app.command("report")
 @command_of(ReportConfig)
 def report(config: ReportConfig) -> None:
-    """Tables and pictures of the measurements, as Markdown and as one HTML page. Measures nothing."""
+    """Write the tables and pictures of earlier measurements, as Markdown and as one HTML page."""
     from benchmark.report import drawn, filled, image_folder, markdown, page, read_report
     from deit.durable import write_file
 

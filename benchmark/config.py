@@ -18,7 +18,7 @@ RoundsOption = Annotated[
     int,
     Option(
         min=1,
-        help="Times to measure everything, in turns; the report shows median and spread. Raise it on a shared machine.",
+        help="Rounds of all measurements; the report shows median and spread. Raise it on a shared machine.",
     ),
 ]
 ImagesOption = Annotated[
@@ -51,13 +51,13 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyConfig(Served):
-    """Which model to judge, on which data, asked in which ways."""
+    """Which model to evaluate, on which data, and through which parts of the server."""
 
     data: Annotated[
         Path, Option(help="Data set with a split test (or val), a parquet or tar file, or ImageNet V2's folders.")
     ]
     way: Annotated[
-        list[str], Option(help="Ways to ask the model: onnx, triton, http, and pytorch with --checkpoint. Repeatable.")
+        list[str], Option(help="Ways to run the model: onnx, triton, http, and pytorch with --checkpoint. Repeatable.")
     ] = field(default_factory=lambda: ["onnx", "triton", "http"])
     variant: Annotated[
         list[str],
@@ -68,10 +68,8 @@ class AccuracyConfig(Served):
     architecture: Annotated[
         str | None, Option(help="timm's name of the architecture, for a weights file that does not give it.")
     ] = None
-    real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
-    count: Annotated[int | None, Option(min=1, help="Judge only this many images, the first ones. Default: all.")] = (
-        None
-    )
+    real: Annotated[bool, Option("--real", help="Also evaluate ImageNet's validation images with ReaL labels.")] = False
+    count: Annotated[int | None, Option(min=1, help="Evaluate only the first images, this many. Default: all.")] = None
     page: Annotated[
         Path | None,
         Option(help="Write every wrong answer with its picture to this HTML file; it grows with their number."),
@@ -131,7 +129,7 @@ class HttpConfig(Served):
         bool,
         Option(
             "--engine/--no-engine",
-            help="Also measure Triton alone, by perf_analyzer, to see how much of its rate survives.",
+            help="Also measure Triton alone, by perf_analyzer, to report the gateway's rate as a share of it.",
         ),
     ] = True
     perf_analyzer: PerfAnalyzerOption = Path(".perf-analyzer")
@@ -151,7 +149,7 @@ class PeersConfig:
     best_model: Annotated[
         str | None,
         Option(
-            help="Also compare this variant of the model, which the accuracy gate admitted: in ours, and in the peers "
+            help="Also compare this variant of the model, which passed the gate: in our server, and in the peers "
             "if "
             "ONNX Runtime can run it."
         ),
@@ -181,7 +179,7 @@ class PeersConfig:
             help="First try two settings of each peer at the highest concurrency, and measure the better one.",
         ),
     ] = True
-    environments: Annotated[Path, Option(help="Folder of the peers' own environments, made if missing.")] = Path(
+    environments: Annotated[Path, Option(help="Folder of the peers' environments, created if missing.")] = Path(
         ".peers"
     )
     results: ResultsOption = RESULTS
@@ -202,6 +200,6 @@ class ReportConfig:
     ] = None
     document: Annotated[
         list[Path],
-        Option(help="Document whose measured blocks to write too, such as docs/benchmark.md. Repeatable."),
+        Option(help="Document whose measured blocks to update, such as docs/benchmark.md. Repeatable."),
     ] = field(default_factory=list)
     images: Annotated[Path, Option(help="Folder for the pictures of the documents.")] = Path("docs/images")

@@ -18,7 +18,7 @@ RUNS = 30
 WARM_UP_RUNS = 5
 LARGEST_BATCH = 1024
 LARGEST_BATCH_ON_CPU = 64
-"""A core is busy with far less, and memory would hold thousands: 30 runs of them take an hour."""
+"""Far fewer keep a core busy; memory would hold thousands, and 30 runs of those take an hour."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EagerRate:
 
 @torch.inference_mode()
 def eager_rate(model: nn.Module, image_size: int, device: torch.device, *, runs: int = RUNS) -> EagerRate:
-    """Time the forward pass of ready batches."""
+    """Time the forward pass, on batches in memory."""
     model = model.eval().to(device)
     batch_size = LARGEST_BATCH_ON_CPU if device.type == "cpu" else largest_batch(model, image_size, device)
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)

@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def this_environment() -> Environment:
-    """The machine, the versions and the commit of now."""
+    """The machine, versions and commit of this process."""
     cpu, cores, gpu = processor(), len(os.sched_getaffinity(0)), _gpu()
     hash_, is_modified = commit(besides=WRITTEN_HERE)
     return Environment(

@@ -1,4 +1,4 @@
-"""The gateway under load: rate, latency, time by stage, what client and server cost, what survives of Triton's rate."""
+"""The gateway under load: rate, also as a share of Triton's, latency, time by stage, cost of client and server."""
 
 import asyncio
 import statistics
@@ -24,7 +24,7 @@ from deit.errors import BenchmarkError
 WARM_UP_S = 2.0
 
 IMAGES = 256
-"""Photographs in turns; more would only take memory."""
+"""Photographs, sent in turns; more would only take memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
     """A record for each concurrency, and one for each load of the open loop.
 
     Raises:
-        BenchmarkError, DataError: the server, the model, perf_analyzer or the photographs are not there.
+        BenchmarkError, DataError: the server, the model, perf_analyzer or the photographs are missing.
     """
     images = read_photographs(config.images, IMAGES).images
     headers = {} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"}
@@ -149,7 +149,7 @@ def figures_of(rounds: Sequence[Measured]) -> tuple[dict[str, Figure], str | Non
 
 
 def window_figures(window: Measured) -> list[tuple[str, str, float]]:
-    """Name, unit and value of everything found in one window."""
+    """Name, unit and value of each figure of one window."""
     load = window.load
     answered = [answer for answer in load.answers if answer.is_ok]
     figures = [("images_per_s", "images/s", load.rate_per_s)]

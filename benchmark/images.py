@@ -45,4 +45,4 @@ def labelled_images(path: Path) -> LabelledImages:
     try:
         return open_images(path, "test")
     except DataError as error:
-        raise DataError(f"{error}; a folder of image files does for measurements without classes") from error
+        raise DataError(f"{error}; a folder of image files is enough for measurements without classes") from error

@@ -34,7 +34,7 @@ MAX_REFUSALS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What became of one request.
+    """The outcome of one request.
 
     Attributes:
         image: index of the image that was sent.
@@ -265,7 +265,7 @@ class Connections:
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
     async def ask(self, request: bytes, *, image: int, due_s: float, clock: "Clock") -> Response:
-        """Send one request and wait for its answer; what goes wrong is in the answer too."""
+        """Send one request and wait for its answer, which also holds any error."""
         async with self._turns:
             sent_s = clock.now_s()
             connection: _Connection | None = None

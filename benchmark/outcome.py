@@ -1,4 +1,4 @@
-"""What becomes of a measurement: its records go to a file of today and this machine, its tables to the terminal."""
+"""Writes a measurement's records to a file of today and this machine, and its tables to the terminal."""
 
 import shlex
 import sys

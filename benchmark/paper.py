@@ -94,7 +94,7 @@ DISAGREEMENT = Table(
         ("distillation head", "0.169", "0.100", "0.110", "0.050", "0.000", "0.019"),
         ("both", "0.166", "0.102", "0.107", "0.033", "0.019", "0.000"),
     ),
-    "Share of ImageNet's validation images that two decide differently; table 4. `deit evaluate --data imagenet "
+    "Share of ImageNet's validation images on which two disagree; table 4. `deit evaluate --data imagenet "
     "--checkpoint … --teacher regnety_160.deit_in1k` prints it.",
 )
 

@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer against a running Triton: one invocation a cell, its exit status and its row checked.
+"""NVIDIA's perf_analyzer against a running Triton: one invocation per cell, its exit status and its row checked.
 
 A sweep in one invocation would stop at the first unstable level, leave it out of the CSV and still exit with 0.
 https://github.com/triton-inference-server/perf_analyzer/blob/main/docs/cli.md
@@ -43,7 +43,7 @@ def measure(
         requests: in each of the windows that must agree within 15 % (two shared cores do no better).
 
     Raises:
-        BenchmarkError: perf_analyzer is not set up, or failed; the message ends with its own words.
+        BenchmarkError: perf_analyzer is not set up, or failed; the message ends with its own output.
     """
     command = [
         *(str(_binary(environment)), "-m", model, "-u", url, "-i", "grpc", "-b", str(batch_size)),

@@ -29,7 +29,7 @@ def pictures(records: Sequence[Record], machine: str) -> dict[str, str]:
 
 
 def _trade_off(records: Sequence[Record], machine: str) -> Canvas | None:
-    """The paper's figure 1, and next to it, on an axis of its own, the same models here."""
+    """The paper's figure 1, and next to it, on a separate axis, the same models here."""
     here = [
         (row, record)
         for record in records

@@ -54,7 +54,7 @@ class ServerProcesses:
         ]
         if not pids:
             raise BenchmarkError(
-                f"no process of this machine that may be looked into listens on port {port}: start the server here, as "
+                f"no process of this user listens on port {port} of this machine: start the server here, as "
                 "the same user"
             )
         process = psutil.Process(min(pids))

@@ -1,4 +1,4 @@
-"""The report: what the result files say, as Markdown, as one self-contained HTML page, and as blocks in documents.
+"""The report of the result files, as Markdown, as one self-contained HTML page, and as blocks in documents.
 
 It measures nothing. A document holds a block between `<!-- measured: NAME -->` and `<!-- end -->`, where NAME is a
 table's or a picture's; `deit benchmark report --document README.md` writes what belongs there.
@@ -118,7 +118,7 @@ def markdown_table(table: Table) -> str:
 
 
 def page(report: BenchmarkReport) -> str:
-    """One HTML file that needs nothing else."""
+    """One self-contained HTML file."""
     environment = "".join(f"<dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd>" for n, v in report.environment)
     drawn = "".join(
         f'<section><h2>{html.escape(title)}</h2><figure role="img" aria-label="{html.escape(title)}">'
@@ -143,10 +143,10 @@ def page(report: BenchmarkReport) -> str:
 
 
 def filled(document: str, reports: Reports, *, images: str) -> str:
-    """A document with its blocks written anew.
+    """The document with updated blocks.
 
     Args:
-        images: where the pictures lie, seen from the document.
+        images: path of the pictures, relative to the document.
 
     Raises:
         BenchmarkError: a block is named after no table and no picture, or after a machine without results.

@@ -1,4 +1,4 @@
-"""Measurements as JSON lines: the one form in which `deit benchmark` keeps what it finds.
+"""Measurements as JSON lines, the form in which `deit benchmark` stores all results.
 
 A line is a Record: figures, the conditions they hold under, and the environment they were measured in. Files are called
 `<date>_<machine>.jsonl` and only grow. The report reads them and never measures.
@@ -18,7 +18,7 @@ from deit.durable import write_file
 from deit.errors import BenchmarkError
 
 SCHEMA = 1
-"""Raised when a field changes its meaning; older files are then read by nobody, and measured again."""
+"""Incremented when a field changes its meaning; older files are then refused and must be measured again."""
 
 Kind = Literal[
     "machine_limit",  # rate of matrix products
@@ -88,7 +88,7 @@ class Environment:
 
     Attributes:
         machine: kind and size in one line, the same for all measurements that may be compared.
-        commit: of this project, None when it is not a git checkout; `is_modified`: files differed from it.
+        commit: of this project, None outside a git checkout; `is_modified`: files differed from it.
         load_average: of one minute when the command began; far above 0 means that others used the machine.
     """
 

@@ -1,4 +1,4 @@
-"""Servers as processes of a measurement: started, waited for, ended with everything that they started."""
+"""Starts servers for a measurement, waits until they are ready, and stops them with all their children."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ class Server:
 def our_server(
     repository: Path, *, default_model: str | None = None, exact: bool = False, triton_decode: str | None = None
 ) -> Iterator[Server]:
-    """`deit serve` on free ports with its defaults, except that, like the peers, it logs no line for each request.
+    """`deit serve` on free ports with its defaults, except that, like the peers, it does not log requests.
 
     Args:
         exact: with the pixels of Pillow and timm.
@@ -125,7 +125,7 @@ def running(command: Sequence[str], *, name: str, environment: Mapping[str, str]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop, then kill whatever is left of it; some servers leave their workers behind."""
+    """Ask it to stop, then kill what remains; some servers leave their workers behind."""
     family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)

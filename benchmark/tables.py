@@ -41,8 +41,8 @@ EAGER = MeasuredTable(
         "V2": papers("v2", " %"),
     },
     note=(
-        "PyTorch without a server, with the slowest and the fastest run; random weights where none were given, which "
-        "changes no time. Of products: the share of the rate of plain matrix products in the same precision. "
+        "PyTorch without a server; brackets: slowest to fastest run. Weights are random if none were given, which does "
+        "not change the time. Of products: the share of the rate of plain matrix products in the same precision. "
         "The paper's accuracies are those of its own weights on ImageNet."
     ),
 )
@@ -74,8 +74,8 @@ THROUGHPUT = MeasuredTable(
         "mean batch": figure("mean_batch"),
     },
     note=(
-        "Random pixels over gRPC. A latency is that of a request, which is a whole batch; the mean batch is what "
-        "Triton computed at once. Brackets: lowest to highest round."
+        "Random pixels over gRPC. A latency is that of a request, which is a whole batch; the mean batch counts the "
+        "images that Triton computed at once. Brackets: lowest to highest round."
     ),
 )
 
@@ -97,7 +97,7 @@ HTTP = MeasuredTable(
         "of Triton alone": share("engine_share"),
     },
     note=(
-        "Real photographs. Closed loop: so many requests always in flight. Open loop: random arrivals at a share "
+        "Real photographs. Closed loop: a fixed number of requests in flight. Open loop: random arrivals at a share "
         "of the best closed-loop rate, latency from when a request was due. "
         "The client runs on the same machine."
     ),
@@ -129,9 +129,9 @@ COST = MeasuredTable(
         "mean batch": figure("mean_batch"),
     },
     note=(
-        "By process: the gateway is one, decoders and instances of the engine are several. The cores divided by "
-        "what decoding and the engine take is the rate at which a server would answer whose every other part were "
-        "free; their share is how near this one comes to it."
+        "By kind of process: one gateway, several decoders and instances of the engine. A server without any other "
+        "cost would answer at the rate of the cores divided by the time of decoders and engine; their share is how "
+        "close this one comes to it."
     ),
 )
 
@@ -151,8 +151,8 @@ PEERS = MeasuredTable(
         "MiB": figure("memory_mib", digits=0),
     },
     note=(
-        "Same graph, photographs and client; each server alone on the machine; each at the better of its settings "
-        "(benchmark/peers/tuning.py). Every server was seen to answer as ours does."
+        "Same graph, photographs and client; each server alone on the machine; each with the better of its settings "
+        "(benchmark/peers/tuning.py). Every server's answers were checked against ours."
     ),
 )
 
@@ -171,10 +171,10 @@ PAIRS = MeasuredTable(
         "ours, CPU ms": figure("cpu_ms_per_image", digits=2),
     },
     note=(
-        "Both servers up, windows in turns: of two that follow each other the machine is nearly the same, so the "
-        "ratio (median of all, with the lowest and the highest) resolves smaller differences than the table above. "
-        "While the other is measured, ours still asks its model once a "
-        "second whether it answers, which takes the other about 1 % of the machine."
+        "Both servers are up, and windows alternate between them. The machine changes little from one window to the "
+        "next, so the ratio (median of all, with the lowest and the highest) resolves smaller differences than the "
+        "table above. While the other is measured, ours still probes its model once a second, which takes about 1 % "
+        "of the machine."
     ),
 )
 
@@ -193,7 +193,8 @@ ACCURACY = MeasuredTable(
         "largest difference": figure("max_difference", scientific=True),
     },
     note=(
-        "differs: share of the images decided differently from the first row's; largest difference: of a probability."
+        "differs: share of the images with another top-1 class than the first row; largest difference: of a "
+        "probability."
     ),
 )
 
@@ -212,8 +213,8 @@ STRATEGIES = MeasuredTable(
         "judged on": condition("data"),
     },
     note=(
-        "Means over seeds. The task is not the paper's, so do not compare the figures with its; what the seeds allow "
-        "to be said stands in docs/results."
+        "Means over seeds. The task is not the paper's, so do not compare the figures with it; docs/results has the "
+        "conclusions."
     ),
 )
 
@@ -243,7 +244,7 @@ ENGINES = MeasuredTable(
     },
     note=(
         "In Triton by perf_analyzer, in turns with the engine in one process with as many instances and "
-        "threads. The limit, which earlier versions measured, is that of matrix products alone at the precision."
+        "threads. The limit, which earlier versions measured, is the rate of matrix products alone in that precision."
     ),
 )
 
@@ -264,8 +265,8 @@ TRAIN = MeasuredTable(
         "processor ms an image": figure("cpu_ms", digits=2),
         "load": lambda record: f"{record.environment.load_average:.0f}",
     },
-    note="Brackets: lowest to highest run. Load: average when the measurement began; far above the number of cores, "
-    "only the ratio of rows that were measured in turns says something.",
+    note="Brackets: lowest to highest run. Load: average when the measurement began; if it is far above the number of "
+    "cores, compare only rows that were measured in turns.",
 )
 
 
@@ -279,7 +280,7 @@ def newest(records: Sequence[Record], machine: str) -> list[Record]:
 
 
 def _key(record: Record) -> dict[str, str]:
-    """What makes it another measurement, and not the same one again."""
+    """What distinguishes it from other measurements; a repetition has the same."""
     outcome = ("offered_per_s", "settings", "version", "count")
     # a condition that came later is off in earlier records
     return {name: str(value) for name, value in record.conditions.items() if name not in outcome and value is not False}
@@ -321,7 +322,7 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What was tried and gave no figures."""
+    """Measurements that failed."""
     return [
         f"{record.kind} {record.model} ({', '.join(f'{k} {v}' for k, v in record.conditions.items())}): "
         f"{record.failure.splitlines()[0][:200]}"
@@ -355,5 +356,5 @@ def disagreement(records: Sequence[Record]) -> Table:
             (str(decider[0]), f"{number} {decider[1]}", *(share(decider, other) for other in deciders))
             for number, decider in enumerate(deciders, start=1)
         ),
-        "Share of the test images that two decide differently, mean over seeds.",
+        "Share of the test images on which two disagree, mean over seeds.",
     )

@@ -18,7 +18,7 @@ def measure_throughput(config: ThroughputConfig, environment: Environment, *, co
     """A record for each cell, and with --pytorch one for each model in eager PyTorch.
 
     Raises:
-        BenchmarkError: perf_analyzer, Triton or a model is not there.
+        BenchmarkError: perf_analyzer, Triton or a model is missing.
     """
     records: list[Record] = []
     if config.pytorch:

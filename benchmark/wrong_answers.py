@@ -1,4 +1,4 @@
-"""Every wrong answer with its picture, as one HTML page: the quickest way to see what a model does not know."""
+"""Every wrong answer with its picture, as one HTML page: the quickest way to see where a model fails."""
 
 import base64
 import html
@@ -23,9 +23,7 @@ figcaption { overflow-wrap: anywhere } figcaption b { color: #a3262a } small { c
 
 
 def write_page(path: Path, judged: Judged) -> None:
-    """Wrong answers of the model in its first way, the surest first; those on which a variant or way differs are
-    marked.
-    """
+    """Wrong answers of the model in its first way, the most confident first; marked where a variant or way differs."""
     model, names = judged.asked[0], judged.asked[0].model.labels
     answers = model.probabilities.argmax(axis=1)
     labels = np.array([judged.images.label(index) for index in judged.indices])
@@ -50,8 +48,8 @@ def write_page(path: Path, judged: Judged) -> None:
     write_file(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>Asked through {model.way}; the surest mistake first. "
-        f"Where another way or variant answers differently, its answer stands below.</p>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>Way: {model.way}; the most confident mistakes first. "
+        f"If another way or variant answers differently, its answer is below.</p>"
         f"<main>{''.join(figures)}</main></html>\n",
     )
 

@@ -1,7 +1,7 @@
-"""A job: which images, which model, what is done already, and the parts that are left.
+"""A job: its images, its model, the parts that are done and those that are left.
 
-The file of a part appears whole, under a name that depends only on the images, so every image is in the output exactly
-once, whichever processes die. A stopped job continues with the parts that have no file yet.
+The file of a part is written atomically, under a name that depends only on the images, so every image is in the output
+exactly once, whichever processes die. A stopped job continues with the parts that have no file yet.
 """
 
 import logging
@@ -28,7 +28,7 @@ def classify_dataset(config: BulkConfig) -> int:
     """
     model = read_model(config.model_repository, config.model, config.version)
     if config.gpus and config.ray_address is None:
-        Session(model.graph, threads=1, on_gpu=True)  # refuses here; Ray would wait for a GPU for ever
+        Session(model.graph, threads=1, on_gpu=True)  # fails here; Ray would wait for a GPU forever
     parts = find_parts(config.images, part_images=config.part_images)
     job = Job(
         images=config.images,

@@ -1,6 +1,6 @@
 """The parts on a Ray cluster.
 
-On processors each actor decodes a part and runs the model on it; with GPUs, decoding actors feed those that run the
+On CPUs each actor decodes a part and runs the model on it; with GPUs, decoding actors feed those that run the
 model, with Ray's back-pressure between them. If an actor dies, Ray restarts it and gives it the same part.
 """
 
@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 def classify_on_cluster(
     work: Work, parts: list[Part], *, address: str | None, processes: int | None, gpus: float
 ) -> Iterator[Done]:
-    """Yields what was done for each part.
+    """Yields the result of each part.
 
     Args:
         address: of a running cluster; None starts Ray on this machine.

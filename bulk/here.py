@@ -21,16 +21,16 @@ from deit.pictures import configure_pillow
 logger = logging.getLogger(__name__)
 
 ROUNDS_WITHOUT_A_PART = 3
-"""How often in a row processes may die before any part is done: after that, an image must be killing them."""
+"""How often in a row processes may die before any part is done: after that, an image is probably killing them."""
 
 
 def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Done]:
-    """Yields what was done for each part, in any order.
+    """Yields the result of each part, in any order.
 
     Raises:
         DataError: processes keep dying.
     """
-    # Forked from a fresh process: this one has threads, whose locks a fork might find taken for ever.
+    # Forked from a fresh process: this one has threads, and a fork might copy their locks in the locked state.
     context = multiprocessing.get_context("forkserver")
     # pyarrow imports pandas for its first table, which takes a second; preloaded, that happens once
     context.set_forkserver_preload([__name__, "pandas"])
@@ -49,10 +49,10 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
             rounds += 1
             if rounds == ROUNDS_WITHOUT_A_PART:
                 raise DataError(
-                    f"the processes keep ending with {len(left)} parts left, the first of which begins with "
+                    f"the processes keep dying with {len(left)} parts left, the first of which begins with "
                     f"{next(iter(left.values())).names()[0]}: give them more memory, or use fewer --processes"
                 ) from None
-            logger.warning("a process ended before it was done; new ones go on with the %d parts left", len(left))
+            logger.warning("a process died; new ones continue with the %d parts left", len(left))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -70,7 +70,7 @@ def _begin(work: Work) -> None:
 
 
 def _end_with_the_job() -> None:
-    """End when the job was killed, instead of waiting for the next part for ever."""
+    """End when the job was killed, instead of waiting forever for the next part."""
     if (job := multiprocessing.parent_process()) is not None:
         job.join()
         os._exit(1)

@@ -17,7 +17,7 @@ from deit.repository.models import find_model, model_folders, read_version
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """Everything about a version that workers on other machines need: they may not share a disk.
+    """Everything about a version that workers on other machines need, since they may not share a disk.
 
     Attributes:
         graph: the bytes of model.onnx.

@@ -13,7 +13,7 @@ from bulk.sources import filesystem
 from deit.durable import write_file
 from deit.errors import DataError
 
-JOB_FILE = "_job.json"  # readers of parquet folders leave out what begins with _
+JOB_FILE = "_job.json"  # readers of parquet folders skip names that begin with _
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What must be the same when a job is resumed."""
+    """The settings that must be the same when a job is resumed."""
 
     images: str
     images_sha256: str

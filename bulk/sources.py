@@ -1,7 +1,7 @@
-"""The images of a job as parts: which images, in which order, is settled before the first is read.
+"""The images of a job as parts, fixed in order before the first image is read.
 
-A part is the unit of work, of retries and of output, so what a part is must not depend on the run: names are sorted,
-and the number of a part follows from them and the size of parts alone.
+A part is the unit of work, of retries and of output, so its contents must not depend on the run: names are sorted, and
+the number of a part follows only from them and the size of parts.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ COLUMN = "image"
 
 @dataclass(frozen=True)
 class Part:
-    """Images that are worked on together.
+    """Images that are processed together.
 
     Attributes:
         number: from 0 on; names the file that holds the answers.
@@ -38,17 +38,17 @@ class Part:
     count: int = 0
 
     def names(self) -> list[str]:
-        """What each image is called in the answers; unique within a job."""
+        """The name of each image in the answers; unique within a job."""
         if self.count:
             return [f"{self.files[0]}#{row}" for row in range(self.first, self.first + self.count)]
         return list(self.files)
 
 
 def filesystem(location: str) -> tuple[pafs.FileSystem, str]:
-    """Where a local path or a URL (s3://, gs://, hdfs://) leads, and the path there.
+    """The file system of a local path or a URL (s3://, gs://, hdfs://), and the path on it.
 
     Raises:
-        DataError: the URL is of no kind that pyarrow knows.
+        DataError: pyarrow does not know this kind of URL.
     """
     if "://" not in location:
         return pafs.LocalFileSystem(), str(Path(location).absolute())
@@ -63,7 +63,7 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
     """All parts of a folder of images, a folder of parquet files or one parquet file, without hidden files and folders.
 
     Raises:
-        DataError: there is nothing, or both kinds.
+        DataError: there are no images, or both kinds.
     """
     files_of, root = filesystem(location)
     try:
@@ -112,7 +112,7 @@ def read_images(location: str, part: Part) -> list[bytes | OSError]:
     """The bytes of each image of a part, in order, or why they cannot be read.
 
     Raises:
-        DataError: the parquet file is not what it was when the parts were found.
+        DataError: the parquet file has changed since the parts were found.
     """
     files_of, _ = filesystem(location)
     contents: list[bytes | OSError] = []
@@ -138,7 +138,7 @@ def read_images(location: str, part: Part) -> list[bytes | OSError]:
     except pa.ArrowException as error:
         raise DataError(f"{part.files[0]} cannot be read as parquet: {error}; write it again, or move it") from error
     if len(contents) != part.count:
-        raise DataError(f"{part.files[0]} has other rows than when the job began: start it again")
+        raise DataError(f"{part.files[0]} has changed since the job began: start the job again")
     return contents
 
 
@@ -153,7 +153,7 @@ def _read_group(parquet: pq.ParquetFile, group: int, start: int, end: int) -> li
 
 
 def digest_of(parts: list[Part]) -> str:
-    """Digest of which images are asked for and how they are divided into parts, not of their bytes."""
+    """Digest of the images' names and their division into parts, not of their bytes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode())

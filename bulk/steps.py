@@ -16,7 +16,7 @@ from deit.pictures import PictureLimits
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is done with every part.
+    """What every part needs.
 
     Attributes:
         batch_size: number of images that the model computes at once.

@@ -1,7 +1,7 @@
 """How many cores and how much memory this process may use: of the machine, or what a container or a service leaves it.
 
-A container sees all cores of its machine. How much of their time it gets stands in its control group, and who starts a
-thread or a process for each core that he sees starts too many: on 64 cores, with a quota of two, 65 decoders.
+A container sees all cores of its machine, and its control group limits the time that it gets on them. A program that
+starts a thread or process for each visible core starts too many: 65 decoders on 64 cores with a quota of two.
 
 Imports nothing of this project: the backends for Triton get a copy.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 def usable_cores(root: Path = Path("/"), *, visible: int | None = None) -> int:
     """Cores that this process may keep busy, at least 1.
 
-    Those that it may run on, or the whole ones of a control group's quota where these are fewer. More threads than
-    that are stopped by the kernel for the rest of each 100 ms.
+    Those that it may run on, or fewer if a control group's quota is smaller, rounded down. With more threads the kernel
+    stops them all for the rest of each 100 ms.
 
     Args:
         root: where proc/ and sys/ are.

@@ -1,4 +1,4 @@
-"""Reads the boxes of an AVIF before anything is decoded (ISO/IEC 14496-12 and 23008-12, AV1 Image File Format)."""
+"""Reads the boxes of an AVIF file before anything is decoded (ISO/IEC 14496-12 and 23008-12, AV1 Image File Format)."""
 
 from collections.abc import Iterator
 

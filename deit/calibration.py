@@ -1,4 +1,4 @@
-"""What an export found out about a model's confidence on held-out images; it travels in the provenance."""
+"""A model's confidence on held-out images, as its export measured it; stored in the provenance."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How a model's probabilities were fitted to held-out images, and from where on it is out of its depth.
+    """How a model's probabilities were fitted to held-out images, and the entropy above which an image is unfamiliar.
 
     Attributes:
         images: held-out images, with labels, that it was fitted on; the gate does not judge on them.
@@ -30,7 +30,7 @@ class Calibration:
 
 
 def entropy_bits(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Entropy along the last axis, in bits: 0 for a certain answer, log2(classes) for one that knows nothing.
+    """Entropy along the last axis, in bits: 0 for a certain answer, log2(classes) if all classes are equally probable.
 
     It separates familiar images from others better than the largest probability does, the baseline of
     arXiv:1610.02136, and needs nothing but the answer.

@@ -1,7 +1,7 @@
 """A model or version that is tried on a share of another model's traffic, before it takes that model's place.
 
-A model has at most one. It stands in `parameters` of the model's config.pbtxt, so it reaches a running server as a new
-version does, or in the options of `deit serve`, which come first.
+A model has at most one. It is named in `parameters` of the model's config.pbtxt, so it reaches a running server as a
+new version does, or in the options of `deit serve`, which take precedence.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class CandidateModel:
 
     def __post_init__(self) -> None:
         if self.mode not in ("shadow", "canary"):
-            raise ValueError(f"the mode is {self.mode!r}; there are shadow and canary")
+            raise ValueError(f"the mode is {self.mode!r}; choose shadow or canary")
         if not 0 <= self.percent <= 100:
             raise ValueError(f"the share is {self.percent:g} %; give 0 to 100")
 
@@ -49,7 +49,7 @@ class CandidateModel:
     def takes(self, request_id: str) -> bool:
         """Whether a request is in its share.
 
-        Decided by the id, so that gateways and repetitions agree; and if the share grows, those in it stay in it.
+        The id decides, so gateways and retries agree, and requests in the share stay in it when it grows.
         """
         return is_in_share(request_id, self.percent, of="candidate")
 

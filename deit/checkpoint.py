@@ -1,7 +1,7 @@
 """The checkpoint folder: `model.safetensors` next to `config.json`, in timm's `local-dir` layout.
 
 `timm.create_model("local-dir:runs/x/checkpoint", pretrained=True)` opens it without this project. timm reads the
-architecture, its arguments, the label names and the preprocessing; what is ours stands under the key "deit".
+architecture, its arguments, the label names and the preprocessing; our additions are under the key "deit".
 Reading it needs no torch; `training.checkpoint` writes it.
 """
 
@@ -70,6 +70,4 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
             deit=dict(config.get("deit", {})),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint's description: {error!r}. Train or save it again."
-        ) from error
+        raise CheckpointError(f"{path} does not describe a checkpoint: {error!r}. Train or save it again.") from error

@@ -19,7 +19,7 @@ SUBCOMMANDS = {
     "curves": ("training.curves_command", "Draw the loss and the accuracy of training runs."),
     "export": ("export.command", "Turn a checkpoint into a verified model in a Triton model repository."),
     "serve": ("serving.command", "Serve a model repository: Triton behind an HTTP gateway."),
-    "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a gateway elsewhere."),
+    "triton": ("serving.triton_command", "Run the embedded Triton alone, behind a separate gateway."),
     "classify-dataset": ("bulk.command", "Classify whole data sets, also on Ray."),
     "classify": ("serving.client.classify_command", "Classify pictures with a running server."),
     "models": ("deit.repository.command", "List, publish, roll back, remove and check the models of a repository."),

@@ -38,7 +38,7 @@ def command_server(port: int, command: str) -> dict[str, Any]:
             lines.flush()
             text = lines.readline()
     if not text:
-        raise ServingError("the server ended before it answered; look into its log")
+        raise ServingError("the server ended before it answered; see its log")
     answer: dict[str, Any] = json.loads(text)
     if "error" in answer:
         raise ServingError(answer["error"])

@@ -1,8 +1,8 @@
 """ONNX Runtime on an NVIDIA GPU, or an error that says why not.
 
 `onnxruntime.get_available_providers()` lists what a package was compiled with. Whether its libraries load shows only in
-the providers of a session: where they do not, ONNX Runtime logs a line and computes on the CPU
-(https://github.com/microsoft/onnxruntime/issues/23372). What goes through this file never does.
+the providers of a session: if they do not, ONNX Runtime logs a line and computes on the CPU
+(https://github.com/microsoft/onnxruntime/issues/23372). Sessions from this file never do.
 
 Imports nothing of ours, because Triton's stub process gets a copy of this file without the rest.
 """
@@ -49,7 +49,7 @@ def gpu_session(graph: Path | bytes, options: onnxruntime.SessionOptions, provid
     if any(name == TENSORRT for name, _ in providers):
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider has no option for it
     if hasattr(onnxruntime, "preload_dlls"):
-        # It finds the libraries in the wheels nvidia-*, and prints what it does not find, which `missing` says better.
+        # It finds the libraries in the wheels nvidia-*, and prints what is missing, which `missing` reports better.
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
     # Without its fallback, which would compute on the CPU after the first error on the GPU.
@@ -75,7 +75,7 @@ def missing(provider: str) -> str:
         return (
             f"onnxruntime {onnxruntime.__version__} here has no {provider} (it has "
             f"{', '.join(onnxruntime.get_available_providers())}): install the extra gpu, as docs/installation.md "
-            "says, in an environment of its own, which has onnxruntime-gpu in its place"
+            "says, in a separate environment, which has onnxruntime-gpu instead"
         )
     error = _load_error(provider)
     if error:
@@ -84,8 +84,8 @@ def missing(provider: str) -> str:
 
 
 def _load_error(provider: str) -> str:
-    """What the loader says of a provider's library, "" if it loads. To be asked only after onnxruntime has tried: its
-    libraries must be loaded by itself first.
+    """The loader's error for a provider's library, "" if it loads. Call it only after onnxruntime has tried, because
+    onnxruntime must load its libraries itself.
     """
     folder = Path(onnxruntime.__file__).parent / "capi"
     try:

@@ -44,7 +44,7 @@ def new_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
         staging: where the temporary folder lies, on the same file system as `path`; by default next to `path`.
 
     Raises:
-        FileExistsError: `path` came to exist meanwhile, or existed before. Nothing of it was changed.
+        FileExistsError: `path` exists. It was not changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=staging or path.parent, prefix=f".{path.name}."))

@@ -30,7 +30,7 @@ class DataError(DeitError):
 class PictureError(DeitError):
     """An image file of another format, damaged, too large or too costly to decode.
 
-    Whoever knows the file's name adds it.
+    The caller adds the file's name if it knows it.
     """
 
     def __init__(self, refusal: Refusal, finding: str) -> None:
@@ -43,7 +43,7 @@ class CheckpointError(DeitError):
 
 
 class TrainingError(DeitError):
-    """A training run that cannot start as asked, or whose loss is no longer finite."""
+    """A training run that cannot start with these settings, or whose loss is no longer finite."""
 
 
 class RepositoryError(DeitError):
@@ -51,7 +51,7 @@ class RepositoryError(DeitError):
 
 
 class ServingError(DeitError):
-    """Triton or the gateway cannot start: a port, a library, a platform or a model stands in the way."""
+    """Triton or the gateway cannot start, because of a port, a library, the platform or a model."""
 
 
 class BenchmarkError(DeitError):

@@ -1,4 +1,4 @@
-"""How this copy of deit-server was installed, and the command that adds what is missing to it.
+"""How this copy of deit-server was installed, and the command that adds an extra to it.
 
 The distribution is on no index, so `pip install deit-server[...]` alone would find nothing, or a stranger's package.
 """
@@ -21,10 +21,10 @@ EXCLUSIVE = {"gpu"}
 
 
 def how_to_install(extra: str, *, reinstall: str | None = None) -> str:
-    """What to do about a missing library, as the end of a sentence: a command that works as printed, if there is one.
+    """The remedy for a missing library, as the end of a sentence: a command that works as printed, if there is one.
 
     Args:
-        extra: that brings the library, from pyproject.toml.
+        extra: the one with the library, from pyproject.toml.
         reinstall: a package of the extra that is installed but damaged.
     """
     if (CHECKOUT / "uv.lock").is_file() and Path(sys.prefix).resolve() == CHECKOUT.resolve() / ".venv":

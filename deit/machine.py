@@ -1,4 +1,4 @@
-"""What something was measured or trained on: the processor, and the commit of these sources."""
+"""The processor of this machine and the commit of these sources, to record with results."""
 
 import platform
 import subprocess

@@ -1,7 +1,7 @@
 """The served model: names that the exporter writes and the gateway reads, through Triton.
 
-A model takes `images` and gives `probabilities`; a distilled one gives its two heads as well. What the gateway must
-know beyond shapes travels as `parameters` of config.pbtxt, because Triton may run on another machine.
+A model takes `images` and gives `probabilities`; a distilled one gives its two heads as well. What the gateway
+must know beyond shapes is in `parameters` of config.pbtxt, because Triton may run on another machine.
 """
 
 import json
@@ -29,7 +29,7 @@ CLASS_FEATURES, DISTILLATION_FEATURES = "class_features", "distillation_features
 """Outputs of a model that explains, float32 (N, width): what the head of the token reads."""
 
 EXPLAIN_SUFFIX = "_explain"
-"""Of the name of a model that explains another."""
+"""Suffix of the name of a model that explains another."""
 
 PREPROCESSING_PARAMETER = "preprocessing"
 """Key in config.pbtxt's parameters; the value is `Preprocessing.to_json()`."""
@@ -56,7 +56,7 @@ class Provenance:
         precision: of the arithmetic in the graph, such as "fp32".
         readout: what `probabilities` is: "joint-probability" or, for a model with one head, "class".
         teacher: name of the teacher, or None when the model was not distilled (or its checkpoint does not say).
-        parity_images: real images the graph was compared with PyTorch on.
+        parity_images: number of real images on which the graph was compared with PyTorch.
         parity_max_difference: largest absolute difference of a probability on them.
         metrics: accuracies that came with the checkpoint, such as {"joint_top1": 0.81}.
         versions: of the tools that made the graph.

@@ -1,4 +1,4 @@
-"""A command whose options are the fields of a frozen dataclass: name, type, default and help stand in one place.
+"""A command whose options are the fields of a frozen dataclass: name, type, default and help are declared once.
 
 A field is declared as `epochs: Annotated[int, typer.Option(help="...")] = 300`, and the option has its name unless
 `Option("--another")` gives one. A field that holds another such dataclass adds the options of that one, so commands
@@ -164,7 +164,7 @@ def _construct(config_class: type[Config], values: Mapping[str, Any], prefix: st
 
 
 def _take(variable: str) -> str | None:
-    """The value of a variable, which is then gone.
+    """The value of a variable, which is then removed.
 
     Also from /proc/PID/environ, which shows the memory that the program began with; unsetting leaves that as it is.
     """

@@ -51,13 +51,13 @@ Format = Literal["JPEG", "PNG", "WEBP", "AVIF"]
 Size = tuple[int, int]
 
 NOTHING = (0, 0)
-"""The size of a file that ends before it says one, or of an unknown format: nothing of it will be decoded."""
+"""The size of a file that ends before it declares one, or of an unknown format: it will not be decoded."""
 
 
 class Header(NamedTuple):
     """Attributes:
     format: by the signature; None for any other file.
-    size: width and height as stored; None where only a decoder can find out.
+    size: width and height as stored; None if only a decoder can find out.
     scans: passes over the pixels: 1, or 0 for a JPEG without any; None where they have to be counted.
     parts: of a JPEG, the segments and bytes of padding before the first scan.
     first_scan: where a JPEG's first scan begins; None if it has none, or none in as many parts as were read.
@@ -143,7 +143,7 @@ def _webp_size(content: bytes) -> Size | None:
 
 
 def _jpeg_header(content: bytes, most_parts: int) -> Header:
-    """Walk the markers as libjpeg does: skip a segment by its length, look for the next marker from there.
+    """Read the markers as libjpeg does: skip a segment by its length, look for the next marker from there.
 
     Most files end this at their first scan: a sequential one that holds all components has no second (libjpeg's
     `has_multiple_scans`, jdinput.c; it calls whatever follows damage). The scans of the others have to be counted.
@@ -183,10 +183,10 @@ def _next_marker(content: bytes, position: int, end: int) -> int:
 
 
 def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
-    """With what stands from the first scan on; what lies between its markers are pixels.
+    """The cost from the first scan on; between its markers are pixels.
 
     Args:
-        parts: up to and with the marker of the first scan, which is at `position`.
+        parts: up to and including the marker of the first scan, which is at `position`.
     """
     most_parts = parts_limit(len(content))
     scans, parts = 0, parts - 1

@@ -3,8 +3,8 @@
 The bytes decide what a file is, never its name. The rules are the same for every format and every caller:
 - **Orientation**: EXIF's is applied. Broken EXIF is ignored: it never refuses a picture that decodes.
 - **Transparency**: composited on white, as a browser shows it on a page.
-- **16 bits**: the higher byte of each value, for grey as Pillow does it for colour; never clipped.
-- **Floating point**: refused, since nothing says which value is white.
+- **16 bits**: the high byte of each value, for grey as Pillow does it for colour; never clipped.
+- **Floating point**: refused, since it is unknown which value is white.
 - **CMYK, palette, grey**: Pillow's conversion to RGB, without colour management: models were trained that way.
 - **Several pictures in a file**, as in an animation: the first.
 - **Damage**: a truncated file is refused, not shown in part.
@@ -29,15 +29,15 @@ from deit.picture_header import JPEG_SIGNATURE, Header, decoding_cost, read_head
 # "MPO" must not be in a list of formats: Pillow then raises KeyError for whatever is not an image. "JPEG" opens such
 # files anyway.
 WEB_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")
-"""What strangers may send: few decoders, each of them fuzzed for years."""
+"""Formats accepted from untrusted callers: few decoders, each of them fuzzed for years."""
 
 ALL_FORMATS = (*WEB_FORMATS, "BMP", "GIF", "PPM", "TIFF")
-"""What a data set of one's own may hold."""
+"""Formats accepted in the user's own data sets."""
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff"}
 )
-"""By which the files of `ALL_FORMATS` are found in a folder."""
+"""Suffixes by which the files of `ALL_FORMATS` are found in a folder."""
 
 # All texts of a PNG, unpacked. Pillow allows 64 MiB, which takes it 0.14 s; captions and XMP are thousandths of that.
 PNG_TEXT_BYTES = 8 * 2**20
@@ -101,8 +101,8 @@ def read_picture(
 
     Args:
         header: of `content`, where it has been read already.
-        shorter_px: what the shorter side is going to be resized to; given, a large JPEG is decoded at a fraction of its
-            size, which is faster and not bit for bit the same. None decodes all pixels.
+        shorter_px: the length to which the shorter side will be resized; a large JPEG is then decoded at a fraction of
+            its size, which is faster but not bit-identical. None decodes all pixels.
 
     Raises:
         PictureError: by the rules above or the limits.
@@ -157,7 +157,7 @@ def may_be_reduced(header: Header) -> bool:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image that somebody else opened, by the rules above."""
+    """An image that is already open, by the rules above."""
     image.load()
     return _upright(_to_rgb(image), orientation_of(image))
 

@@ -1,7 +1,7 @@
-"""What a TensorRT plan is built with and what it is bound to: for `deit export` and for deploy/gpu in NVIDIA's image.
+"""How a TensorRT plan is built, and what it is bound to: for `deit export` and for deploy/gpu in NVIDIA's image.
 
-A plan runs on the TensorRT release and the kind of GPU that built it, so it is built where it is served, and its
-fingerprint says by whom and from what. Standard library only: NVIDIA's image gets a copy of this file without the rest.
+A plan runs only on the TensorRT release and kind of GPU that built it. So it is built where it is served, and its
+fingerprint records both, and the graph. Standard library only: NVIDIA's image gets a copy of this file alone.
 
 Precision is in the graph: TensorRT 11 has no precision flags any more, and on 10 the network is built strongly typed,
 so that a plan never runs in another precision than the graph says
@@ -17,7 +17,7 @@ from pathlib import Path
 PLAN_FILE = "model.plan"
 
 FINGERPRINT_FILE = "fingerprint.json"
-"""Beside a plan: the TensorRT, the GPU, the graph and the batches that it was built with, from and for."""
+"""Next to a plan: the TensorRT release, GPU, graph and batch sizes that it was built with and for."""
 
 WORKSPACE_MIB = 2048
 SMALL_BATCH = 8
@@ -33,7 +33,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.smallest <= self.tuned <= self.largest:
-            raise ValueError(f"a profile of batches {self.smallest}, {self.tuned}, {self.largest}: must not fall")
+            raise ValueError(f"a profile of batches {self.smallest}, {self.tuned}, {self.largest}: must not decrease")
 
 
 def profiles_for(max_batch_size: int) -> tuple[Profile, ...]:
@@ -127,8 +127,8 @@ def trtexec_arguments(
 
 
 def plan_settings(instances: int, profiles: tuple[Profile, ...]) -> str:
-    """Settings for Triton's backend `tensorrt`: every profile, CUDA graphs of a lone image and of the largest
-    batch, and answers that are copied while the next batch is computed.
+    """Settings for Triton's backend `tensorrt`: every profile, CUDA graphs of a single image and of the largest
+    batch, and outputs that are copied while the next batch is computed.
     """
     names = ", ".join(f'"{number}"' for number in range(len(profiles)))
     return (

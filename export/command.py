@@ -15,7 +15,7 @@ def export(config: ExportConfig) -> None:
     """Turn a checkpoint into a verified model in a Triton model repository.
 
     The graph takes uint8 images and gives the mean of both heads' softmax. It
-    is published only if its probabilities equal PyTorch's on real images.
+    is published only if its probabilities match PyTorch's on real images.
     """
     configure_logging("text")
     from export.pipeline import export_models  # after parsing, so that --help and wrong usage need no torch

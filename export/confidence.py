@@ -1,14 +1,14 @@
-"""Makes probabilities mean what they say: fits them to held-out images, and reports how far off they are.
+"""Calibrates probabilities on held-out images, and reports their calibration error.
 
 One temperature (Guo et al., arXiv:1706.04599) is not enough for DeiT. It is trained with label smoothing, which leaves
 a floor under every class: no answer reaches 1, however certain, while answers below are too certain
-(arXiv:1906.02629). So two numbers are fitted by their likelihood, and every probability p becomes proportional to
+(arXiv:1906.02629). So two numbers are fitted by maximum likelihood, and every probability p becomes proportional to
 
     (p * p / (p + floor)) ** (1 / temperature)
 
-With a floor of 0 that is the temperature alone. It grows with p, so no two classes change places: an order-preserving
-map (arXiv:2003.06820). It is applied after both heads were averaged, because a temperature on each head's logits can
-change which class wins, and because the mean of calibrated answers is not calibrated (arXiv:2007.08792).
+With a floor of 0 that is the temperature alone. It increases with p, so no two classes change places: an
+order-preserving map (arXiv:2003.06820). It is applied after both heads are averaged, because a temperature on each
+head's logits can change which class wins, and the mean of calibrated answers is not calibrated (arXiv:2007.08792).
 """
 
 import math
@@ -82,7 +82,7 @@ def fit(probabilities: Probabilities, labels: Labels) -> tuple[float, float] | N
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Answers of about one probability: how many, their mean probability, and the share that is right."""
+    """Answers of similar probability: how many, their mean probability, and the share that is right."""
 
     images: int
     probability: float

@@ -60,9 +60,9 @@ class ExportConfig:
     engine: Annotated[
         str,
         Option(
-            help="Engine: onnxruntime or openvino on processors; cuda (ONNX Runtime) or tensorrt (a plan) on this "
-            "machine's GPU; tensorrt-rtx (plans) for GPUs in other machines. auto times the engines for processors and "
-            "takes the fastest that passes the gate, openvino only if it gains a tenth."
+            help="Engine: onnxruntime or openvino on CPUs; cuda (ONNX Runtime) or tensorrt (a plan) on this machine's "
+            "GPU; tensorrt-rtx (plans) for GPUs in other machines. auto times the CPU engines and takes the fastest "
+            "that passes the gate, openvino only if it is a tenth faster."
         ),
     ] = "auto"
     compute_capability: Annotated[
@@ -88,8 +88,8 @@ class ExportConfig:
     calibrate: Annotated[
         bool | None,
         Option(
-            help="Fit the probabilities to labelled images that the gate does not judge on, so that of the answers "
-            "given with 80 % about 80 % are right. No image gets another first answer. Default: if there are at least "
+            help="Calibrate the probabilities on labelled images that the gate does not use, so that about 80 % of the "
+            "answers given with 80 % are right. The top-1 class never changes. Default: if there are at least "
             f"{FEWEST_HELD_OUT} such images."
         ),
     ] = None
@@ -98,7 +98,7 @@ class ExportConfig:
         Option(
             min=0.0,
             max=0.5,
-            help="Share of familiar images that may be refused with abstain=true; found on the same images. "
+            help="Share of familiar images that may be refused with abstain=true; measured on the same images. "
             f"Default: {FALSE_REFUSALS}.",
         ),
     ] = None
@@ -114,37 +114,36 @@ class ExportConfig:
 
     max_batch_size: Annotated[
         int | None,
-        Option(min=1, help="Most images that Triton computes at once. Default: 32 on processors, 128 on a GPU."),
+        Option(min=1, help="Most images that Triton computes at once. Default: 32 on a CPU, 128 on a GPU."),
     ] = None
     instances: Annotated[
         int | None,
         Option(
             min=1,
-            help="Copies of the model that compute side by side, per GPU if there is one. Default: 1 for a plan, else "
-            "2: "
-            "with one, the embedded Triton sometimes wakes half a second late for a lone request.",
+            help="Copies of the model that compute in parallel, per GPU if there is one. Default: 1 for a plan, else "
+            "2: with one, the embedded Triton sometimes wakes half a second late for a single request.",
         ),
     ] = None
     threads: Annotated[
         int,
         Option(
             min=0,
-            help="CPU threads of each instance. 0: an equal share of the cores, and all of them for a lone request to "
-            "an unquantized model on OpenVINO; one on a GPU. Set 1 if other programs keep the cores busy.",
+            help="CPU threads of each instance. 0: an equal share of the cores, and all of them for a single request "
+            "to an unquantized model on OpenVINO; one on a GPU. Set 1 if other programs keep the cores busy.",
         ),
     ] = 0
     queue_delay_us: Annotated[
         int,
         Option(
             min=0,
-            help="Microseconds that Triton waits for a fuller batch. Above 0, every lone request waits that long.",
+            help="Microseconds that Triton waits for a fuller batch. Above 0, every single request waits that long.",
         ),
     ] = 0
     queue_size: Annotated[
         int | None,
         Option(
             min=1,
-            help="Requests that may wait before Triton refuses more. Default: 256 on processors, 4096 on a GPU.",
+            help="Requests that may wait before Triton refuses more. Default: 256 on a CPU, 4096 on a GPU.",
         ),
     ] = None
     queue_timeout_ms: Annotated[
@@ -176,7 +175,9 @@ class ExportConfig:
         if self.false_refusals is not None and self.calibrate is False:
             raise ValueError("--false-refusals is found with the probabilities: drop it, or --no-calibrate")
         if self.explain and self.engine in PLAN_ENGINES:
-            raise ValueError("--explain runs on ONNX Runtime: export it with another --engine, under the same --name")
+            raise ValueError(
+                "--explain runs on ONNX Runtime: export it separately with another --engine, under the same --name"
+            )
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
             raise ValueError(f"--name {self.name!r}: must match {MODEL_NAME.pattern}")
 
@@ -192,7 +193,7 @@ class ExportConfig:
 
     @property
     def plans(self) -> Path:
-        """Where plans go that no Triton may load: beside the repository, because it takes every folder for a model."""
+        """Folder for plans that Triton must not load: next to the repository, where every folder is a model."""
         return (folder := self.repository.resolve()).with_name(f"{folder.name}.plans")
 
 

@@ -25,7 +25,7 @@ from deit.preprocessing import Preprocessing
 from deit.tensorrt_plan import cuda_settings, plan_settings, profiles_for
 from export.config import GPU_ENGINES, PLAN_ENGINES, ExportConfig
 
-# Images that Triton joins into one batch on processors. They run 8 at once as fast as more, and the larger a batch, the
+# Images that Triton joins into one batch on CPUs. They run 8 at once as fast as more, and the larger a batch, the
 # later its answers: with 32 requests in flight, batches of up to 32 doubled the p99. A request with more images is
 # still one batch.
 BATCH_ON_PROCESSORS = 8
@@ -76,7 +76,7 @@ def model_config(
     """The configuration without the model's name and version, which publishing adds.
 
     Args:
-        backend, on_gpu, file: who runs the model and where, and the file in the version's folder.
+        backend, on_gpu, file: what runs the model and where, and the file in the version's folder.
         backend_parameters: by the names of NVIDIA's native backend.
         verification: summary of the gate's report.
         further_outputs: shapes of one image's, by name.
@@ -105,10 +105,10 @@ def model_config(
     policy.allow_timeout_override = True
     policy.max_queue_size = scheduling.queue_size
 
-    # Where the gate judged it, on each GPU that Triton sees. KIND_AUTO would let it go to a GPU that nobody judged it
-    # on, or from a GPU to the CPU. With one instance and a queue policy the batcher of Triton 2.51 misses the request
-    # that comes between the end of an execution and the release of its instance, and sleeps on for 500 ms; 2.72 names
-    # the fix of such a starvation in its notes.
+    # Where the gate judged it, on each GPU that Triton sees. KIND_AUTO could run it on another kind of device, such as
+    # the CPU. With one instance and a queue policy the batcher of Triton 2.51 misses the request that comes between the
+    # end of an execution and the release of its instance, and sleeps on for 500 ms; the notes of 2.72 mention a fix of
+    # such a starvation.
     if not on_gpu:
         config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=scheduling.instances)
     elif backend == "tensorrt":

@@ -30,7 +30,7 @@ class Engine:
         backend: Triton's backend: "onnxruntime", "openvino" or "tensorrt"; or "tensorrt-rtx", for which Triton has
             none.
         precision: of the graph.
-        on_gpu: it computes on the GPU and nowhere else: a plan, or ONNX Runtime's CUDA provider.
+        on_gpu: it computes only on the GPU: a plan, or ONNX Runtime's CUDA provider.
         capability: compute capability that a TensorRT-RTX plan is built for, such as "sm89".
         bf16: whether what the graph leaves in float32 may run in bfloat16 (OpenVINO alone).
         threads: CPU threads of one instance; 0: an equal share of the cores, served at least that; one on a GPU.
@@ -116,12 +116,12 @@ def candidates(precision: str, asked: str, capabilities: tuple[str, ...] = ()) -
     """The engines that may run a variant here, best known first.
 
     Args:
-        asked: one of `config.ENGINES`; "auto" is those of processors, so a GPU is used only when it was asked for.
+        asked: one of `config.ENGINES`; "auto" is those for CPUs, so a GPU is used only on request.
         capabilities: of the GPUs that "tensorrt-rtx" builds plans for. If this machine's GPU is not among them, the
-            graph is run instead of the plans, on a processor.
+            graph is run instead of the plans, on a CPU.
 
     Raises:
-        RepositoryError: none of them can, and why.
+        RepositoryError: none of them can run it; the message says why.
     """
     if asked == "tensorrt":
         from export.tensorrt_plan import refuse_without_gpu
@@ -143,13 +143,13 @@ def candidates(precision: str, asked: str, capabilities: tuple[str, ...] = ()) -
     if asked != "onnxruntime" and not has_openvino():
         if asked == "openvino" or precision == "bf16":
             raise RepositoryError(
-                f"{precision} on a processor runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
+                f"{precision} on a CPU runs on OpenVINO, which is not installed; {how_to_install('openvino')}"
             )
         openvino = []
     found = {"auto": openvino + onnxruntime_, "openvino": openvino, "onnxruntime": onnxruntime_}[asked]
     if not found:
         raise RepositoryError(
-            "ONNX Runtime has no bfloat16 products for processors, so it cannot run this variant here: take "
+            "ONNX Runtime has no bfloat16 products for CPUs, so it cannot run this variant here: use "
             "--engine openvino, or --engine cuda or tensorrt on a machine with a GPU"
         )
     return found
@@ -211,7 +211,7 @@ def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, b
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-        "ENABLE_CPU_PINNING": False,  # instances are processes that know nothing of each other's pins
+        "ENABLE_CPU_PINNING": False,  # instances are processes that do not see each other's pinning
     }
     try:
         compiled = core.compile_model(core.read_model(onnx_file), "CPU", settings)

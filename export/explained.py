@@ -1,4 +1,4 @@
-"""A second graph of a model, which looks inside it: where both tokens look, and what they have gathered.
+"""A second graph of a model, which explains it: where both tokens look, and their features.
 
 Where a token looks is found by attention rollout (Abnar and Zuidema, arXiv:2005.00928): in each block the attention,
 averaged over its heads, and the residual connection pass half each on, and the products of all blocks trace a token at

@@ -55,7 +55,7 @@ def publish_explaining(
         run, expected, "fp32", engine.title, largest_batch=scheduling.max_batch_size, on_gpu=engine.on_gpu
     )
     if judgement.failures:
-        raise RepositoryError(f"its answers are not PyTorch's: {'; '.join(judgement.failures)}")
+        raise RepositoryError(f"its answers differ from PyTorch's: {'; '.join(judgement.failures)}")
     further = tuple(explained.further_outputs)
     ours = engine.load(onnx_file, further)(images[:REFERENCE_BATCH])
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from export.engines import Engine
 from export.gate import Judgement, thresholds
 
 CLEARLY_FASTER = 1.1
-"""Times ONNX Runtime's rate, for another engine to be published: rates of one engine differ by less between runs."""
+"""Another engine is published only above this many times ONNX Runtime's rate; runs of one engine differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def summary(candidate: Candidate) -> dict[str, Any]:
 
 
 def as_json(candidates: list[Candidate], published: Candidate) -> dict[str, Any]:
-    """Everything: the thresholds, each candidate, and which one is published."""
+    """The complete report: the thresholds, each candidate, and which one is published."""
     return {
         "thresholds": asdict(thresholds(published.judgement.precision, on_gpu=published.engine.on_gpu)),
         "published": candidates.index(published),

@@ -1,4 +1,4 @@
-"""Fits the probabilities of a classifier to held-out images, and finds where it is out of its depth."""
+"""Fits the probabilities of a classifier to held-out images, and finds the entropy of unfamiliar images."""
 
 import io
 import logging
@@ -71,18 +71,18 @@ def fit_confidence(
     preprocessing: Preprocessing,
     config: ExportConfig,
 ) -> Confidence | None:
-    """Fit `classifier` to labelled images that the gate does not judge on: from then on it gives those probabilities.
+    """Fit `classifier` to labelled images that the gate does not use; afterwards it gives the fitted probabilities.
 
     Args:
         expected: its own answers to the gate's images, on which the errors are reported.
         images: those to fit to; None if there are none.
 
     Returns:
-        None if there are too few such images, or nothing fits their labels, or `config` does not want it; the
-        classifier stays as it is.
+        None if there are too few such images, or nothing fits their labels, or `config` turns this off; the
+        classifier is unchanged.
 
     Raises:
-        DataError: `config` asks for it, and it cannot be done; or too many images are damaged.
+        DataError: `config` requires it, and it cannot be done; or too many images are damaged.
     """
     if config.calibrate is False:
         return None
@@ -94,7 +94,7 @@ def fit_confidence(
         )
         if config.calibrate:
             raise DataError(f"{finding}: add images, or leave --calibrate out")
-        logger.info("%s: they stay the model's own", finding)
+        logger.info("%s: the probabilities stay uncalibrated", finding)
         return None
     logger.info("fitting the probabilities to %d images", count)
     probabilities, labels = answers(classifier, images, preprocessing)
@@ -131,7 +131,7 @@ def fit_confidence(
 
 
 def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:
-    """What the fitted classifier answers, from what it answered before."""
+    """The fitted classifier's answers, computed from its answers before."""
     return replace(
         expected,
         outputs=fitted_outputs(classifier, expected.outputs),

@@ -2,7 +2,7 @@
 
 `Attention` of ONNX opset 23 is flash attention in ONNX Runtime's CUDA provider and in TensorRT: the scores, which for
 DeiT are as large as the tokens, never reach the GPU's memory. It takes queries, keys and values as the product gives
-them, (N, tokens, width), so nothing is transposed. Processors run the separate products of export/served.py faster.
+them, (N, tokens, width), so nothing is transposed. CPUs run the separate products of export/served.py faster.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The gate: what a variant must show on real images before it may enter a model repository.
+"""The gate: the comparison on real images that a variant must pass to enter a model repository.
 
 A variant is judged on the engine that will serve it, against PyTorch in float32, on images that its calibration did not
 see.
@@ -21,7 +21,7 @@ BATCH_SIZES = (1, 7)  # and the largest: the graph must not have taken the examp
 SMALLEST_CROWD = 32
 REFERENCE_BATCH = 32
 NEIGHBOURS = 8
-"""Images that are tried alone as well as inside a batch."""
+"""Images that run both alone and inside a batch."""
 
 # A row of probabilities adds up to 1 in float32, the type of the outputs in every precision.
 LARGEST_SUM_ERROR = 1e-4
@@ -32,9 +32,9 @@ class Thresholds:
     """What a precision may lose.
 
     Attributes:
-        agreement: smallest share of images that keep PyTorch's first answer.
+        agreement: smallest share of images that keep PyTorch's top-1 class.
         difference: largest difference of a probability from PyTorch's; None: any.
-        neighbours: largest difference of a probability that the other images of a batch make.
+        neighbours: largest difference of a probability that the other images of a batch may cause.
         top1_loss: largest loss of top-1 on labelled images.
     """
 
@@ -46,7 +46,7 @@ class Thresholds:
 
 # fp32: float32 on both sides; engines fuse operators, which moves the last bits, while a wrong transpose, a missing
 # normalisation or averaged logits move probabilities by more than 1e-2.
-# neighbours: in half precision another batch size takes another kernel, which rounds sums at other places.
+# neighbours: in half precision another batch size uses another kernel, which rounds sums at other places.
 THRESHOLDS = {
     "fp32": Thresholds(agreement=1.0, difference=1e-5, neighbours=1e-5, top1_loss=0.0),
     "fp16": Thresholds(agreement=0.995, difference=None, neighbours=5e-3, top1_loss=0.005),
@@ -54,17 +54,17 @@ THRESHOLDS = {
     "int8": Thresholds(agreement=0.97, difference=None, neighbours=5e-3, top1_loss=0.005),
 }
 
-# On processors the sums of an image are the same in every batch, so that only scales found anew for each batch let
-# neighbours in. GPUs take another kernel for another batch, which sums in another order. The last bit of a float32 then
+# On CPUs the sums of an image are the same in every batch, so only scales that are computed for each batch let
+# neighbours in. GPUs use another kernel for another batch, which sums in another order. The last bit of a float32 then
 # decides some roundings to int8, and one such step is a hundred thousand times as large. With the inputs of every
 # QuantizeLinear of DeiT-Ti moved by 6e-8, 1e-6 and 1e-4 of their value, the probabilities of 64 photographs moved by up
 # to 0.056, 0.090 and 0.089: as much as int8 itself costs (0.13), however small the cause. On an H200 it was 0.05.
-# `quantization.GPU_METHODS` has no scales that are found anew.
+# `quantization.GPU_METHODS` has no scales that are computed for each batch.
 INT8_NEIGHBOURS_ON_GPU = 1e-1
 
 
 def thresholds(precision: str, *, on_gpu: bool = False) -> Thresholds:
-    """What `precision` may lose on processors or on a GPU."""
+    """What `precision` may lose on CPUs or on a GPU."""
     allowed = THRESHOLDS[precision]
     return replace(allowed, neighbours=INT8_NEIGHBOURS_ON_GPU) if on_gpu and precision == "int8" else allowed
 
@@ -89,12 +89,12 @@ class Judgement:
     """What the gate found for one variant on one engine.
 
     Attributes:
-        precision, engine: the variant, and who ran it.
+        precision, engine: the variant, and the engine that ran it.
         images: real images that were compared.
         max_difference: largest difference of any probability of any output from PyTorch's.
-        agreement: share of the images that keep PyTorch's first answer.
+        agreement: share of the images that keep PyTorch's top-1 class.
         top1, reference_top1: on the same images; None without labels.
-        neighbours: largest difference between an image asked alone and inside the largest batch.
+        neighbours: largest difference between an image computed alone and inside the largest batch.
         extremes: largest difference on an image all 0, all 255 and noise.
         failures: why it may not be published, in sentences; empty when it may.
     """
@@ -170,7 +170,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
     if not found.agreement >= allowed.agreement:
         changed = round((1 - found.agreement) * found.images)
         yield (
-            f"{changed} of {found.images} images change their first answer: {found.agreement:.2%} agree, "
+            f"{changed} of {found.images} images change their top-1 class: {found.agreement:.2%} agree, "
             f"{allowed.agreement:.2%} must"
         )
     if allowed.difference is not None and not max(found.max_difference, found.extremes) < allowed.difference:
@@ -188,7 +188,7 @@ def _failures(found: Judgement, allowed: Thresholds) -> Iterator[str]:
     if found.top1 is not None and found.reference_top1 is not None:
         loss = found.reference_top1 - found.top1
         if not loss <= allowed.top1_loss + 1e-9:
-            yield f"top-1 falls by {100 * loss:.2f} points, allowed are {100 * allowed.top1_loss:.1f}"
+            yield f"top-1 falls by {100 * loss:.2f} points, allowed: {100 * allowed.top1_loss:.1f}"
 
 
 def _parts(count: int, sizes: tuple[int, ...]) -> Iterator[slice]:

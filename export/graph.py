@@ -33,7 +33,7 @@ def export_graph(
     example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with warnings.catch_warnings():
-            # torch 2.14 warns about its own use of deprecated internals while it exports; nothing in our hands
+            # torch 2.14 warns about its own use of deprecated internals while it exports; we cannot change that
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 classifier.eval(),

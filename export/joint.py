@@ -1,4 +1,4 @@
-"""The graph that is served: pixels in, the joint decision of both heads out."""
+"""The served graph: pixels in, the joint answer of both heads out."""
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class JointClassifier(nn.Module):
         return self.outputs(*head_logits(self.model, self.pixels(images)))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the model reads of the images."""
+        """The model's input for the images."""
         pixels = images.float()  # the cast first: TensorRT does nothing else with uint8
         return pixels.permute(0, 3, 1, 2) * self.scale + self.shift if self.normalises else pixels
 

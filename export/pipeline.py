@@ -55,8 +55,8 @@ def export_models(config: ExportConfig) -> list[Path]:
     """Publish the precisions that `config` names and that pass the gate, and return the folders of their versions.
 
     Raises:
-        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. What passed is
-        published; what did not is named with the reason.
+        DeitError: the model cannot be loaded, exported or published, or a precision does not pass. Those that
+        passed are published; the message names the others with the reason.
     """
     engines = {precision: candidates(precision, config.engine, config.capabilities) for precision in config.precisions}
     source = load_source(config)
@@ -82,7 +82,7 @@ def export_models(config: ExportConfig) -> list[Path]:
         columns=Columns(config.image_column, config.label_column),
     )
     if sample.labels is None:
-        logger.warning("%s gives no labels to judge by: top-1 is not part of the gate", config.images)
+        logger.warning("%s has no labels, so the gate does not check top-1", config.images)
     expected = reference(classifier, sample.images, sample.labels)
     confidence = fit_confidence(classifier, expected, held_out, source.preprocessing, config)
     if confidence is not None:
@@ -96,7 +96,7 @@ def export_models(config: ExportConfig) -> list[Path]:
             try:
                 found = _judged(precision, engines[precision], classifier, expected, calibration, config, Path(scratch))
             except RepositoryError as error:
-                refused.append(f"for it does not run here: {precision}: {error}")
+                refused.append(f"because it does not run here: {precision}: {error}")
                 continue
             measured = [candidate for _, candidate in found]
             best = findings.best(found)
@@ -107,7 +107,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                     for each in measured
                     for failure in each.judgement.failures
                 )
-                refused.append(f"for its answers are not PyTorch's: {'; '.join(reasons)}")
+                refused.append(f"because its answers differ from PyTorch's: {'; '.join(reasons)}")
                 if config.engine == "tensorrt-rtx":
                     drop_plans(precision, source, config)
                 continue
@@ -129,7 +129,7 @@ def export_models(config: ExportConfig) -> list[Path]:
             try:
                 folders.append(publish_explaining(classifier, expected, source, config, confidence, Path(scratch)))
             except RepositoryError as error:
-                refused.append(f"for it cannot be explained: {error}")
+                refused.append(f"because it cannot be explained: {error}")
     if refused:
         raise RepositoryError(
             f"not {outcome}, {'; '.join(refused)}. {outcome.capitalize()}: {', '.join(map(str, folders)) or 'nothing'}"
@@ -170,7 +170,7 @@ def _judged(
                         profiles=profiles_for(scheduling.max_batch_size),
                     )
                 run = engine.load(onnx_file, classifier.output_names)
-            except RepositoryError as error:  # another form of the graph may do
+            except RepositoryError as error:  # another form of the graph may work
                 logger.warning("%s %s: %s", precision, method, error)
                 unloadable.append(error)
                 continue

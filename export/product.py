@@ -1,4 +1,4 @@
-"""A linear layer in a precision of its own, the part from which served blocks are built."""
+"""A linear layer with its own precision, the part from which served blocks are built."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Writes what the gate let through: a version in the model repository, or plans next to the repository."""
+"""Writes a graph that passed the gate: as a version in the model repository, or as plans next to it."""
 
 import json
 import logging
@@ -40,11 +40,11 @@ REFERENCE_IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """What the gate let through.
+    """A graph that passed the gate.
 
     Attributes:
-        onnx_file, best: the graph, and how it did.
-        measured: all that were judged in this precision.
+        onnx_file, best: the graph, and its findings.
+        measured: all candidates that were judged in this precision.
         answers: of `reference_answers`.
         confidence: how the probabilities were fitted; None if they are the model's own.
         further_outputs: those of a graph that explains, with the shape of one image's; empty for all others.
@@ -62,13 +62,13 @@ class Passed:
 
     @property
     def name(self) -> str:
-        """Of the model that is published."""
+        """Name of the published model."""
         if self.further_outputs:
             return explaining_name(self.source, self.config)
         return model_name(self.best.judgement.precision, self.source, self.config)
 
     def write_findings(self, folder: Path, *, outcome: str = "published", note: str = "") -> None:
-        """What travels with a version or a plan: reference answers, provenance and the gate's report."""
+        """Write the files kept with a version or a plan: reference answers, provenance and the gate's report."""
         best, measured = self.best, self.measured
         np.savez_compressed(folder / REFERENCE_FILE, **self.answers)
         (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(self.provenance), indent=2) + "\n")
@@ -159,7 +159,7 @@ def keep_plans(passed: Passed) -> list[Path]:
 
 
 def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> None:
-    """Remove what `keep_plans` made before for the same GPUs: no plan stays of a model that the gate refuses."""
+    """Remove earlier plans of `keep_plans` for the same GPUs, so that none remains of a model that the gate refuses."""
     for capability in config.capabilities:
         target = config.plans / model_name(precision, source, config) / capability
         if removed_folder(target):
@@ -167,7 +167,7 @@ def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> No
 
 
 def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> str:
-    """Of the model that a precision is published as."""
+    """Name of the model that a precision is published as."""
     name = config.name or source.architecture
     return name if precision == "fp32" else f"{name}_{precision}"
 

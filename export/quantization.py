@@ -2,11 +2,11 @@
 
 Weights have a scale for each output channel. "static" writes the scales of the activations into the graph as
 QuantizeLinear and DequantizeLinear (Q/DQ), which ONNX Runtime, OpenVINO and TensorRT read; "mixed" does so but for the
-products that read GELU's output, whose few large values make every step coarse; "dynamic" lets ONNX Runtime find the
-scales anew for each batch, so that an image's answer depends on its neighbours.
+products that read GELU's output, whose few large values make every step coarse; "dynamic" lets ONNX Runtime compute
+the scales for each batch, so that an image's answer depends on its neighbours.
 
-For processors activations are uint8 with a zero point, which uses all steps and which their instructions multiply. For
-GPUs both sides are int8 around zero: TensorRT takes no other zero point (https://github.com/NVIDIA/TensorRT/issues/4698).
+For CPUs activations are uint8 with a zero point, which uses all steps and which their instructions multiply. For GPUs
+both sides are int8 around zero: TensorRT accepts no other zero point (https://github.com/NVIDIA/TensorRT/issues/4698).
 """
 
 import logging
@@ -44,7 +44,7 @@ def quantize(
     Args:
         images: to find the ranges of the activations on, uint8 (N, H, W, 3); other images than those of the gate.
         method: one of METHODS, or of GPU_METHODS when `symmetric`.
-        symmetric: all zero points are 0, as GPUs want them.
+        symmetric: all zero points are 0, as GPUs require.
     """
     weights = weighted_products(onnx_file, after_gelu=method != "mixed")
     with tempfile.TemporaryDirectory() as scratch, _without_advice():

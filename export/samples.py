@@ -52,10 +52,10 @@ def load_samples(
 ) -> tuple[Sample, Sample | None, LabelledImages | None]:
     """Images to judge on; if something `calibrates`, others to calibrate on; and those held out to fit probabilities.
 
-    A data set is judged on its test split and calibrated on its train split; one without gives every fourth of its
-    images, at most 64, to calibration. So does one that has nothing but training images. Held out are up to 2048 of the
-    test split that serve neither, if they have labels of the model's classes: a model is too sure of the images that it
-    was trained on.
+    With a data set, these are images of its test split, calibrated on its train split; without both splits, every
+    fourth image, at most 64, is for calibration. Up to 2048 other images of the test split are held out, if they have
+    labels of the model's classes: a model is overconfident on the images
+    that it was trained on.
 
     Args:
         path: a data set, a parquet or tar file, or a folder with image files.
@@ -77,9 +77,9 @@ def load_samples(
             None,
         )
     test, train = _only_train(path, columns), None
-    if test is not None:  # accuracy on training images would flatter the model
+    if test is not None:  # accuracy on training images would be too high
         label_names = None
-        logger.info("%s has no split to test on: PyTorch and the graph are compared on its training images", path)
+        logger.info("%s has no test split: PyTorch and the graph are compared on its training images", path)
     else:
         test = open_images(path, "test", columns)
         if label_names is not None:
@@ -164,11 +164,11 @@ def leave_out(error: DataError, *, damaged: int, of: int) -> None:
     """Log that an image cannot be decoded. Raises DataError if it is one too many."""
     logger.warning("%s; it is left out", error)
     if damaged > max(LARGEST_CORRUPT_SHARE * of, 1):
-        raise DataError(f"{damaged} of {of} images are damaged, such as {error}: mend or remove them") from error
+        raise DataError(f"{damaged} of {of} images are damaged, such as {error}: repair or remove them") from error
 
 
 def _refuse_too_few(path: Path, found: int, count: int | None) -> None:
     if count is not None and found < count:
-        raise DataError(f"{path} has {found} images, {count} are asked for: add images, or lower --parity-images")
+        raise DataError(f"{path} has {found} images, {count} are needed: add images, or lower --parity-images")
     if not found:
         raise DataError(f"{path} has no images to compare on")

@@ -1,11 +1,11 @@
-"""The form of the model that is exported: the same function with less work, in the precision that is asked for.
+"""The form of the model that is exported: the same function with less work, in the requested precision.
 
 - Normalisation is folded into the patch embedding's weights: it is a convolution without padding, so this is exact. And
   its patches do not overlap, so it is a product of patches by weights, which engines run faster and which int8 covers.
 - The last block computes only the tokens that the heads read; it still attends to all. Exact, and 7 % of a DeiT's work.
 - Queries, keys and values are separate products and the attention's factor is part of the queries' weights, so that no
   tensor is sliced or scaled.
-- In half precision the products and GELU run in it, and what a ViT cannot bear in it stays in float32: LayerNorm,
+- In half precision the products and GELU run in it, and what would lose too much accuracy stays in float32: LayerNorm,
   softmax, the patch embedding (2 % of the work), the residual stream and the heads
   (https://github.com/NVIDIA/TensorRT/issues/2709). The casts are part of the graph, because TensorRT 11 computes in the
   types that it reads and has no other setting.

@@ -1,4 +1,4 @@
-"""How fast engines run a graph on this machine, side by side as Triton's instances do."""
+"""Measures engines on this machine, with several instances in parallel as in Triton."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ WARM_UPS = 2
 
 
 def images_per_s(engines: list[list[Infer]], batch: npt.NDArray[np.uint8]) -> list[float]:
-    """The median rate of each engine over interleaved rounds, so that a busy moment of the machine hits all alike.
+    """The median rate of each engine over interleaved rounds, so that a busy moment of the machine affects all alike.
 
     Args:
         engines: the instances of each engine, which run at the same time.

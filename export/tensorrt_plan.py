@@ -31,7 +31,7 @@ TYPED = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16, "i
 
 
 def refuse_other_precision(onnx_file: Path, precision: str) -> None:
-    """Raises RepositoryError when the graph is not typed in the precision: TensorRT would build what it reads."""
+    """Raises RepositoryError when the graph is not typed in the precision: TensorRT builds in the graph's types."""
     graph = onnx.load(onnx_file, load_external_data=False).graph
     types = {tensor.data_type for tensor in graph.initializer}
     lower = {name for name, number in TYPED.items() if number in types}
@@ -95,7 +95,7 @@ def write_plan(plan: Path, serialized: bytes, built: Fingerprint) -> None:
 
 
 def _build(tensorrt: Any, onnx_file: Path, *, profiles: tuple[Profile, ...], cache: Path) -> tuple[bytes, str]:
-    """The plan, and what TensorRT's inspector says of its layers."""
+    """The plan, and the report of TensorRT's inspector on its layers."""
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     builder = tensorrt.Builder(logger)
     network, _parser = read_network(tensorrt, builder, logger, onnx_file)
@@ -144,7 +144,7 @@ def builder_config(tensorrt: Any, builder: Any, network: Any, profiles: tuple[Pr
 def check_inspection(report: str, precision: str) -> None:
     """Raises RepositoryError when no layer of the built plan computes in the precision that was asked for.
 
-    A plan that is silently float32 answers well and is half as fast: https://github.com/roboflow/rf-detr/issues/1453.
+    A plan that is silently float32 gives right answers at half the speed: https://github.com/roboflow/rf-detr/issues/1453.
 
     Args:
         report: the engine inspector's JSON.

@@ -2,8 +2,8 @@
 
 TensorRT-RTX is a separate library from TensorRT. It builds a plan for a named compute capability in seconds, on any
 machine, without a GPU or a driver; the GPU chooses its kernels when it first runs the plan. Only a GPU can run a plan.
-All that is known of a plan built elsewhere is that NVIDIA's parser and builder accepted the graph, in its types and
-with attention fused where it is one operator: the builder refuses such an operator if it has no kernel for it.
+A plan built on another machine shows only that NVIDIA's parser and builder accepted the graph, in its types and with
+attention fused where it is one operator: the builder refuses such an operator if it has no kernel for it.
 
 https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
 """

@@ -1,4 +1,4 @@
-"""A plan on the GPU, to judge it. Memory is torch's, so no other library for CUDA is needed."""
+"""Runs a plan on the GPU, to judge it. torch allocates the memory, so no other CUDA library is needed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ def load_plan(
     """Runs the plan on uint8 images (N, H, W, 3); `outputs` are all that it has.
 
     Raises:
-        RepositoryError: TensorRT does not take the plan.
+        RepositoryError: TensorRT does not load the plan.
     """
     import torch
 

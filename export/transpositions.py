@@ -1,6 +1,6 @@
-"""Where a graph for processors transposes, which no formula says and which takes 5 % of an int8 engine's time.
+"""Moves the transpositions of a graph for CPUs, which take 5 % of an int8 engine's time.
 
-The numbers stay the same, and less is copied: int8 on OpenVINO takes 3 to 6 % less processor time (docs/export.md).
+The results stay the same, and less is copied: int8 on OpenVINO takes 3 to 6 % less processor time (docs/export.md).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """One of several gateways, started by serving/supervisor.py: `python -m serving.gateway_process`.
 
-It reads its task from standard input, and learns from Triton which models there are, as with a Triton elsewhere.
+It reads its task from standard input, and learns from Triton which models there are, as with an external Triton.
 """
 
 import os
@@ -39,7 +39,7 @@ def main() -> None:
     )
 
     def drain_once(number: int, frame: object) -> None:
-        """Ignore a second SIGTERM: the supervisor may send one, and so may whoever ends the process group."""
+        """Ignore a second SIGTERM: one may come from the supervisor and one from a signal to the process group."""
         if not server.should_exit:
             GatewayServer.handle_exit(server, number, frame)
 

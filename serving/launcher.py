@@ -1,7 +1,7 @@
 """`deit serve`: Triton and the gateway, and `deit triton`: Triton alone. They start in order and end together.
 
 SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has, then Triton stops. A second one ends
-everything at once. SIGHUP: `deit serve` reads a file of API keys anew, and ends as with SIGTERM where there is none.
+everything at once. SIGHUP: `deit serve` reads its file of API keys again, and ends as with SIGTERM if there is none.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from serving.settings import ServeSettings, StandaloneSettings
 logger = logging.getLogger(__name__)
 
 GARBAGE_THRESHOLD = 20_000
-"""Objects that came and did not go, after which Python looks for cycles among the youngest."""
+"""Number of new objects still alive after which Python looks for cycles among the youngest."""
 
 LOOK_EVERY_S = 0.1
 
@@ -60,13 +60,13 @@ BANNER = """
 ********************************************************************************
   This is the Triton of a Python package: version 2.51 of October 2024, without
   two years of security fixes. It listens on {address}.
-  Keep it on a network that only the gateway can reach. For production there is
+  Keep it on a network that only the gateway can reach. For production use
   NVIDIA's image, 26.07 or later: docs/deploy.md
 ********************************************************************************"""
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C: the first is noted, and heeded where that is safe; the second raises KeyboardInterrupt.
+    """SIGTERM or Ctrl-C: the first is noted, and obeyed where that is safe; the second raises KeyboardInterrupt.
 
     Python's own handler raises at once, in the middle of whatever runs, such as the constructor of a gRPC client.
     """
@@ -89,10 +89,10 @@ class StopSignal:
 
 
 def serve(settings: ServeSettings) -> None:
-    """Return when a signal asked for the end.
+    """Return after a signal to stop.
 
     Raises:
-        ServingError, RepositoryError: something stands in the way, or Triton failed too often.
+        ServingError, RepositoryError: the server cannot start, or Triton failed too often.
     """
     stop = StopSignal()
     allow_open_files()
@@ -121,10 +121,10 @@ def serve(settings: ServeSettings) -> None:
 
 
 def run_triton(settings: StandaloneSettings) -> None:
-    """The embedded Triton alone, for a container of its own behind `deit serve --triton-url`.
+    """The embedded Triton alone, for a separate container behind `deit serve --triton-url`.
 
-    It is watched as `deit serve` watches it. Whatever is lost ends the process, and the container's restart policy
-    starts it anew. Returns when a signal asked for the end.
+    It is watched as `deit serve` watches it. Any loss ends the process, and the container's restart policy starts it
+    again. Returns after a signal to stop.
 
     Raises:
         ServingError, RepositoryError: Triton cannot be started, or it or a model of it died or hangs.
@@ -155,7 +155,7 @@ async def watch(
     *,
     probe_timeout_s: float = PROBE_TIMEOUT_S,
 ) -> None:
-    """Return never: a signal raises KeyboardInterrupt, a loss ServingError."""
+    """Never returns: a signal raises KeyboardInterrupt, a loss ServingError."""
     client = TritonClient(url)
     readiness = Readiness(client, models.values(), probe_timeout_s=probe_timeout_s)
     try:
@@ -174,7 +174,7 @@ def loaded_models(
     """The models of the first of these Tritons that has loaded them.
 
     Raises:
-        KeyboardInterrupt: a signal asked for the end.
+        KeyboardInterrupt: a signal asked to stop.
         ServingError: Triton ended, or was not ready in time; it serves no such model; or it cannot decode and should.
     """
 
@@ -211,7 +211,9 @@ def gateway_server(
     candidates = settings.candidates
     check_candidates(candidates, discovered)
     companions: list[Companion] = []
+    shared_memory_key = settings.shared_memory_key.text if settings.shared_memory_key else None
     if triton is not None:
+        shared_memory_key = triton.shared_memory_key
         companions.append(triton.watched)
         if settings.allow_reload:
             path = claim_control_socket(listener.getsockname()[1])
@@ -232,6 +234,7 @@ def gateway_server(
         candidates=candidates,
         capture=None if (folder := settings.capture.folder) is None else Capture(folder, settings.capture, metrics),
         images_per_request=settings.images_per_request,
+        shared_memory_key=shared_memory_key,
         metrics_port=settings.metrics_port,
         logs_requests=settings.log_requests,
         speaks_other_contracts=settings.contracts,
@@ -254,7 +257,7 @@ def triton_of(settings: ServeSettings, stack: ExitStack) -> tuple[EmbeddedTriton
     another; and the address to ask.
 
     Raises:
-        ServingError, RepositoryError: what can be refused before waiting for its models.
+        ServingError, RepositoryError: any error that is known before its models have loaded.
     """
     if settings.triton_url is not None:
         return None, settings.triton_url
@@ -264,6 +267,7 @@ def triton_of(settings: ServeSettings, stack: ExitStack) -> tuple[EmbeddedTriton
         own,
         most_restarts=settings.triton_restarts,
         allow_reload=settings.allow_reload,
+        shared_memory=settings.shared_memory,
         traces_url=traces_url(os.environ),
     )
     return stack.enter_context(triton), f"{LOOPBACK}:{own.ports.grpc}"
@@ -287,18 +291,18 @@ def allow_open_files() -> None:
 
 
 def collect_less_garbage() -> None:
-    """What is loaded by now stays, and a request leaves few cycles behind: looking for them costs more than they do.
+    """Loaded objects stay, and a request leaves few reference cycles behind: collecting them costs more than they do.
 
-    With Python's threshold of 700 objects this took a twentieth of the gateway's time, at most requests a look.
+    With Python's threshold of 700 objects nearly every request caused a collection, a twentieth of the gateway's time.
     """
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 def choose_default(wanted: str | None, names: Sequence[str]) -> str:
-    """The first by name that does not only explain another, unless one is wanted.
+    """The wanted model, else the first by name that does not only explain another.
 
-    Also a model that could not be loaded: another one would answer without a word.
+    Even if that one could not be loaded: otherwise another one would answer silently.
     """
     if wanted is None:
         return next((name for name in names if not name.endswith(EXPLAIN_SUFFIX)), names[0])
@@ -310,7 +314,7 @@ def choose_default(wanted: str | None, names: Sequence[str]) -> str:
 
 
 def on_hangup(settings: ServeSettings, keys: ApiKeys | None) -> Callable[[int, object], None] | None:
-    """What reads the file of keys anew; None where there is none."""
+    """A handler that reads the file of keys again; None if there is no file."""
     if keys is None or settings.api_keys_file is None:
         return None
     from_environment = settings.api_keys.text if settings.api_keys else None

@@ -1,6 +1,6 @@
-"""What the user of `deit serve` and `deit triton` may set. Each option is declared here, once, and checked once.
+"""The options of `deit serve` and `deit triton`. Each is declared here, once, and checked once.
 
-`deit/options.py` makes the command line and the environment variables of it: --max-images and DEIT_MAX_IMAGES.
+`deit/options.py` derives the command line and the environment variables: --max-images and DEIT_MAX_IMAGES.
 """
 
 import ipaddress
@@ -77,7 +77,7 @@ DecodingDevice = Literal["gpu", "cpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class TritonSettings:
-    """What `deit serve` and `deit triton` both set about models and Triton."""
+    """The options about models and Triton that `deit serve` and `deit triton` share."""
 
     model_repository: Annotated[
         Path,
@@ -122,7 +122,7 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost, and all requests together."""
+    """What one request may use, and all requests together."""
 
     max_body_bytes: Annotated[
         int,
@@ -203,7 +203,7 @@ class Limits:
 
 
 DECODER_BYTES = 32 * 2**20
-"""What a decoding process holds while it has nothing to do, and some."""
+"""A little more than the memory of an idle decoding process."""
 
 MOST_DECODERS = 32
 """Above this the gateway, a single process, is the limit."""
@@ -220,7 +220,7 @@ def decoders_for(cores: int, memory_bytes: int | None) -> int:
 
 
 CORES_PER_GATEWAY = 4
-"""Decoding and, if it runs on a processor, the engine keep the other three busy."""
+"""Decoding and, if it runs on the CPU, the engine keep the other three busy."""
 
 GATEWAY_BYTES = 128 * 2**20
 """A generous estimate of what a gateway holds; its decoders come on top."""
@@ -282,8 +282,8 @@ class CaptureSettings:
         Path | None,
         Option(
             "--capture",
-            help="Folder in which a share of the pictures is kept with their answers; unset, none. Set it to look at "
-            "what is asked, if those who ask have agreed.",
+            help="Folder for a share of the pictures and their answers; unset, none are kept. Set it to look at real "
+            "requests, if the callers have agreed.",
             rich_help_panel=CAPTURE,
         ),
     ] = None
@@ -355,7 +355,7 @@ class ServeSettings:
         bool,
         Option(
             "--allow-reload",
-            help="Let `deit models reload` load new versions while the server runs. Leave it off where other users "
+            help="Let `deit models reload` load new versions while the server runs. Leave it off if other users "
             "have accounts on this machine.",
             rich_help_panel=MODELS,
         ),
@@ -364,7 +364,7 @@ class ServeSettings:
         str | None,
         Option(
             metavar="HOST:PORT",
-            help="gRPC address of a Triton elsewhere, such as NVIDIA's container; unset, one is started here. Several, "
+            help="gRPC address of an external Triton, such as NVIDIA's container; unset, one is started here. Several, "
             "separated by commas, or a name with several addresses, are used in turn.",
             rich_help_panel=TRITON,
         ),
@@ -378,6 +378,17 @@ class ServeSettings:
             rich_help_panel=TRITON,
         ),
     ] = None
+    shared_memory: Annotated[
+        bool,
+        Option(
+            "--shared-memory",
+            help="Pass pixels to Triton in shared memory instead of in requests. Set it for a model on a GPU if no "
+            "other users have accounts on this machine. With --triton-url it needs DEIT_SHARED_MEMORY_KEY.",
+            rich_help_panel=TRITON,
+        ),
+    ] = False
+    shared_memory_key: Secret | None = None
+    """The key of an external Triton for --shared-memory, from DEIT_SHARED_MEMORY_KEY only."""
     triton_restarts: Annotated[
         int,
         Option(
@@ -401,8 +412,8 @@ class ServeSettings:
     root_path: Annotated[
         str,
         Option(
-            help="Path under which a proxy offers this server, such as /vision, whether or not the proxy removes it. "
-            "Set it unless the proxy offers the server at its root.",
+            help="Path under which a proxy exposes this server, such as /vision, whether or not the proxy removes it. "
+            "Set it unless the proxy exposes the server at its root.",
             show_default="none",
             rich_help_panel=GATEWAY,
         ),
@@ -447,7 +458,7 @@ class ServeSettings:
         bool,
         Option(
             "--insecure",
-            help="Accept other machines without API keys. Set it only where something else keeps strangers out.",
+            help="Accept other machines without API keys. Set it only if something else keeps strangers out.",
             rich_help_panel=ACCESS,
         ),
     ] = False
@@ -461,7 +472,7 @@ class ServeSettings:
     cors_origins: Annotated[
         str,
         Option(
-            help="Web pages elsewhere whose scripts may send requests, separated by commas, such as "
+            help="Origins of other web pages whose scripts may send requests, separated by commas, such as "
             "https://app.example.org.",
             rich_help_panel=ACCESS,
         ),
@@ -469,8 +480,8 @@ class ServeSettings:
     trusted_proxies: Annotated[
         str,
         Option(
-            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: their "
-            "X-Forwarded-For says in the log who asked. Set it behind a proxy.",
+            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: the log then has "
+            "the caller's address from their X-Forwarded-For. Set it behind a proxy.",
             rich_help_panel=ACCESS,
         ),
     ] = ""
@@ -545,6 +556,16 @@ class ServeSettings:
             for flag, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
                 if port and port in self.triton.ports.by_flag().values():
                     raise wrong(flag, port, "the embedded Triton has this port too; choose another for either")
+        if self.shared_memory_key is not None and (not self.shared_memory or self.triton_url is None):
+            raise ValueError(
+                f"DEIT_SHARED_MEMORY_KEY is for {named('--shared-memory')} with {named('--triton-url')}: set both, or "
+                "drop it"
+            )
+        if self.shared_memory and self.triton_url is not None and self.shared_memory_key is None:
+            raise ValueError(
+                f"{named('--shared-memory')} with {named('--triton-url')} needs the key with which that Triton was "
+                "started in DEIT_SHARED_MEMORY_KEY; docs/serving.md says how to start it"
+            )
         if self.images_per_request is not None and not 1 <= self.images_per_request <= MOST_IMAGES_PER_REQUEST:
             raise wrong(
                 "--images-per-request",

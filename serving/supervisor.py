@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from prometheus_client.multiprocess import mark_process_dead
 
 from deit.errors import ServingError
+from deit.options import Secret
 from serving.embedded import with_parent
 from serving.embedded.run_folder import close_shared_memory
 from serving.embedded.triton import EmbeddedTriton
@@ -58,7 +59,7 @@ PAUSE_AFTER_LOSS_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayTask:
-    """What a gateway is told when it starts.
+    """What a gateway gets when it starts.
 
     Attributes:
         listeners: file descriptors of its sockets, that of --port first.
@@ -70,8 +71,10 @@ class GatewayTask:
     ready: int
 
 
-def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSettings:
-    """The settings of one of `count` gateways in front of that Triton.
+def share_of(
+    settings: ServeSettings, count: int, triton_url: str, shared_memory_key: str | None = None
+) -> ServeSettings:
+    """The settings of one of `count` gateways in front of that Triton, and the key of an embedded one.
 
     Together they keep to the limits, except that each may still take the largest request, and one small image next to a
     large one.
@@ -87,6 +90,7 @@ def share_of(settings: ServeSettings, count: int, triton_url: str) -> ServeSetti
         gateways=1,
         triton=replace(settings.triton, ports=TritonPorts(), decodes_on=None),
         triton_url=triton_url,
+        shared_memory_key=settings.shared_memory_key if shared_memory_key is None else Secret(shared_memory_key),
         limits=limits,
         decoding=Decoding(processes=decoders, mode=settings.decoding.mode),
     )
@@ -145,7 +149,7 @@ class GatewayProcess:
             raise ServingError("a gateway ended before it was ready; the log above says why")
 
     def look(self) -> None:
-        """Start another if it has ended."""
+        """Start a new process if it has ended."""
         process = self._process
         if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
             return
@@ -186,7 +190,7 @@ def supervise(settings: ServeSettings, count: int) -> None:
         discovered = loaded_models(addresses_of(triton_url), triton, stop, timeout_s=timeout_s)
         choose_default(settings.default_model, discovered.names())
         metrics_folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deit-metrics-"))
-        mine = share_of(settings, count, triton_url)
+        mine = share_of(settings, count, triton_url, None if triton is None else triton.shared_memory_key)
         gateways = [GatewayProcess(mine, listeners, metrics_folder) for listeners in sockets]
         close_shared_memory()  # before it holds a caller's picture
         stack.callback(end, gateways, sockets)

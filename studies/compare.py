@@ -81,12 +81,12 @@ def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str
         yield from (comparison.about, "")
     yield from _origin(runs, decided)
     if comparison.claims:
-        yield from ("## What the seeds allow to be said", "")
+        yield from ("## Conclusions", "")
         yield (
-            f"Resolved is what at least {LEAST_SEEDS} seeds agree on, with a 95 % interval of their paired differences "
-            "(Student's) on one side of zero, and with a p below 0.05 over the test images (Student's t-test of each "
-            "image's mean over the seeds). The verdict is on what the paper has; a difference where it has none counts "
-            "as a contradiction."
+            f"A claim is resolved if at least {LEAST_SEEDS} seeds agree, the 95 % interval of their paired differences "
+            "(Student's) is on one side of zero, and p over the test images is below 0.05 (Student's t-test of each "
+            "image's mean over the seeds). The verdict is on the paper's result; a difference where the paper has none "
+            "counts as a contradiction."
         )
         yield ""
         yield from (_sentence(claim, runs, decided) for claim in comparison.claims)
@@ -94,7 +94,7 @@ def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str
     yield from _accuracy(runs, decided)
     yield from _paired(runs, decided)
     if comparison.paper:
-        yield from ("## What the paper has", "", comparison.paper, "")
+        yield from ("## The paper's results", "", comparison.paper, "")
     yield from _settings(runs)
     yield from _cost(runs)
     yield from _disagreement(runs, decided)
@@ -127,19 +127,18 @@ def _commit(run: TrainingRun) -> str:
 
 
 def _sentence(claim: Claim, runs: Runs, decided: Decided) -> str:
-    """The verdict on a claim, from nothing but the data."""
+    """The verdict on a claim, from the data alone."""
     left, right = (_values(side, claim.measure, runs, decided) for side in (claim.left, claim.right))
     difference = PairedDifference(differences=tuple(a - b for a, b in zip(left, right, strict=True)))
     seeds = len(difference.differences)
     how_often = {1: "more often than", 0: "as often as", -1: "less often than"}[claim.sign]
-    what = f"{'is right' if claim.measure == 'top1' else 'decides as its teacher'} {how_often}"
+    what = f"{'is right' if claim.measure == 'top1' else 'agrees with its teacher'} {how_often}"
     if seeds == 1:
         found = f"{100 * difference.mean:+.2f} points in one seed, so without a spread"
     else:
         low, high = (100 * (difference.mean + sign * difference.half_width) for sign in (-1, 1))
-        found = (
-            f"{100 * difference.mean:+.2f} points in the mean of {seeds} seeds, 95 % interval {low:+.2f} to {high:+.2f}"
-        )
+        interval = f"95 % interval {low:+.2f} to {high:+.2f}"
+        found = f"{100 * difference.mean:+.2f} points on average over {seeds} seeds, {interval}"
     chance = None
     if claim.measure == "top1":
         hits = [
@@ -174,8 +173,8 @@ def _paired(runs: Runs, decided: Decided) -> Iterator[str]:
         return
     yield from (f"## Points above {baseline}, seed by seed", "")
     yield (
-        "The read-out is the joint one of two tokens, else the class token's. The interval is Student's, of paired "
-        "differences; what it includes is not resolved."
+        "The read-out is joint for arms with two tokens, else the class token's. The interval is Student's, of paired "
+        "differences; values inside it are not resolved."
     )
     yield ""
     yield from _header(["arm", *(f"seed {seed}" for seed in seeds), "mean", "deviation", "95 % interval"], left=1)
@@ -189,7 +188,7 @@ def _paired(runs: Runs, decided: Decided) -> Iterator[str]:
 
 
 def _settings(runs: Runs) -> Iterator[str]:
-    yield from ("## In what the arms differ", "", "All other settings are equal.", "")
+    yield from ("## Settings that differ between arms", "", "All other settings are equal.", "")
     yield from _header(["setting", *runs], left=1 + len(runs))
     for name, by_arm in differing_settings(runs).items():
         yield _row(f"`{name}`", *("" if by_arm[arm] is None else str(by_arm[arm]) for arm in runs))
@@ -197,7 +196,7 @@ def _settings(runs: Runs) -> Iterator[str]:
 
 
 def _cost(runs: Runs) -> Iterator[str]:
-    yield from ("## Time", "", "As the runs logged it, with whatever else the machine did.", "")
+    yield from ("## Time", "", "As logged by the runs; the machine may have done other work.", "")
     yield from _header(["arm", "training images/s, median", "training time of a run, median"], left=1)
     for arm, by_seed in runs.items():
         speeds = [line["train_images_per_s"] for run in by_seed.values() for line in run.metrics]
@@ -212,7 +211,7 @@ def _disagreement(runs: Runs, decided: Decided) -> Iterator[str]:
     deciders: dict[str, list[Decisions]] = {"label": [decided.labels] * seeds}
     deciders |= {f"teacher {spec}": [decisions] * seeds for spec, decisions in decided.teachers.items()}
     deciders |= {_title(side): decisions for side, decisions in decided.sides().items()}
-    yield from ("## Share of the images decided differently, mean of the seeds", "")
+    yield from ("## Disagreement: share of the images, mean over seeds", "")
     yield from _header(["", *(str(number) for number in range(1, len(deciders) + 1))], left=1)
     largest = 0.0
     for number, (name, ours) in enumerate(deciders.items(), start=1):
@@ -252,13 +251,13 @@ def _cosines(decided: Decided) -> Iterator[str]:
 
 
 def _values(side: str, measure: str, runs: Runs, decided: Decided) -> list[float]:
-    """One number for each seed: how often the side is right, or decides as its teacher."""
+    """One number for each seed: how often the side is right, or agrees with its teacher."""
     if measure == "top1":
         return [float((decisions == decided.labels).mean()) for decisions in _decisions(side, decided)]
     arm = side.partition(":")[0]
     specs = [run.settings["teacher"] for run in runs[arm].values()]
     if None in specs:
-        raise DataError(f"a claim asks how often {side} decides as its teacher, but it has none")
+        raise DataError(f"a claim asks how often {side} agrees with its teacher, but it has none")
     every = zip(_decisions(side, decided), specs, strict=True)
     return [float((decisions == decided.teachers[spec]).mean()) for decisions, spec in every]
 

@@ -69,7 +69,7 @@ def explain_epoch(config: TrainConfig, *, processes: int) -> str:
     if repeats > 1:
         parts = min(repeats, shares.parts)
         lines.append(
-            f"the {repeats} draws of an image follow each other, each with an augmentation of its own, and "
+            f"the {repeats} draws of an image follow each other, each with its own augmentation, and "
             + ("go to one device batch" if parts == 1 else f"go to {parts} device batches of the same step")
         )
     lines += [

@@ -41,7 +41,7 @@ def save_checkpoint(
     # safetensors stores contiguous tensors alone, and --channels-last makes others
     contiguous = deepcopy(model).to(memory_format=torch.contiguous_format)
     size = preprocessing.image_size
-    with _told_when_unwritable(folder), replaced_folder(folder) as temporary:
+    with _explained_when_unwritable(folder), replaced_folder(folder) as temporary:
         save_for_hf(
             contiguous,
             str(temporary),
@@ -140,16 +140,16 @@ def read_pytorch(path: Path) -> dict[str, Any]:
 
 
 def write_pytorch(path: Path, content: dict[str, Any]) -> None:
-    with _told_when_unwritable(path), replacement(path) as temporary:
+    with _explained_when_unwritable(path), replacement(path) as temporary:
         torch.save(content, temporary)
 
 
 @contextmanager
-def _told_when_unwritable(path: Path) -> Iterator[None]:
-    """A full or broken disk becomes one sentence. torch and safetensors report it in three kinds of errors."""
+def _explained_when_unwritable(path: Path) -> Iterator[None]:
+    """Turns a full or broken disk into one sentence. torch and safetensors report it in three kinds of errors."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be written: {error}. What was there before is untouched; make room and go on with --resume"
+            f"{path} cannot be written: {error}. The earlier files are untouched; free space and continue with --resume"
         ) from error

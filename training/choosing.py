@@ -1,4 +1,4 @@
-"""Finds the best epoch of a run and decides whether to stop, by the images that judge the epochs."""
+"""Finds the best epoch of a run and decides whether to stop, by the accuracy after each epoch."""
 
 from typing import Any
 

@@ -22,7 +22,7 @@ class UnlabelledError(DataError):
 
 
 NUMBERS_PER_CLASS = 10
-"""More numbers up to the highest than this for each class that is there are identifiers, not a count."""
+"""If the highest number is above this many times the number of classes, numbers are identifiers, not a count."""
 
 
 def composed(name: str) -> str:
@@ -87,7 +87,7 @@ def class_indices(
 def text_indices(
     texts: Sequence[str], names: tuple[str, ...] | None, source: object
 ) -> tuple[Indices, tuple[str, ...]]:
-    """As `class_indices`, of composed text that is never counted.
+    """As `class_indices`, for composed text that is never read as numbers.
 
     Raises:
         DataError: a class is not named, or two have its name.

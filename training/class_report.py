@@ -1,4 +1,4 @@
-"""What a model gets right and wrong by class, and how far its probabilities can be trusted."""
+"""Accuracy and confusions of a model by class, and the calibration error of its probabilities."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class ClassReport:
     """The report on one read-out, over all images and processes.
 
     Attributes:
-        readout: the one that is reported on: joint, or class for a model with one head.
+        readout: the reported one: joint, or class for a model with one head.
         label_names: of the classes in index order; two may have one name.
         accuracy: top-1 in 0..1 by class index, None for a class without images.
         images: by class index.
@@ -33,7 +33,7 @@ class ClassReport:
 
 
 class ClassTally:
-    """The counts behind a report, summed up batch by batch on the device."""
+    """The counts for a report, summed batch by batch on the device."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""The columns of a data set that hold image and class, for when their types leave a choice. Free of torch."""
+"""The columns of a data set that hold image and class, for data sets whose types leave a choice. Free of torch."""
 
 from dataclasses import dataclass
 

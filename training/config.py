@@ -20,7 +20,7 @@ NOT_SETTINGS = (
     *("runs", "resume", "device", "workers", "profile", "report", "evaluate_every", "teacher_cache", "keep_best"),
     "patience",
 )
-"""Options that do not decide the weights: the run's folder, its hardware, its reporting and its length."""
+"""Options that do not affect the weights: the run's folder, its hardware, its reporting and its length."""
 
 
 def _apply_preset(context: typer.Context, name: str | None) -> str | None:
@@ -70,15 +70,15 @@ class TrainConfig:
         Option(
             min=0,
             max=0.9,
-            help="Hold out this share of each class's training images as val, which then judges the epochs; test, if "
-            "there is one, is evaluated once at the end. For data without val.",
+            help="Hold out this share of each class's training images as val, to choose the best epoch; test, if there "
+            "is one, is evaluated once at the end. For data without val.",
         ),
     ] = 0.0
     train_images: Annotated[
         int | None,
         Option(
             min=1,
-            help="Train on this many images, in the classes' proportions. Default: all. Lower it to compare losses.",
+            help="Train on this many images, with each class in proportion. Default: all. Lower it to compare losses.",
         ),
     ] = None
     name: Annotated[str, Option(help="Name of the run, which writes to RUNS/NAME.")]
@@ -160,7 +160,7 @@ class TrainConfig:
         Path | None,
         Option(
             help="Folder that keeps the teacher's answers. A run with the same data, seed, augmentation, batch and "
-            "teacher reads them there, asks only for missing ones, and loads the teacher only if there are any."
+            "teacher reads them there, and loads the teacher only if some are missing."
         ),
     ] = None
     teacher_cache_logits: Annotated[
@@ -188,7 +188,7 @@ class TrainConfig:
         Option(help="vitkd: also learn from the teacher's tokens, with any --distillation. Both must be transformers."),
     ] = "none"
     vitkd_mimic: Annotated[
-        str, Option(help="Blocks whose tokens learn to equal the teacher's, from 0, or from -1 backwards; or none.")
+        str, Option(help="Blocks whose tokens learn to match the teacher's, from 0, or from -1 backwards; or none.")
     ] = "0,1"
     vitkd_generate: Annotated[
         str,
@@ -238,7 +238,7 @@ class TrainConfig:
         int,
         Option(
             min=1,
-            help="Draws of an image in a row, each augmented anew. DeiT uses 3; an epoch then sees a third of the "
+            help="Draws of an image in a row, each augmented again. DeiT uses 3; an epoch then sees a third of the "
             "images.",
         ),
     ] = 1
@@ -377,7 +377,7 @@ class TrainConfig:
                 raise ValueError("--freeze-blocks needs an --initial-checkpoint: random weights must be trained")
         weighed = self.distillation not in ("none", "nkd")
         if weighed and self.label_weight == 1:
-            raise ValueError(f"--label-weight 1 switches --distillation {self.distillation} off: lower it")
+            raise ValueError(f"--label-weight 1 turns --distillation {self.distillation} off: lower it")
         if weighed and self.label_weight == 0 and self.token == "distillation":
             raise ValueError("--label-weight 0 leaves the class head untrained: raise it, or take --token class")
         for option, temperature in (("--temperature", self.temperature), ("--nkd-temperature", self.nkd_temperature)):
@@ -462,7 +462,7 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights, as plain data: all but the run's folder, its hardware and its reporting."""
+        """The settings that affect the weights, as plain data: all but the run's folder, hardware and reporting."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         for other in NOT_SETTINGS:
             del values[other]

@@ -46,7 +46,7 @@ class Crops:
 
 
 def random_crops(count: int, height: int, width: int, *, smallest_area: float, generator: torch.Generator) -> Crops:
-    """Boxes of random area, aspect ratio and place in images of one size, and a coin for mirroring each.
+    """Boxes of random area, aspect ratio and position in images of one size, each mirrored at random.
 
     Args:
         smallest_area: share of the image's area that a box has at least.
@@ -72,7 +72,7 @@ def random_crops(count: int, height: int, width: int, *, smallest_area: float, g
 
 
 def _central(height: int, width: int) -> tuple[int, int]:
-    """Height and width of the box that is taken where no drawn one fits."""
+    """Height and width of the box for images in which no drawn one fits."""
     low, high = RATIOS
     if width / height < low:
         return round(width / low), width
@@ -82,7 +82,7 @@ def _central(height: int, width: int) -> tuple[int, int]:
 
 
 def random_shifts(count: int, height: int, width: int, *, size: int, generator: torch.Generator) -> Crops:
-    """Places of a square of `size` pixels in images of one size that are padded, and a coin for mirroring each."""
+    """Positions of a square of `size` pixels in padded images of one size, each mirrored at random."""
     places = torch.rand(count, 2, dtype=torch.float64, generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
     sides = torch.full((count,), size)
@@ -128,7 +128,7 @@ def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def resize_weights(starts: Tensor, lengths: Tensor, side: int, size: int) -> Tensor:
-    """What each pixel of an image's side adds to each pixel of the resized box, (N, size, side).
+    """The weight of each pixel of an image's side in each pixel of the resized box, (N, size, side).
 
     Pillow's bicubic filter with a = -0.5, widened where the box is larger than its result; pixels outside of the box
     count as absent, as if it had been cut out first.

@@ -1,4 +1,4 @@
-"""The course of training runs as a picture: loss, and top-1 of each read-out, by epoch."""
+"""Plots training runs: loss, and top-1 of each read-out, by epoch."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def draw_curves(logs: list[Path], output: Path) -> None:
     for name, metrics in runs.items():
         epochs = [line["epoch"] for line in metrics]
         loss_axes.plot(epochs, [line["loss"] for line in metrics], label=name)
-        split = "val" if "val_class_top1" in metrics[-1] else "test"  # the split that judged the epochs
+        split = "val" if "val_class_top1" in metrics[-1] else "test"  # the split that chose the best epoch
         for readout, title in READOUTS.items():
             key = f"{split}_{readout}_top1"
             if key in metrics[-1]:

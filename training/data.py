@@ -1,4 +1,4 @@
-"""The batches a run reads: augmented ones to train on, the gateway's view to evaluate on."""
+"""The batches of a run: augmented images to train on, and images preprocessed as by the gateway to evaluate on."""
 
 import itertools
 import logging
@@ -35,7 +35,7 @@ SMALL_PX = 32
 class AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Images to train on: (uint8 (3, H, W), class index, index of the image if it cannot be decoded, else -1).
 
-    Normalisation happens on the device. In place of an image that cannot be decoded the next one is given, so that
+    Normalisation happens on the device. An image that cannot be decoded is replaced by the next one, so that
     batches keep their size. The draws of repeated augmentation follow each other: the image is decoded once for them.
     """
 
@@ -67,7 +67,7 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 class EvaluationImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Images as the gateway prepares them: (uint8 (3, H, W), class index, index of the image).
+    """Images preprocessed as by the gateway: (uint8 (3, H, W), class index, index of the image).
 
     An image that cannot be decoded is black, with the class index -1.
     """
@@ -107,7 +107,7 @@ class CorruptImages:
             raise DataError(
                 f"{len(self.indices)} of {len(self._images)} images cannot be decoded, more than the share of "
                 f"{self._largest_share:g} that --max-corrupt-share allows: {examples}"
-                f"{', …' if len(self.indices) > 3 else ''}. Mend or remove them, or raise the share."
+                f"{', …' if len(self.indices) > 3 else ''}. Repair or remove them, or raise the share."
             )
 
 
@@ -194,7 +194,7 @@ class CurrentEpoch(Sampler[list[Draw]]):
 
 class TrainingBatches:
     """The augmented device batches of this process, epoch by epoch; equal seed and epoch give equal batches, whatever
-    the number of workers, which live as long as this.
+    the number of workers, which live as long as this object.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ def evaluation_batches(
 def outlive_signals(worker: int) -> None:
     """Make a worker ignore SIGTERM and Ctrl-C, which reach every process of a run.
 
-    The training process saves where it stands (training.resume) and needs the worker until then. A worker still ends
+    The training process saves its position (training.resume) and needs the worker until then. A worker still ends
     when its parent closes the loader, or has died.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

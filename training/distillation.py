@@ -129,10 +129,10 @@ def nkd_loss(logits: Tensor, teacher_logits: Tensor, targets: Tensor, gamma: flo
 
 
 class Objective(nn.Module):
-    """A student with its losses in one forward, and with what is learned for the losses alone.
+    """A student with its losses in one forward, and with the parameters that only the losses need.
 
-    DistributedDataParallel synchronises the gradients of what its own forward computed, so nothing of the loss may
-    call the student from outside.
+    DistributedDataParallel synchronises the gradients of what its own forward computed, so no loss may call the
+    student from outside.
     """
 
     def __init__(self, student: nn.Module, loss: DistillationLoss, features: ViTKD | None = None) -> None:
@@ -170,7 +170,7 @@ class Objective(nn.Module):
         """The layer of a parameter, for timm's layer decay.
 
         The distillation token counts as a head, because it may be new like its head; timm puts it into the stem. So
-        does what is learned for the losses.
+        do the parameters of the losses.
         """
         layers = layer_groups(self.student, "--layer-decay")
         heads = max(layers.values())

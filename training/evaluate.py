@@ -1,8 +1,8 @@
 """Accuracy of each read-out of a model, and how often its read-outs differ.
 
 Read-outs: "class" always; for a distilled model also "distillation", "joint", the mean of both softmaxes (paper
-section 4, "Classification with our approach: joint classifiers"), and "joint_logit", the mean of both logits, which is
-what DeiT's and timm's code answer with.
+section 4, "Classification with our approach: joint classifiers"), and "joint_logit", the mean of both logits, as in
+DeiT's and timm's code.
 """
 
 from collections.abc import Iterable
@@ -32,8 +32,8 @@ class Evaluation:
         accuracy: in 0..1 by read-out, such as {"joint_top1": 0.81, "class_top5": …}; with ReaL labels also
             {"joint_real_top1": …}, over the images that have such labels.
         loss: mean negative log-likelihood of the label by read-out, in nats.
-        deciders: what decides on an image: the label, the teacher if there is one, and each read-out.
-        by_class: accuracy, confusions and calibration of the read-out that answers, if they were requested.
+        deciders: the label, the teacher if there is one, and each read-out.
+        by_class: accuracy, confusions and calibration of the served read-out, if they were requested.
         disagreement: share of the images on which two deciders differ, (deciders, deciders).
     """
 
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 class Tally:
-    """What one model gets right, summed up batch by batch on the device."""
+    """The correct answers of one model, summed batch by batch on the device."""
 
     def __init__(self, label_names: tuple[str, ...] | None) -> None:
         self._label_names = label_names
@@ -66,7 +66,7 @@ class Tally:
 
         Args:
             scores: of each read-out, (N, classes).
-            decisions: of all else that decides: the label, the teacher, (N,) each.
+            decisions: of the other deciders: the label, the teacher, (N,) each.
             real: the classes that ReaL finds, bool (N, classes).
         """
         decisions = decisions | {name: logits.argmax(dim=-1) for name, logits in scores.items()}
@@ -191,7 +191,7 @@ def joint_probabilities(class_logits: Tensor, distillation_logits: Tensor) -> Te
 
 
 def _hits(scores: dict[str, Tensor], truth: Tensor) -> Tensor:
-    """Images whose best and whose five best classes hold a true one, (read-outs, 2). truth: bool (N, classes)."""
+    """Images with a true class first, and among the first five, (read-outs, 2). truth: bool (N, classes)."""
     rows = []
     for logits in scores.values():
         hits = truth.gather(1, logits.topk(min(5, logits.shape[1]), dim=-1).indices)

@@ -18,7 +18,7 @@ from training.splits import held_out
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvaluation:
-    """Everything that `deit evaluate` prints."""
+    """The report that `deit evaluate` prints."""
 
     checkpoint: str
     model: str

@@ -24,7 +24,7 @@ class EvaluateConfig:
     ] = None
     val_share: Annotated[
         float,
-        Option(min=0, max=0.9, help="Evaluate the images that `deit train` with this --val-share holds out."),
+        Option(min=0, max=0.9, help="Evaluate the images that `deit train` holds out with this --val-share."),
     ] = 0.0
     image_column: Annotated[str | None, Option(help=IMAGE_COLUMN_HELP)] = None
     label_column: Annotated[str | None, Option(help=LABEL_COLUMN_HELP)] = None
@@ -37,7 +37,7 @@ class EvaluateConfig:
         Option(help="Share of the shorter side that the crop keeps. Default: the checkpoint's."),
     ] = None
     teacher: Annotated[str | None, Option(help=f"Also report how often this teacher agrees: {MODEL_SOURCES}.")] = None
-    real: Annotated[bool, Option("--real", help="Also judge ImageNet's validation images by the ReaL labels.")] = False
+    real: Annotated[bool, Option("--real", help="Also evaluate ImageNet's validation images with ReaL labels.")] = False
     output: Annotated[Path | None, Option(help="Write all numbers to this file, as JSON.")] = None
     batch_size: Annotated[int, Option(min=1, help="Images computed at once. Lower it if memory runs out.")] = 256
     workers: Annotated[

@@ -1,4 +1,4 @@
-"""The course of a run as TensorBoard shows it: `tensorboard --logdir runs` shows all runs in one plot."""
+"""Event files for TensorBoard: `tensorboard --logdir runs` shows all runs in one plot."""
 
 import logging
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ CURVES = ("test_ema", "test", "val_ema", "val")
 
 
 class Events:
-    """Curves by step, within the epochs and of each one's evaluation."""
+    """Curves by step: within the epochs, and of each epoch's evaluation."""
 
     def __init__(self, writer: "SummaryWriter | None", steps_per_epoch: int) -> None:
         self._writer = writer

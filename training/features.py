@@ -1,9 +1,9 @@
 """ViTKD: a vision transformer learns from the features of another one (arXiv:2209.02432, https://github.com/yzd-v/cls_KD).
 
-Shallow layers are mimicked: the student's tokens, projected to the teacher's width, learn to equal the teacher's. A
+Shallow layers are mimicked: the student's tokens, projected to the teacher's width, learn to match the teacher's. A
 deep layer is generated: some of its tokens, chosen at random, are replaced by a mask token, and a small convnet on the
-grid of patches learns to make the teacher's tokens from the rest. Class and distillation tokens are left out. What is
-learned here besides the student serves the loss alone and ends with the run.
+grid of patches learns to make the teacher's tokens from the rest. Class and distillation tokens are left out. The
+parameters here serve only the loss and end with the run.
 
 The released code divides the generation loss by the mask ratio, the paper's formula does not; this follows the code.
 """
@@ -43,7 +43,7 @@ class Taps:
 def logits_and_features(
     model: VisionTransformer, images: Tensor, taps: Taps
 ) -> tuple[Tensor | tuple[Tensor, Tensor], Features]:
-    """What `model(images)` gives, and the features on its way, of one forward pass.
+    """The result of `model(images)` and the features on its way, in one forward pass.
 
     The blocks are walked here instead of hooked, so that torch.compile takes it in one graph and processes that
     synchronise gradients see one forward.
@@ -85,7 +85,7 @@ def generation_loss(
 
 
 class Generator(nn.Module):
-    """Makes the teacher's tokens of the student's, of which some are masked."""
+    """Generates the teacher's tokens from the student's, of which some are masked."""
 
     def __init__(self, student_width: int, width: int, grid: tuple[int, int], mask_ratio: float) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Generator(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The generated tokens (N, patches, width), and which were masked, bool (N, patches).
 
-        Masks are drawn from torch's generator, which the training loop seeds by the place in the run.
+        Masks are drawn from torch's generator, which the training loop seeds by the position in the run.
         """
         count, patches, _ = tokens.shape
         noise = torch.rand(count, patches, device=tokens.device)
@@ -111,7 +111,7 @@ class Generator(nn.Module):
 
 
 class ViTKD(nn.Module):
-    """The loss on features, with all that is learned for it: projections, mask token, generator.
+    """The loss on features, with its parameters: projections, mask token, generator.
 
     Args:
         mimic, generate: blocks, as in Taps. The student may be less deep than the teacher.
@@ -169,7 +169,7 @@ def alignment(student_width: int, teacher_width: int) -> nn.Module:
 
 
 def _common_grid(student: nn.Module, teacher: nn.Module, taps: Taps) -> tuple[int, int]:
-    """Rows and columns of patches. Raises TrainingError for all that makes a pair unfit."""
+    """Rows and columns of patches. Raises TrainingError if student and teacher do not fit together."""
     for role, model in (("student", student), ("teacher", teacher)):
         name = _name(model)
         if not isinstance(model, VisionTransformer) or not all(type(block) is Block for block in model.blocks):

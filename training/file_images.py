@@ -30,8 +30,8 @@ VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class FileImages:
-    """Image files with class indices. The paths are in one Arrow array, because a list of a million would be copied by
-    every worker that touches it.
+    """Image files with class indices. The paths are in one Arrow array, because every worker that touches a list of a
+    million would copy it.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], labels: Indices, label_names: tuple[str, ...]) -> None:

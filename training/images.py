@@ -42,7 +42,7 @@ SPLITS = {
 TABLES = (".parquet", ".tar", ".csv")
 
 LIMITS = PictureLimits(max_pixels=178_956_970, formats=ALL_FORMATS, bounds_cost=False)
-"""The files are one's own, so they may be of any kind and cost; Pillow itself opens no more pixels."""
+"""The user's own files may have any format and cost; the limit is Pillow's own."""
 
 
 class LabelledImages(Protocol):
@@ -63,7 +63,7 @@ class LabelledImages(Protocol):
         ...
 
     def source(self, index: int) -> str:
-        """Where the image lies, for error messages."""
+        """The image's location, for error messages."""
         ...
 
 
@@ -98,7 +98,7 @@ class SomeImages:
             if repeated := next((name for name in images.label_names if names.count(name) > 1), None):
                 raise DataError(
                     f"{names.count(repeated)} classes are called {repeated!r}, so the classes of two sets of images "
-                    "cannot be matched by name: give each a name of its own"
+                    "cannot be matched by name: give each a different name"
                 )
         places = {name: place for place, name in enumerate(self.label_names)}
         if unknown := [name for name in images.label_names if name not in places]:
@@ -173,7 +173,7 @@ def find_split(data: Path, split: str, columns: Columns, *, unsplit: bool = True
     Args:
         unsplit: take a folder of class folders without splits for "train".
     """
-    # what lies in other folders, such as lists of other tasks, does not matter where the split is found above
+    # other folders, such as lists of other tasks, do not matter if the split was found above
     places = [data] if _is_there(data, split) else [each for each in _sub_folders(data) if _is_there(each, split)]
     if len(places) > 1:
         raise DataError(
@@ -219,7 +219,7 @@ def _files(place: Path, split: str) -> list[Path]:
     """The files of a split in a folder: of the first kind that there is. A list named by the split alone goes first.
 
     Raises:
-        DataError: a file is called by two splits, or there are several lists.
+        DataError: a file is named after two splits, or there are several lists.
     """
     for suffix in TABLES:
         found = sorted(file for file in place.glob(f"*{suffix}") if file.name[0] != "." and split in _named(file))
@@ -228,11 +228,11 @@ def _files(place: Path, split: str) -> list[Path]:
             if len(found) > 1:
                 raise DataError(
                     f"{place} has several lists of a split {split}, such as {found[0].name} and {found[1].name}: call "
-                    f"the right one {split}.csv, and the others by no split"
+                    f"the right one {split}.csv, and give the others no split's name"
                 )
         for file in found:
             if len(splits := _named(file)) > 1:
-                raise DataError(f"{file} is called by the splits {' and '.join(splits)}: rename it, so that it has one")
+                raise DataError(f"{file} is named after the splits {' and '.join(splits)}: rename it after one of them")
         if found:
             return found
     return []
@@ -269,7 +269,7 @@ def decode(images: LabelledImages, index: int) -> Image.Image:
 
 
 def prepare(images: LabelledImages, index: int, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """One image as a model reads it, uint8 (H, W, 3), as the server prepares it. Raises DataError that names it."""
+    """One image as a model's input, uint8 (H, W, 3), preprocessed as by the server. Raises DataError that names it."""
     with _naming(images.source(index)):
         return model_input(images.encoded(index), preprocessing, LIMITS)
 
@@ -282,7 +282,7 @@ def prepare_file(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uin
 
 @contextlib.contextmanager
 def _naming(source: object) -> Iterator[None]:
-    """Turn what is wrong with an image into a DataError that names it."""
+    """Turn an image's PictureError into a DataError that names the image."""
     try:
         yield
     except (OSError, PictureError) as error:

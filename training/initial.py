@@ -1,7 +1,7 @@
 """Weights to start from, fitted to a model of another resolution, of other classes, of other tokens or less deep.
 
-Nothing is changed silently: each change is logged, and what still does not fit is an error. DeiT's loader drops what
-does not fit and loads the rest without a word.
+Nothing is changed silently: each change is logged, and anything else that does not fit is an error. DeiT's loader
+silently drops what does not fit and loads the rest.
 """
 
 import math
@@ -18,7 +18,7 @@ from training.opening import read_weights
 
 
 def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], antialias: bool) -> list[str]:
-    """Load the weights that `spec` names, and return what was changed to make them fit, a sentence each.
+    """Load the weights that `spec` names, and return the changes that made them fit, a sentence each.
 
     Args:
         spec: as training.opening understands it.
@@ -29,7 +29,7 @@ def load_initial(model: nn.Module, spec: str, *, label_names: tuple[str, ...], a
         CheckpointError: the weights cannot be found or read, or are those of another architecture.
     """
     state, names = read_weights(spec, "--initial-checkpoint")
-    # weights are often passed on in half precision; what is resized or joined below is so in single precision
+    # weights are often distributed in half precision; resizing and joining below is in single precision
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     fresh = model.state_dict()
     changes = []
@@ -80,13 +80,12 @@ def _layout(positions: int, prefix_tokens: int, spec: str) -> tuple[int, int]:
             return prefix, side
     raise CheckpointError(
         f"{spec} has {positions} positions, which with {prefix_tokens} prefix tokens are not a square grid of "
-        "patches: it "
-        "cannot be resized"
+        "patches: it cannot be resized"
     )
 
 
 def _fit_distillation(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> list[str]:
-    """Leave the distillation token out, or start it anew, together with its head."""
+    """Leave the distillation token out, or initialise it, together with its head."""
     if "dist_token" in state and "dist_token" not in fresh:
         for name in ("dist_token", "head_dist.weight", "head_dist.bias"):
             state.pop(name, None)
@@ -94,7 +93,7 @@ def _fit_distillation(state: dict[str, Tensor], fresh: dict[str, Tensor]) -> lis
     if "dist_token" in fresh and "dist_token" not in state:
         for name in ("dist_token", "head_dist.weight", "head_dist.bias"):
             state[name] = fresh[name]
-        return ["the distillation token, its position and its head start anew: the weights have none"]
+        return ["the distillation token, its position and its head are newly initialised: the weights have none"]
     return []
 
 
@@ -111,7 +110,7 @@ def _fit_depth(state: dict[str, Tensor], depth: int) -> list[str]:
 
 
 def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Start a head anew where it decides among another number of classes."""
+    """Initialise a head that decides among another number of classes."""
     heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
     changes = []
     for head in (heads,) if isinstance(heads, str) else heads:
@@ -119,7 +118,7 @@ def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Mod
         if weight is None or weight.shape[0] == fresh[f"{head}.weight"].shape[0]:
             continue
         changes.append(
-            f"{head} starts anew: it decided among {weight.shape[0]} classes, now among "
+            f"{head} is newly initialised: it decided among {weight.shape[0]} classes, now among "
             f"{fresh[f'{head}.weight'].shape[0]}"
         )
         state |= {name: fresh[name] for name in (f"{head}.weight", f"{head}.bias") if name in fresh}

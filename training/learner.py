@@ -1,4 +1,4 @@
-"""What a run trains, and with what: student, teacher, losses, optimiser, average of the weights, precision."""
+"""The student of a run and what trains it: teacher, losses, optimiser, average of the weights, precision."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Learner:
-    """What the steps change or read.
+    """The state that the steps change or read.
 
     Attributes:
         model: the student.
         objective: the student and its losses in one forward.
-        step_of: the objective, compiled or spread over processes where that was asked for.
+        step_of: the objective, compiled or spread over processes if requested.
         scaler: of fp16's gradients; does nothing in other precisions.
         ema: the moving average of the student's weights, if one is kept.
     """
@@ -59,7 +59,7 @@ class Learner:
             processes.average_buffers(model)
 
     def weights(self) -> dict[str, dict[str, object]]:
-        """All that training has changed, for the resume file."""
+        """Everything that training has changed, for the resume file."""
         weights = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -183,5 +183,5 @@ def features_of(config: TrainConfig, student: nn.Module, teacher: Teacher | None
 
 
 def teach(teacher: Teacher, images: Tensor, features: ViTKD | None) -> tuple[Tensor] | tuple[Tensor, Features]:
-    """The teacher's logits, and its features where they are asked for."""
+    """The teacher's logits, and its features if needed."""
     return (teacher(images),) if features is None else teacher.with_features(images, features.taps)

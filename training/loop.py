@@ -47,7 +47,7 @@ EVALUATION_BATCH = 256
 
 
 def train(config: TrainConfig) -> None:
-    """Train what `config` asks for and leave a checkpoint folder; under torchrun, as one of its processes."""
+    """Run the training of `config`, which ends with a checkpoint folder; under torchrun, as one of its processes."""
     device = choose_device(config.device)
     with joined_processes(device) as processes:
         if not processes.is_first:
@@ -87,7 +87,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         rate_before = rate_of(optimizer)
         set_learning_rate(state.epochs_done, state.steps_done)
         logger.info(
-            "resuming %s after %d of %d epochs and %d steps; the learning rate goes on from %.3g with %.3g",
+            "resuming %s after %d of %d epochs and %d steps; the learning rate was %.3g and continues at %.3g",
             *(config.folder, state.epochs_done, config.epochs, state.steps_done),
             *(rate_before, rate_of(optimizer)),
         )
@@ -162,11 +162,11 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     with stop_request() as stop_asked, events_of_run as events:
         log = StepLog(config, events, steps_per_epoch=steps_per_epoch, device=device, is_shown=processes.is_first)
         for epoch in range(state.epochs_done, config.epochs):
-            # an epoch that was begun is finished: its weights are not those of the last line of metrics
+            # an epoch in progress is finished first: its weights are not those of the last line of metrics
             if state.steps_done == 0 and is_stalled(state.metrics, splits.judged_by, config.patience):
                 logger.info("none of the last %d epochs was better, so the run ends (--patience)", config.patience)
                 if splits.reported is not None and not any(key.startswith("test_") for key in state.metrics[-1]):
-                    # it was killed before it came to this, and resumed with less patience
+                    # it was killed before this point, and resumed with less patience
                     result = {"test": evaluate_reported(splits.reported)}
                     state.metrics[-1].update(flat_numbers(result))
                     if processes.is_first:
@@ -271,7 +271,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
 
 
 def as_lines(metrics: list[dict[str, Any]]) -> str:
-    """What metrics.jsonl holds."""
+    """The content of metrics.jsonl."""
     return "".join(json.dumps(line) + "\n" for line in metrics)
 
 

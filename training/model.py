@@ -71,7 +71,7 @@ def _try_one_image(model: nn.Module, architecture: str, image_size: int) -> None
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         raise TrainingError(
             f"{architecture} as it is set up cannot read RGB images of {image_size} x {image_size} pixels: {error}. "
-            "Look at --image-size and --model-arg."
+            "Check --image-size and --model-arg."
         ) from error
     model.train()
 
@@ -89,7 +89,7 @@ def choose_attention(model: nn.Module, device: torch.device, precision: torch.dt
 
 
 def is_distilled(model: nn.Module) -> bool:
-    """Whether the model has a distillation token with a head of its own."""
+    """Whether the model has a distillation token with its own head."""
     return isinstance(model, VisionTransformerDistilled)
 
 
@@ -173,7 +173,7 @@ class Teacher(nn.Module):
         return logits if self._classes is None else logits[:, self._classes]
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images as this model expects them."""
+        """The images, converted to what this model expects."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")
@@ -199,7 +199,7 @@ def load_teacher(
         if isinstance(model, VisionTransformer):
             model.set_input_size(img_size=image_size)
         elif model.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
-            raise TrainingError(f"the teacher {spec} reads images of {preprocessing.image_size} pixels and no others")
+            raise TrainingError(f"the teacher {spec} reads only images of {preprocessing.image_size} pixels")
         preprocessing = replace(preprocessing, image_size=image_size)
     return Teacher(spec, model, preprocessing, student, classes)
 

@@ -1,8 +1,8 @@
 """Opens a trained model by its name: a checkpoint folder, a weights file, a timm model or one from the Hub.
 
-Only weights are read, never code. A weights file may be as any of these leave it: a state dictionary (safetensors or
-PyTorch), DeiT's main.py (`model`, `model_ema`), timm's train.py (`state_dict`, `state_dict_ema`), Lightning
-(`state_dict`); averaged weights are preferred, and the log says so.
+Only weights are read, never code. A weights file may be a state dictionary (safetensors or PyTorch) or a file of DeiT's
+main.py (`model`, `model_ema`), timm's train.py (`state_dict`, `state_dict_ema`) or Lightning (`state_dict`); averaged
+weights are preferred, and the log says so.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model and what is known of it.
+    """A model with its metadata.
 
     Attributes:
         model: on the CPU, in evaluation mode.
@@ -61,7 +61,7 @@ def open_model(name: str, option: str, *, architecture: str | None = None, downl
 
     Args:
         name: any of `MODEL_SOURCES`. A file or folder of that name takes precedence over timm's names.
-        option: the one that gave the name, for the messages.
+        option: the option that gave the name, for messages.
         architecture: timm's name of the architecture, for a weights file that does not give it.
         downloads: fetch the weights of a timm model; otherwise they are random, which suffices to measure time.
 

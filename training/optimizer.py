@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from training.config import TrainConfig
 
 FUSED = ("adamw", "adam")
-"""timm's names of the optimisers that torch has as one kernel for all weights. Its SGD is left out: where it skips its
-first step, it goes on with a momentum that was never set (torch 2.15).
+"""timm's names of the optimisers that torch has as one kernel for all weights. Its SGD is left out: after skipping its
+first step, it continues with a momentum that was never set (torch 2.15).
 """
 
 
@@ -58,7 +58,7 @@ def update(optimizer: Optimizer, scaler: torch.amp.GradScaler, numbers: Tensor) 
     the host knows: True where it was left to the GPU.
     """
     is_finite = numbers.isfinite().all()
-    by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)  # as torch's GradScaler asks
+    by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)  # as torch's GradScaler checks
     if scaler.is_enabled():  # it skips by itself, and lowers its scale
         scaler.step(optimizer)
         scaler.update()

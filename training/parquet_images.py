@@ -39,7 +39,9 @@ class ParquetImages:
         label = _choose(files[0], schema, features, "ClassLabel", columns.label, _is_label, "--label-column", image)
         for file, opened in zip(files, self._opened, strict=True):
             if {image, label} - set(opened.schema_arrow.names):
-                raise DataError(f"{file} lacks the columns {image} and {label} that {files[0]} has: remove either")
+                raise DataError(
+                    f"{file} lacks the columns {image} and {label} that {files[0]} has: remove one of the files"
+                )
         self._image, self._is_struct = image, pa.types.is_struct(schema.field(image).type)
         values = [value for opened in self._opened for value in opened.read([label])[label].to_pylist()]
         names = features.get(label, {}).get("names")

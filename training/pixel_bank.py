@@ -1,6 +1,6 @@
-"""Small images, decoded once and kept on the device, which crops and mirrors them there.
+"""Small images, decoded once and kept on the device, where they are cropped and mirrored.
 
-The loader decodes each image anew in every epoch; for CIFAR's 32 pixels that takes longer than training does on a GPU.
+The loader decodes each image in every epoch; for CIFAR's 32 pixels that takes longer than training on a GPU.
 """
 
 import logging
@@ -28,7 +28,7 @@ class PixelBank:
     """All images of a split, decoded, on a device.
 
     Attributes:
-        pixels: uint8 (N, H, 3, W): a row of each channel in turn, as training.crops wants them.
+        pixels: uint8 (N, H, 3, W): a row of each channel in turn, as training.crops needs them.
         labels: class indices (N,), on the device.
         undecodable: bool (N,), on the host. In place of such an image stands the next one that can be decoded, with
             its label, as in the loader's batches.

@@ -1,4 +1,4 @@
-"""Recipes as TOML files: option names with values, and where each number comes from. Ours are in `presets/`."""
+"""Recipes as TOML files: option names with values, and the source of each number. Ours are in `presets/`."""
 
 import tomllib
 from pathlib import Path

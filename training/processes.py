@@ -64,7 +64,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device by torch's name; auto is a GPU if there is one. Under torchrun each process takes a GPU of its own."""
+    """The device by torch's name; auto is a GPU if there is one. Under torchrun each process takes its own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":  # with its number, for which `torch.cuda.set_device` and timm ask

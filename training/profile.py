@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 LEARNING = ("teacher", "student", "backward", "optimiser")
-"""The parts that are the model, its loss and the optimiser. The others are what a loop costs around them."""
+"""The parts that are the model, its loss and the optimiser. The others are the cost of the loop around them."""
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -20,9 +20,9 @@ PARTS = ("data", "transfer", "augmentation", *LEARNING, "average", "rest")
 class StepProfile:
     """The seconds of each part of each step; costs nothing unless enabled.
 
-    The parts of a step are functions, which `timed` wraps; what they leave of a step's time is the rest. Before and
-    after each the device is waited for: otherwise a GPU's work would be counted where the host happens to wait for it.
-    So a profiled run on a GPU is somewhat slower than a run.
+    The parts of a step are functions, which `timed` wraps; the remaining time of a step is `rest`. It waits for the
+    device before and after each part: otherwise a GPU's work would be counted where the host happens to wait for it. So
+    a profiled run on a GPU is somewhat slower.
     """
 
     device: torch.device

@@ -1,4 +1,4 @@
-"""What a run was made with, kept next to its settings."""
+"""The machine, versions and data of a run, kept next to its settings."""
 
 import hashlib
 import os

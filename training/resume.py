@@ -1,7 +1,7 @@
 """The folder of a run, and the state from which a killed or stopped run continues.
 
-Everything random follows from the seed and the place in the run (training.seeds), so no generator's state is kept: the
-weights and where the run stands are enough to repeat the uninterrupted run.
+Everything random follows from the seed and the position in the run (training.seeds), so no generator's state is kept:
+the weights and the position are enough to repeat the uninterrupted run.
 """
 
 import json
@@ -62,7 +62,7 @@ class ResumeState:
 
 
 def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[str, Any]) -> ResumeState:
-    """Make the run's folder, or read where it stands when `--resume` was given.
+    """Make the run's folder, or read its state if `--resume` was given.
 
     For a resumed run, data or teacher may have moved, and it may allow more corrupt images or run for more epochs.
     provenance.json notes what changed, and config.json holds the current settings.
@@ -72,11 +72,11 @@ def prepare_run_folder(config: TrainConfig, processes: Processes, origin: dict[s
 
     Raises:
         TrainingError: the folder exists and --resume was not given, or --resume was given with settings, data or a
-            teacher that would give other weights.
+            teacher that lead to other weights.
     """
     if not config.resume:
         if config.folder.exists():
-            raise TrainingError(f"{config.folder} exists: give --resume to go on with it, or another --name")
+            raise TrainingError(f"{config.folder} exists: give --resume to continue it, or another --name")
         processes.wait()  # until every process has looked
         if processes.is_first:
             _write_json(config.folder / PROVENANCE_FILE, origin)
@@ -125,7 +125,7 @@ def _counts(split: dict[str, Any] | None) -> str:
 
 def _changes(config: TrainConfig, settings: dict[str, Any], *, same_teacher: bool) -> dict[str, list[Any]]:
     """The settings that changed, as [then, now] by name. Raises TrainingError if one of them must not change."""
-    # a run of an earlier version lacks the options that came after it, and did what their defaults do
+    # a run of an earlier version lacks newer options, and behaved as their defaults do
     defaults = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
     defaults["teacher_cache_logits"] = None  # as in the settings of a run without a cache
     before = {name: settings.get(name, defaults.get(name)) for name in config.settings}
@@ -149,7 +149,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or Ctrl-C has come: the run then saves where it stands. A second Ctrl-C ends it at once.
+    """Whether SIGTERM or Ctrl-C has come: the run then saves its position. A second Ctrl-C ends it at once.
 
     Spot machines send SIGTERM before they vanish.
     """

@@ -1,8 +1,8 @@
 """Which images an epoch reads, in which order, and which process reads which.
 
 A step's batch is cut into parts, one for each device batch: as many as processes times accumulation. A part's images,
-their augmentation and their mixing do not depend on who computes it, so two processes do exactly what one process does
-in two turns.
+their augmentation and their mixing do not depend on the process that computes it, so two processes compute exactly what
+one process computes in two accumulation steps.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     """Its index in the data set."""
     epoch: int
     place: int
-    """Epoch and place of the draw: both decide its augmentation."""
+    """Epoch and position of the draw: both decide its augmentation."""
 
 
 def epoch_order(images: int, *, seed: int, epoch: int, repeats: int, labels: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def epoch_order(images: int, *, seed: int, epoch: int, repeats: int, labels: Ten
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """How a step's batch is shared out.
+    """How a step's batch is divided among processes.
 
     Attributes:
         batch_size: images of a step, over all processes.

@@ -1,7 +1,7 @@
-"""Seeds that depend on nothing but the run's seed and the place in the run they are for.
+"""Seeds that depend only on the run's seed and the position in the run.
 
-An epoch's order and crops, an image's augmentation and a device batch's mixing each draw from a seed of their own, so
-the numbers are the same whichever process draws them, and however often the run was interrupted.
+An epoch's order and crops, an image's augmentation and a device batch's mixing each have their own seed, so the numbers
+are the same whichever process draws them, and however often the run was interrupted.
 """
 
 import random

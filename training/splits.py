@@ -1,4 +1,4 @@
-"""The images of a run: those it trains on, those that judge its epochs, and those that its result is reported on."""
+"""The images of a run: to train on, to choose the best epoch by, and to report the result on."""
 
 import logging
 import math
@@ -104,7 +104,7 @@ def held_out(data: Path, share: float, columns: Columns) -> tuple[LabelledImages
     count = max(math.floor(share * len(train)), 1)
     held = spread_indices(train, count)
     rest = np.setdiff1d(np.arange(len(train), dtype=np.int32), held)
-    logger.info("%d of %d training images are held out to judge the epochs by", count, len(train))
+    logger.info("%d of %d training images are held out to choose the best epoch", count, len(train))
     return SomeImages(train, rest), SomeImages(train, held)
 
 
@@ -120,7 +120,7 @@ def _with_classes_of(train: LabelledImages, other: LabelledImages, config: Train
             f"has {_some(only_train)}. Rename or move the images, so that every class has training images."
         )
     if only_train:
-        logger.warning("%s: there are no images to judge the classes %s by", config.data, _some(only_train))
+        logger.warning("%s: there are no validation or test images of the classes %s", config.data, _some(only_train))
     return SomeImages(other, np.arange(len(other), dtype=np.int32), train.label_names)
 
 

@@ -1,4 +1,4 @@
-"""What the steps of an epoch found: their losses, those that were skipped, and whether a stop was requested."""
+"""Losses and skipped steps of an epoch, and whether a stop was requested."""
 
 import logging
 import math

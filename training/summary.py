@@ -1,4 +1,4 @@
-"""The summary of a run: what it was, how it went, and how good its best and last epochs are."""
+"""The summary of a run: its settings and course, and the accuracy of its best and last epochs."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from training.curves import READOUTS, draw_curves, read_metrics
 
 SUMMARY_FILE, CURVES_FILE = "report.md", "curves.svg"
 
-TOLD = (
+SHOWN = (
     *("model", "model_arg", "preset", "image_size", "initial_checkpoint", "distillation", "token", "teacher"),
     *("label_weight", "temperature", "kl_reduction", "epochs", "batch_size", "repeated_augmentation", "optimizer"),
     *("learning_rate", "weight_decay", "drop_path", "ema_decay", "auto_augment", "mixing_probability", "precision"),
@@ -24,7 +24,7 @@ EVALUATED = {
     "val": ", val",
     "val_ema": ", averaged weights, val",
 }
-"""What is added to a read-out's title, by the prefix of its metrics."""
+"""Addition to a read-out's title, by the prefix of its metrics."""
 
 
 def write_summary(folder: Path) -> Path:
@@ -68,13 +68,13 @@ def _markdown(name: str, settings: dict[str, Any], origin: dict[str, Any], metri
                 for title, key in rows
             ),
             "",
-            "The best epoch was chosen on the images it is reported on, so it flatters; the last was not chosen.",
+            "The best epoch was chosen on the images it is reported on, which flatters it; the last was not chosen.",
             "",
             f"![Loss and top-1 by epoch]({CURVES_FILE})",
             "",
             "| setting | value |",
             "|---|---|",
-            *(f"| {key} | {settings[key]} |" for key in TOLD if settings.get(key) is not None),
+            *(f"| {key} | {settings[key]} |" for key in SHOWN if settings.get(key) is not None),
             "",
             f"Data: {settings['data']} ({data}). Commit {origin['commit']}; {versions}.",
             "",

@@ -60,7 +60,7 @@ class TarImages:
             folders = [composed(Path(image.name).parent.name) for image in images]
             if "" in folders:
                 raise DataError(
-                    f"{images[folders.index('')].name} in {shards[images[folders.index('')].key[0]]} lies in no class "
+                    f"{images[folders.index('')].name} in {shards[images[folders.index('')].key[0]]} is in no class "
                     "folder and has no .cls or .json next to it: pack class folders, or WebDataset's pairs"
                 )
             found = text_indices(folders, None, shards[0].parent)
@@ -133,5 +133,5 @@ def _refuse_pairless(shards: Sequence[Path], images: list[_Member], labels_of: d
         if image.key not in labels_of:
             raise DataError(f"{place} has no {Path(image.key[1]).name}.cls or .json with its class next to it: add it")
         if image.key in seen:
-            raise DataError(f"{place} is a second image of one sample: say which extension with --image-column")
+            raise DataError(f"{place} is a second image of one sample: choose its extension with --image-column")
         seen.add(image.key)

@@ -1,7 +1,7 @@
-"""Keeps the teacher's answers by draw, so that runs which show it the same images ask it only once.
+"""Keeps the teacher's answers by draw, so that runs which show it the same images run it only once.
 
-The run's seed and the place of a draw decide an image's augmentation (training.seeds), and so the answer. A folder
-holds a key, which says what the answers depend on, and a file for each epoch, whole or absent.
+The run's seed and the position of a draw decide an image's augmentation (training.seeds), and so the answer. A folder
+holds a key, which lists what the answers depend on, and a file for each epoch, whole or absent.
 """
 
 import io
@@ -40,7 +40,7 @@ AUGMENTATION = (
     *("image_size", "min_crop_area", "auto_augment", "random_erasing", "mixup_alpha", "cutmix_alpha"),
     *("mixing_probability", "repeated_augmentation", "balanced_sampling", "pixel_bank"),
 )
-"""The settings that decide what the teacher sees of an image."""
+"""The settings that decide how the teacher sees an image."""
 
 MOST_CLASSES = 2**15
 """Because a class is kept as a 16-bit number."""
@@ -276,8 +276,8 @@ def open_cache(
 
 
 def _described_by(teacher: str, label_names: tuple[str, ...]) -> dict[str, Any]:
-    """What the folder of a teacher says of its images and, if they are others, of its classes; None for a teacher whose
-    weights or name say it all.
+    """The input and, if they differ from the data's, the classes of a teacher in a folder; None for a teacher that is
+    fully described by its weights or name.
     """
     if not Path(teacher).is_dir():
         return {"teacher's images": None, "teacher's classes": None}

@@ -1,4 +1,4 @@
-"""Runs the steps, each in a process of its own: a crash, a hang or a full GPU ends one step and not the check."""
+"""Runs the steps, each in a separate process: a crash, a hang or a full GPU ends one step and not the check."""
 
 import os
 import signal

@@ -18,14 +18,14 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
     """Needs a trained checkpoint and photographs; the gate itself refuses a session that is not on the GPU."""
     if config.checkpoint is None or config.images is None:
-        raise NotPossible("export judges a trained model on photographs: give --checkpoint and --images")
+        raise NotPossible("export compares a trained model with PyTorch on photographs: give --checkpoint and --images")
     host.device()
     for precision in ("fp32",) if host.rehearse else PRECISIONS:
         yield exported(config, host, precision)
 
 
 def exported(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
-    """One precision, in a process of its own."""
+    """One precision, in a separate process."""
     done = subprocess.run(command(config, host, precision), capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, flush=True)
     name = f"deit export --engine {engine(host)} --precision {precision}"

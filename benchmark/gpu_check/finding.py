@@ -21,7 +21,7 @@ class Finding:
     """One line of the table that the check ends with.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         verdict: "measured" if there was nothing to compare with.
         text: the figures, or the reason.
         records: the measurements, which go into the results file.
@@ -34,7 +34,7 @@ class Finding:
 
 
 def judged(name: str, passed: bool, text: str, *records: Record) -> Finding:
-    """A finding that met its aim or did not."""
+    """A finding that passed or failed."""
     return Finding(name=name, verdict="passed" if passed else "failed", text=text, records=records)
 
 

@@ -75,7 +75,7 @@ def serialised(model: str, images: npt.NDArray[np.uint8]) -> bytes:
 
 
 def one_client(url: str, request: bytes, in_flight: int, start: float, seconds: float) -> tuple[list[float], list[str]]:
-    """In a process of its own: latencies of the answers within the window, and failures."""
+    """In a separate process: latencies of the answers within the window, and failures."""
     return asyncio.run(_client(url, request, in_flight, start, seconds))
 
 

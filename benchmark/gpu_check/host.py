@@ -1,4 +1,4 @@
-"""The step `host`: what this machine has that the GPU paths need. And what every step knows of the machine."""
+"""The step `host`: whether this machine has what the GPU paths need. Also the machine's description for all steps."""
 
 import ctypes
 import os
@@ -125,7 +125,7 @@ def shared_memory() -> Finding:
 
 
 def server() -> Finding:
-    """Whether all that `deit serve` imports is here: better known in the first minute than after the export."""
+    """Whether everything that `deit serve` imports is installed: checked first, because the export takes minutes."""
     program = [sys.executable, "-c", "import serving.launcher"]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     lines = done.stderr.strip().splitlines()

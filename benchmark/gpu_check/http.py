@@ -1,4 +1,4 @@
-"""The step `http`: the whole way, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
+"""The step `http`: the whole path, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ def fastest(config: GpuCheckConfig, most: int) -> tuple[str, Sequence[bytes]]:
     """The fastest precision that was published, and up to `most` photographs. Raises NotPossible without either."""
     models = published(config)
     if config.images is None:
-        raise NotPossible("the gateway is asked with photographs: give --images")
+        raise NotPossible("photographs are sent to the gateway: give --images")
     photographs = read_photographs(config.images, most).images
     return next(name for name in ("fp16", "bf16", "fp32", "int8") if name in models), photographs
 

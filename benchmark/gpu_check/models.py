@@ -90,7 +90,7 @@ def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
 
 
 def measure(name: str, device_type: str, rehearse: bool, barrier: Any, turn: Any, answers: Any) -> None:
-    """In a process of its own: compile, wait for the other models' compilation, then measure when it is our turn."""
+    """In a separate process: compile, wait for the other models' compilation, then measure when it is our turn."""
     device = torch.device(device_type)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     failure = None
@@ -106,7 +106,7 @@ def measure(name: str, device_type: str, rehearse: bool, barrier: Any, turn: Any
             for cell, call in calls.items():
                 budget_s = 0.05 if rehearse else BUDGET_S
                 answers.put((name, cell, rate(call, cell.batch_size, "images/s", device, budget_s=budget_s), work))
-    except Exception as error:  # whatever it is, the parent must hear of it
+    except Exception as error:  # the parent must learn of any error
         failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     answers.put((name, None, None, failure))
 

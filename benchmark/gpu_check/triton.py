@@ -1,4 +1,4 @@
-"""The step `triton`: how much of the engine's rate is left in Triton, over gRPC, with right answers."""
+"""The step `triton`: the rate in Triton as a share of the engine's, over gRPC, with right answers."""
 
 from collections.abc import Iterator
 
@@ -44,7 +44,7 @@ def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
 def under_load(
     host: Host, url: str, name: str, precision: str, side: int, images: int, in_flight: int
 ) -> tuple[Finding, float]:
-    """Random pixels; every answer of an image must be the same within what a batch may move it."""
+    """Random pixels; all answers for an image must be equal, within what its batch may change."""
     batch = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
     triton = TritonModel(url, name)
     before = triton.statistics()

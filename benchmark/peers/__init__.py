@@ -1,5 +1,5 @@
 """Other servers with the same model, images and client, to compare with.
 
-The modules named after a server run in an environment of that server's own and import nothing of this project but
-`classifier` and, through it, `deit.preprocessing`.
+The modules named after a server run in that server's own environment and import only `classifier` from this project
+and, through it, `deit.preprocessing`.
 """

@@ -1,6 +1,6 @@
 """What every peer does with an image: Pillow, the preprocessing of this project, ONNX Runtime, five best classes.
 
-Settings come in the environment variable DEIT_PEER, because these servers start their workers in ways of their own.
+Settings come in the environment variable DEIT_PEER, because each server starts its workers in its own way.
 """
 
 import io
@@ -26,9 +26,9 @@ class PeerSettings:
 
     Attributes:
         onnx_file: takes `images`, gives `probabilities` first.
-        workers: processes, or threads that compute, as the server has it.
+        workers: processes, or threads that compute, depending on the server.
         threads: of ONNX Runtime in each.
-        max_batch_size, batch_delay_s: where the server has batches of its own.
+        max_batch_size, batch_delay_s: if the server makes batches itself.
     """
 
     onnx_file: str

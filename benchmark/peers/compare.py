@@ -36,7 +36,7 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
     """A record for each server, model and concurrency, over all rounds. A server that fails says so in its record.
 
     Raises:
-        BenchmarkError, DataError: our own server, the model or the photographs are not there.
+        BenchmarkError, DataError: our own server, the model or the photographs are missing.
     """
     images = read_photographs(config.images, IMAGES).images
     models = [read_version(find_model(config.model_repository, config.model))]
@@ -115,7 +115,7 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
 def best_of(
     candidates: Sequence[Entrant], config: PeersConfig, images: Sequence[bytes], expected: Sequence[dict[int, float]]
 ) -> Entrant:
-    """The fastest at the highest concurrency, after each was seen to answer as ours does."""
+    """The fastest at the highest concurrency, after checking the answers of each against ours."""
     rates: dict[Entrant, float] = {}
     for candidate in candidates if config.tune else candidates[:1]:
         with candidate.running(config, images[0]) as (url, pid):
@@ -157,7 +157,7 @@ def refuse_other_answers(
     *,
     largest: float = LARGEST_DIFFERENCE,
 ) -> None:
-    """Raises BenchmarkError when a server does other work than ours."""
+    """Raises BenchmarkError if a server's answers differ from ours."""
     for place, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
         for index, probability in ours.items():
             # a class at the end of the five may give way to one of equal probability

@@ -12,10 +12,10 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements" / "peers"
 
 
 def environment(peer: str, folder: Path) -> Path:
-    """The `bin` folder of the peer's environment below `folder`, made when it is not there or of other requirements.
+    """The `bin` folder of the peer's environment below `folder`, created if it is missing or its requirements changed.
 
     Raises:
-        BenchmarkError: the packages cannot be installed; the message ends with pip's words.
+        BenchmarkError: the packages cannot be installed; the message ends with pip's last lines.
     """
     requirements = REQUIREMENTS / f"{peer}.txt"
     if not requirements.is_file():

@@ -1,4 +1,4 @@
-"""Ours and one peer, both up, asked in turns.
+"""Our server and one peer, both up, measured in turns.
 
 The speed of a shared machine changes from minute to minute, by more than servers differ. Two windows that follow each
 other see nearly the same machine, so their ratio shows what medians over rounds cannot.

@@ -1,4 +1,4 @@
-"""The servers that are compared, and the few settings of each that are tried before: its stated tuning.
+"""The compared servers, and the few settings of each that are tried first.
 
 The work is the same everywhere, so the settings differ in shape only: as many workers as cores with one computing
 thread each, or one worker whose model computes on all cores; with batches of up to eight where a server makes them.
@@ -39,7 +39,7 @@ class Shape:
 
 
 def shapes(peer: str, cores: int) -> list[Shape]:
-    """What is tried of a peer."""
+    """The settings to try for a peer."""
     size = 1 if peer in ("fastapi", "bentoml") else MAX_BATCH_SIZE
     return [
         Shape(workers=cores, threads=1, max_batch_size=size),
@@ -54,7 +54,7 @@ def peer_server(
     """The URL to which images are posted and the first process of a peer, which has answered `image`.
 
     Raises:
-        BenchmarkError: its environment cannot be made, or it does not start; with its last words.
+        BenchmarkError: its environment cannot be created, or it does not start; the message ends with its last output.
     """
     programs = environment(peer, environments)
     settings = PeerSettings(

@@ -5,9 +5,9 @@
                          <version>/      model.onnx or model.plan, where it came from, what the gate found, and
                                          the config.pbtxt that this version was published with
 
-`layout` names the files, `config` reads config.pbtxt, `models` answers what a version is and runs with, `publishing`
-changes the repository, `candidates` names what is tried on a share of a model's requests, `numbers` remembers the
-highest one given, `lock` lets one writer in at a time, `doctor` finds faults, `command` is `deit models`.
+`layout` names the files, `config` reads config.pbtxt, `models` reads versions with their configurations, `publishing`
+changes the repository, `candidates` sets a model's shadow or canary, `numbers` remembers the highest version numbers,
+`lock` lets one writer in at a time, `doctor` finds faults, `command` is `deit models`.
 
-All but `layout` and `lock` need Triton's schema of config.pbtxt, which the package tritonclient brings.
+All but `layout` and `lock` need Triton's schema of config.pbtxt, which is in the package tritonclient.
 """

@@ -1,7 +1,7 @@
-"""Names, in a model's config.pbtxt, what is tried on a share of its requests: another model, or another version of it.
+"""Writes a model's shadow or canary into its config.pbtxt: another model, or another version of it.
 
 Triton loads such a version with the configuration of the served one, and the gateway takes its preprocessing from the
-description of the candidate. So the two may differ in what the gateway does, and not in how Triton runs them.
+description of the candidate. So the two may differ in preprocessing, but not in how Triton runs them.
 """
 
 from pathlib import Path
@@ -30,10 +30,10 @@ def try_candidate(
 
     Args:
         other: name of the model; None for this one.
-        number: version; None for whichever is served of the other model.
+        number: version; None for the served one of the other model.
 
     Raises:
-        RepositoryError: it is not sound, or cannot answer in the model's place. Nothing was changed.
+        RepositoryError: the candidate is not sound, or cannot replace the model. Nothing was changed.
     """
     model = find_model(repository, name)
     with writing(repository), explain_unwritable(model):
@@ -51,7 +51,7 @@ def try_candidate(
             )
             raise RepositoryError(
                 f"version {version.number} of {name} runs with another {CONFIG_FILE} than the served one, and Triton "
-                f"has one for both: {publish} makes it a model of its own, to be named with --model"
+                f"has one for both: {publish} makes it a separate model, to be named with --model"
             )
         candidate = CandidateModel(
             mode=mode,
@@ -78,19 +78,19 @@ def end_candidate(repository: Path, name: str) -> None:
 def _tried(repository: Path, name: str, other: str | None, number: int | None, served: tuple[int, ...]) -> ModelVersion:
     if other in (None, name):
         if number is None:
-            raise RepositoryError(f"name what is tried: another version of {name} with --version, or a --model")
+            raise RepositoryError(f"name a candidate: another version of {name} with --version, or a --model")
         if number in served:
             rollback = models_command("rollback", name, repository=repository)
             raise RepositoryError(
-                f"version {number} of {name} is served (served: {listed(served)}), and a candidate is another one: "
-                f"{rollback} serves the one before"
+                f"version {number} of {name} is served (served: {listed(served)}), and a candidate is another version: "
+                f"{rollback} serves the previous one"
             )
         return read_version(repository / name, number)
     return read_version(find_model(repository, other), number)
 
 
 def _run(config: model_config_pb2.ModelConfig) -> model_config_pb2.ModelConfig:
-    """How Triton runs a version."""
+    """The part of the configuration that says how Triton runs a version."""
     plain = without_candidate(config)
     plain.ClearField("version_policy")
     for key in OF_A_VERSION:

@@ -1,4 +1,4 @@
-"""`deit models`: what a model repository holds and which versions are served. One function a subcommand."""
+"""`deit models`: what a model repository holds and which versions are served. One function per subcommand."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ REPOSITORY = Path("model_repository")
 
 @app.callback()
 def models() -> None:
-    """List, publish, roll back, try, remove and check the models of a repository; let a running server follow it."""
+    """List, publish, roll back, try, remove and check the models of a repository; reload a running server."""
 
 
 @app.command("list")
@@ -103,7 +103,7 @@ def publish(
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="Name of the model.")],
-    version: Annotated[int | None, typer.Option(help="Version to serve. Default: the one before.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to serve. Default: the previous one.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Serve another version of a model, if `doctor` finds it sound.
@@ -131,8 +131,10 @@ def rollback(
     )
 
 
-TriedOn = Annotated[str, typer.Argument(help="Name of the model whose requests are taken.")]
-TriedShare = Annotated[float, typer.Option("--percent", min=0, max=100, help="Share of its requests; 0 ends it.")]
+TriedOn = Annotated[str, typer.Argument(help="Name of the model whose requests are shared.")]
+TriedShare = Annotated[
+    float, typer.Option("--percent", min=0, max=100, help="Share of its requests; 0 ends the trial.")
+]
 TriedModel = Annotated[str | None, typer.Option("--model", help="Another model to try. Default: NAME itself.")]
 TriedVersion = Annotated[
     int | None, typer.Option("--version", help="Version to try. Default, for another model: the served one.")
@@ -149,7 +151,7 @@ def shadow(
 ) -> None:
     """Compare another model or version with a share of a model's answers.
 
-    No caller gets its answers: how often they differ is in /metrics. Triton
+    Callers never get its answers; /metrics has how often they differ. Triton
     loads it at its next start; a server with --allow-reload, with
     `deit models reload`.
     """
@@ -179,7 +181,7 @@ def _try(mode: Mode, repository: Path, name: str, percent: float, model: str | N
         done = str(try_candidate(repository, name, mode, percent, other=model, number=version))
     else:
         end_candidate(repository, name)
-        done = "nothing else is tried"
+        done = "no candidate"
     print(
         f"{name}: {done} from Triton's next start on. A running `deit serve --allow-reload` takes it at once with "
         "`deit models reload`, which needs --port if the server's is not 8080."
@@ -192,8 +194,9 @@ def reload(
 ) -> None:
     """Let a running server serve what its model repository holds now.
 
-    No request fails: old versions answer until the new ones have shown that
-    they can. A version that cannot is refused, and the old one keeps serving.
+    No request fails: old versions answer until the new ones have given
+    probabilities. A version that does not is refused, and the old one keeps
+    serving.
     Exit status: 0 done, 1 a model was refused.
     """
     from deit.control import command_server
@@ -205,7 +208,7 @@ def reload(
         typer.echo(f"{change['model']}: {change['outcome']}{served}{reason}")
     refused = [change["model"] for change in changes if change["outcome"] == "refused"]
     if refused:
-        raise RepositoryError(f"refused: {', '.join(refused)}; the versions served before stay")
+        raise RepositoryError(f"refused: {', '.join(refused)}; the old versions keep serving")
 
 
 @app.command()
@@ -227,7 +230,7 @@ def doctor(
         str | None, typer.Option(help="Version of the TensorRT that will load plans, such as 11.1.0.")
     ] = None,
 ) -> None:
-    """Check a repository: what is wrong, and what to do. Exit status 1 if anything is."""
+    """Check a repository for faults and name their remedies. Exit status 1 if there are any."""
     from deit.repository.doctor import examine
 
     findings = examine(repository, tensorrt=tensorrt)

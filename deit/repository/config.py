@@ -48,7 +48,7 @@ def parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
 
 
 def without_candidate(config: model_config_pb2.ModelConfig) -> model_config_pb2.ModelConfig:
-    """What a version itself runs with: the configuration without what is tried next to it."""
+    """The configuration of the version itself, without its candidate."""
     plain = model_config_pb2.ModelConfig()
     plain.CopyFrom(config)
     plain.parameters.pop(CANDIDATE_PARAMETER, None)

@@ -1,4 +1,4 @@
-"""What is wrong with a model repository, in sentences that end with the remedy."""
+"""Finds faults in a model repository, as sentences that end with the remedy."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def examine_model(model: Path, *, tensorrt: str | None = None) -> list[str]:
     findings = []
     if config.name and config.name != model.absolute().name:
         findings.append(
-            f"{model / CONFIG_FILE} names the model {config.name!r}, and Triton wants the folder's name; "
+            f"{model / CONFIG_FILE} names the model {config.name!r}, but Triton requires the folder's name; "
             "export it again, or write the folder's name there"
         )
     if not served:
@@ -91,11 +91,11 @@ def examine_model(model: Path, *, tensorrt: str | None = None) -> list[str]:
 
 
 def examine_version(version: ModelVersion, *, tensorrt: str | None = None) -> list[str]:
-    """Everything wrong with one version: what it runs with, its class names, its graph or plan."""
+    """Everything wrong with one version: its configuration, class names, and graph or plan."""
     findings = []
     if version.engine not in BACKENDS:
         findings.append(
-            f"{version.config_file} asks for the backend {version.engine!r}; there are {', '.join(BACKENDS)}: "
+            f"{version.config_file} asks for the backend {version.engine!r}; known are {', '.join(BACKENDS)}: "
             "export it again"
         )
     findings += _labels(version)
@@ -109,7 +109,7 @@ def examine_version(version: ModelVersion, *, tensorrt: str | None = None) -> li
 def _labels(version: ModelVersion) -> Iterator[str]:
     output = {output.name: output for output in version.config.output}.get(PROBABILITIES)
     if output is None:
-        yield f"{version.config_file} has no output {PROBABILITIES!r}, which the gateway asks for: export it again"
+        yield f"{version.config_file} has no output {PROBABILITIES!r}, which the gateway needs: export it again"
         return
     if not output.label_filename:
         yield (
@@ -163,12 +163,12 @@ def _edited_preprocessing(version: ModelVersion) -> Iterator[str]:
     try:
         published = published_version(version.model, version.number)
         same = published.preprocessing == version.preprocessing
-    except RepositoryError:  # nothing to compare with, or found already
+    except RepositoryError:  # nothing to compare with, or already reported
         return
     if not same:
         yield (
-            f"{version.config_file} prepares images for version {version.number} in another way than "
-            f"{published.config_file}, with which it was published: {rollback_command(published)} puts that back"
+            f"{version.config_file} preprocesses images for version {version.number} differently from "
+            f"{published.config_file}, with which it was published: {rollback_command(published)} restores that"
         )
 
 
@@ -182,7 +182,7 @@ def _candidate(model: Path, config: model_config_pb2.ModelConfig) -> Iterator[st
         findings = [str(error)]
     if findings:
         end = models_command(candidate.mode, model.name, "--percent", 0, repository=model.parent)
-        yield f"{model / CONFIG_FILE} tries {candidate.model}, but {findings[0]}; until then, {end} ends it"
+        yield f"{model / CONFIG_FILE} tries {candidate.model}, but {findings[0]}; until that is fixed, {end} ends it"
 
 
 def _not_described(model: Path, config: model_config_pb2.ModelConfig, served: tuple[int, ...]) -> Iterator[str]:
@@ -199,13 +199,13 @@ def _not_described(model: Path, config: model_config_pb2.ModelConfig, served: tu
 def _missing_package(version: ModelVersion) -> Iterator[str]:
     if find_spec("pytriton") and version.engine in PYTHON_BACKENDS and not find_spec(version.engine):
         yield (
-            f"version {version.number} of {version.name} runs on {version.engine}, and the Triton that `deit serve` "
-            f"starts here has none: {how_to_install(PYTHON_BACKENDS[version.engine])}, or export with another --engine"
+            f"version {version.number} of {version.name} runs on {version.engine}, which the Triton that `deit serve` "
+            f"starts here lacks: {how_to_install(PYTHON_BACKENDS[version.engine])}, or export with another --engine"
         )
 
 
 def newest_sound(model: Path, *, but: int | None = None) -> ModelVersion | None:
-    """The newest version with which nothing is wrong, other than `but`; None when there is none."""
+    """The newest sound version other than `but`; None if there is none."""
     for number in reversed(version_numbers(model)):
         with suppress(RepositoryError):
             version = published_version(model, number)

@@ -16,8 +16,8 @@ REPORT_FILE, REPORT_TABLE = "report.json", "report.txt"
 """In a version's folder: what the gate found, for programs and for people."""
 
 REFERENCE_FILE = "reference.npz"
-"""In a version's folder: `images`, uint8 (N, H, W, 3), and what PyTorch answers to them by the name of each output,
-float32 (N, classes). To run the version elsewhere, such as a plan on another GPU, compare with it first.
+"""In a version's folder: `images`, uint8 (N, H, W, 3), and PyTorch's answers to them under the name of each output,
+float32 (N, classes). Before the version runs elsewhere, such as a plan on another GPU, it is compared with these.
 """
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")

@@ -1,4 +1,4 @@
-"""One writer of a repository at a time, with a folder in which it prepares its change."""
+"""Lets one writer at a time change a repository, and gives it a folder to prepare the change in."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ def writing(repository: Path) -> Iterator[Path]:
     """Hold the repository's lock, which the kernel frees when its holder dies, and give a folder to prepare changes in.
 
     The folder lies next to the repository, because Triton takes every folder inside for a model; inside only if the
-    repository is a file system of its own. What a killed writer left there is removed.
+    repository is a separate file system. What a killed writer left there is removed.
 
     Raises:
         RepositoryError: another process holds the lock for too long.

@@ -1,4 +1,4 @@
-"""The models of a repository, and what each version of them is and runs with."""
+"""The models of a repository, and their versions with the configurations that they run with."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ BACKENDS = {"onnxruntime": ONNX_FILE, "openvino": "model.xml", "tensorrt": PLAN_
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """A version of a model, and what it runs with.
+    """A version of a model, with the configuration that it runs with.
 
     Attributes:
         model: the model's folder.
@@ -88,12 +88,12 @@ class ModelVersion:
             return Preprocessing.from_json(parameter(self.config, PREPROCESSING_PARAMETER))
         except ValueError as error:
             raise RepositoryError(
-                f"{self.config_file} does not say how to prepare an image ({error}): export the model again"
+                f"{self.config_file} does not say how to preprocess an image ({error}): export the model again"
             ) from error
 
     @property
     def provenance(self) -> Provenance | None:
-        """Where the version came from, or None when nothing readable is said."""
+        """Where the version came from, or None if that is missing or cannot be read."""
         try:
             return Provenance.from_json(parameter(self.config, PROVENANCE_PARAMETER))
         except ValueError:
@@ -121,13 +121,13 @@ def read_version(model: Path, number: int | None = None) -> ModelVersion:
     preprocessing of another version.
 
     Raises:
-        RepositoryError: the model serves no version, has no such version, or does not say what that version runs with.
+        RepositoryError: the model serves no version, has no such version, or has no configuration for that version.
     """
     config, served = read_served(model)
     if number is None:
         if not served:
             doctor = models_command("doctor", repository=model.parent)
-            raise RepositoryError(f"{nothing_served(model, config)}; {doctor} names the way out")
+            raise RepositoryError(f"{nothing_served(model, config)}; {doctor} names the remedy")
         number = served[-1]
     if number not in served or parameter(config, VERSION_PARAMETER) not in ("", str(number)):
         return published_version(model, number)
@@ -145,8 +145,8 @@ def published_version(model: Path, number: int) -> ModelVersion:
         raise RepositoryError(f"{model} has no version {number}; it has: {listed(version_numbers(model))}")
     if not file.is_file():
         raise RepositoryError(
-            f"version {number} of {model} has no {CONFIG_FILE} of its own, so how it runs and how it expects images to "
-            f"be prepared is unknown: write the configuration that it was made with to {file}"
+            f"version {number} of {model} has no {CONFIG_FILE} of its own, so its engine and preprocessing are "
+            f"unknown: write the configuration that it was made with to {file}"
         )
     return ModelVersion(model=model, number=number, config_file=file, config=read_config(file))
 
@@ -172,7 +172,7 @@ def read_loaded(model: Path) -> tuple[model_config_pb2.ModelConfig, tuple[int, .
 
 
 def candidate_of(model: Path, config: model_config_pb2.ModelConfig) -> CandidateModel | None:
-    """What is tried on a share of the model's requests. Raises RepositoryError when that cannot be read."""
+    """The model's shadow or canary, if any. Raises RepositoryError when it cannot be read."""
     if not (text := parameter(config, CANDIDATE_PARAMETER)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Changes of a model repository: publish, promote, roll back, remove; each is seen whole or not at all.
+"""Changes of a model repository: publish, promote, roll back, remove. Each is atomic.
 
 config.pbtxt names the version that Triton serves (`version_policy { specific }`), and each version keeps the
 configuration that it was published with. So publishing and rolling back end with one rename, that of config.pbtxt:
@@ -82,7 +82,7 @@ def publish(
 def refuse_taken_name(model: Path, *, image_size: int, label_names: tuple[str, ...]) -> None:
     """Raise RepositoryError where `publish` would refuse a version with this input and these classes.
 
-    For what takes minutes before it publishes.
+    For commands that take minutes before they publish.
     """
     if model.exists():
         present = _present(model)
@@ -122,7 +122,7 @@ def serve_version(repository: Path, name: str, number: int) -> None:
     """
     model = find_model(repository, name)
     with writing(repository), explain_unwritable(model):
-        with suppress(RepositoryError):  # a config.pbtxt that cannot be read is a reason to roll back, not to stop
+        with suppress(RepositoryError):  # an unreadable config.pbtxt is a reason to roll back, not to stop
             _keep_configurations(model)
         version = published_version(model, number)
         if findings := examine_version(version):
@@ -163,7 +163,7 @@ def _removable(model: Path, number: int) -> Path:
 
 
 def _keep_configurations(model: Path) -> None:
-    """Give served versions that came without a configuration the one that they run with, for the way back to them."""
+    """Give served versions without their own configuration the one that they run with, so a rollback can find it."""
     config, served = read_served(model)
     for number in served:
         if not (own := model / str(number) / CONFIG_FILE).exists():
@@ -171,14 +171,14 @@ def _keep_configurations(model: Path) -> None:
 
 
 def _say_what_ends(model: Path) -> None:
-    """A candidate was compared with what is served, and goes with it."""
+    """A candidate ends with the served version that it was compared with."""
     with suppress(RepositoryError):
         if candidate := candidate_of(model, read_config(model / CONFIG_FILE)):
             logger.warning("%s: %s ends", model.name, candidate)
 
 
 def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, label_names: tuple[str, ...]) -> None:
-    """A version's clients keep their inputs, outputs and class names."""
+    """Clients must find the same inputs, outputs and class names in a new version."""
     present = _present(model)
     if list(present.input) != list(config.input) or list(present.output) != list(config.output):
         raise RepositoryError(f"{model} has other inputs or outputs than this export: choose another --name")
@@ -204,10 +204,10 @@ def explain_unwritable(model: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise RepositoryError(f"{model} was changed by somebody else meanwhile ({error}); try again") from error
+        raise RepositoryError(f"{model} was changed by another process meanwhile ({error}); try again") from error
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise  # a file of the caller's, which a full disk does not explain
         raise RepositoryError(
-            f"{model} cannot be written: {error.strerror}. The versions before are untouched; make room and try again"
+            f"{model} cannot be written: {error.strerror}. Earlier versions are untouched; free space and try again"
         ) from error

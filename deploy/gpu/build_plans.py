@@ -289,7 +289,7 @@ def leave_out(name: str, reason: Refused, new: Path, repository: Path, machine: 
     """Serve what was served of the model on this machine before, if anything was."""
     before = read_built(repository / name)
     if before and json.loads(before)["machine"] == asdict(machine):
-        say(name, f"cannot be served: {reason}. What was served before stays", file=sys.stderr)
+        say(name, f"cannot be served: {reason}. The versions served before stay", file=sys.stderr)
         shutil.copytree(repository / name, new / name)
     else:
         say(name, f"is left out: {reason}", file=sys.stderr)

@@ -155,7 +155,7 @@ def differences(expected: Reference, found: dict[str, Rows]) -> Iterator[str]:
     first = next(iter(expected.outputs))
     changed = sum(_best(a) != _best(b) for a, b in zip(expected.outputs[first], found[first], strict=True))
     if changed > may_change:
-        yield f"{changed} of {count} images change their first answer, {may_change} may"
+        yield f"{changed} of {count} images change their top-1 class, {may_change} may"
     largest = max(_largest(expected.outputs[name], found[name]) for name in expected.outputs)
     allowed = expected.limits["difference"]
     if not math.isfinite(largest):

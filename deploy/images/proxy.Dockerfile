@@ -3,7 +3,7 @@ ARG DEBIAN_IMAGE=debian:bookworm-slim
 FROM ${DEBIAN_IMAGE}
 # Not pinned to a package version: Debian's mirrors keep only the newest, which has the security fixes.
 RUN apt-get update -qq \
-    && apt-get install -qq --no-install-recommends nginx-light curl >/dev/null \
+    && apt-get install -qq --no-install-recommends nginx-light curl openssl >/dev/null \
     && rm -rf /var/lib/apt/lists/* /var/log/nginx/* \
     && groupadd --gid 10002 proxy-user && useradd --uid 10002 --gid proxy-user --no-create-home --home-dir /tmp proxy-user
 ARG VERSION=0.1.0 REVISION=unknown

@@ -12,7 +12,7 @@ class ClientError(DeitError):
 
 
 class Unreachable(ClientError):
-    """Nobody listens there, or the connection broke."""
+    """Nothing listens there, or the connection broke."""
 
 
 class Refused(ClientError):
@@ -41,7 +41,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Heads:
-    """What each head of a distilled model says by itself, best first; the divergence is in bits."""
+    """Each head's own predictions, best first; the divergence is in bits."""
 
     class_head: tuple[Prediction, ...]
     distillation_head: tuple[Prediction, ...]

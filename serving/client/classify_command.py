@@ -20,12 +20,12 @@ from serving.client.clients import ClassifyOptions
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
-"""What is taken from a folder. A file that is named itself is sent whatever its name: the server reads its bytes."""
+"""Files taken from a folder. A file that is named itself is sent whatever its suffix: the server reads its bytes."""
 
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """What came of one file: the answer, or why there is none."""
+    """The outcome for one file: the answer, or why there is none."""
 
     file: str
     answer: Classification | None
@@ -47,7 +47,7 @@ def classify(
     version: Annotated[str | None, typer.Option(help="Version of the model. Default: the newest.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per picture, best first.")] = 1,
     min_probability: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out less probable classes.")
+        float | None, typer.Option(min=0, max=1, help="Leave out classes below this probability.")
     ] = None,
     heads: Annotated[
         bool, typer.Option("--heads", help="Also show whether both heads agree, and how far apart they are.")
@@ -68,7 +68,7 @@ def classify(
     not, 2 wrong usage.
     """
     if as_json and as_csv:
-        raise typer.BadParameter("--json and --csv are two formats; choose one")
+        raise typer.BadParameter("--json and --csv exclude each other; choose one")
     found = list(dict.fromkeys(path for given in files for path in find(given)))
     write = write_json if as_json else csv_writer(heads) if as_csv else write_text
     options = ClassifyOptions(model=model, version=version, top_k=top_k, min_probability=min_probability, heads=heads)

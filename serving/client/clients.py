@@ -5,7 +5,7 @@
     with Client("http://127.0.0.1:8080") as client:
         print(client.classify("photo.jpg").best.label)
 
-A server under load says when to come back; both clients wait that long and ask again, for at most `patience_s`.
+A busy server says when to try again; both clients wait that long and try again, for at most `patience_s`.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ Image = bytes | str | Path
 
 
 class ClassifyOptions(TypedDict, total=False):
-    """What a request may ask; docs/serving.md describes the parameters."""
+    """The parameters of a request, as docs/serving.md describes them."""
 
     model: str | None
     version: str | None
@@ -44,12 +44,12 @@ class ClassifyOptions(TypedDict, total=False):
 
 
 class Client:
-    """Asks one server, one picture at a time; use it as a context manager, or close it.
+    """Classifies with one server, one picture at a time; use it as a context manager, or close it.
 
     Args:
-        api_key: where the server asks for one; without it, that of the environment variable DEIT_API_KEY.
+        api_key: if the server needs one. Default: the environment variable DEIT_API_KEY.
         timeout_s: for one attempt.
-        patience_s: how long to come back to a server that is too busy before giving up.
+        patience_s: how long to keep trying a busy server before giving up.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Client:
 
 
 class AsyncClient:
-    """As Client, for asyncio: many pictures at once over a few connections."""
+    """Client for asyncio: many pictures at once over a few connections."""
 
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0, patience_s: float = 60.0

@@ -8,6 +8,7 @@ Sources: `src/command_line_parser.cc` of https://github.com/triton-inference-ser
 import secrets
 from pathlib import Path
 
+from serving.gateway.shared_pixels import KEY_NAME
 from serving.settings import TritonPorts
 
 LOOPBACK = "127.0.0.1"
@@ -19,7 +20,7 @@ LOAD_THREADS = 4
 """Models that load at once; releases before 24.08 take two for each core of the machine."""
 
 HTTP_THREADS = 2
-"""For a health check and perf_analyzer's questions about a model; inference comes by gRPC."""
+"""For a health check and for perf_analyzer, which reads a model's metadata; inference uses gRPC."""
 
 # Shared memory of a Python backend's instance, for one batch of inputs and outputs. It grows in steps when a batch is
 # larger: 64 images of 224 x 224 are 38.5 MB, and the default of 1 MiB would grow 38 times on the first one.
@@ -27,8 +28,8 @@ SHM_BYTES = 64 * 2**20
 SHM_GROWTH_BYTES = 16 * 2**20
 
 # Protocols that nothing of ours uses, and that other users of the machine could misuse on loopback (CVE-2024-0087,
-# CVE-2025-23319). They ask for a header whose value nobody knows.
-CLOSED_PROTOCOLS = "shared-memory,trace,logging"
+# CVE-2025-23319). They require a header whose value nobody knows. So does shared memory, unless the gateway uses it.
+CLOSED_PROTOCOLS = "trace,logging"
 
 # Loading models: it can bring files, and with a Python backend any program (CVE-2025-23316).
 CONTROL_PROTOCOL = "model-repository"
@@ -50,6 +51,7 @@ def triton_options(
     host: str = LOOPBACK,
     control_key: str | None,
     traces_url: str | None,
+    shared_memory_key: str | None = None,
 ) -> list[str]:
     """Arguments for this version of Triton.
 
@@ -57,13 +59,15 @@ def triton_options(
         host: address of gRPC and metrics; HTTP stays on loopback.
         control_key: the key to load and unload models with; None when nobody may.
         traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
+        shared_memory_key: the key for registering shared memory; None when nobody may.
     """
     is_ipv6 = ":" in host
+    closed = CLOSED_PROTOCOLS if shared_memory_key else f"{KEY_NAME},{CLOSED_PROTOCOLS}"
     options = {
         "--model-repository": str(model_repository),
         "--backend-directory": str(backend_directory),
         "--model-control-mode": "none" if control_key is None else "explicit",
-        # A model that does not load leaves the others alone; who asks for the index learns of it.
+        # A model that does not load does not affect the others; the model index reports it.
         "--strict-readiness": "false",
         "--exit-on-error": "false",
         "--exit-timeout-secs": str(EXIT_TIMEOUT_S),
@@ -72,14 +76,14 @@ def triton_options(
         "--allow-grpc": "true",
         "--grpc-address": f"[{host}]" if is_ipv6 else host,
         "--grpc-port": str(ports.grpc),
-        "--grpc-restricted-protocol": f"{CLOSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}",
+        "--grpc-restricted-protocol": f"{closed}:closed={secrets.token_urlsafe(32)}",
         "--allow-metrics": "true",
         "--metrics-address": f"ipv6:{host}" if is_ipv6 else host,  # as libevhtp writes it
         "--metrics-port": str(ports.metrics),
         "--allow-http": "false" if ports.http is None else "true",
         "--allow-sagemaker": "false",
         "--allow-vertex-ai": "false",
-        "--allow-client-shm": "false",
+        "--allow-client-shm": "false" if shared_memory_key is None else "true",
     }
     if ports.http is not None:
         options |= {
@@ -95,6 +99,7 @@ def triton_options(
     ]
     return [
         *(f"{option}={value}" for option, value in options.items() if version >= SINCE.get(option, (0, 0))),
+        *([f"--grpc-restricted-protocol={KEY_NAME}:{KEY_NAME}={shared_memory_key}"] if shared_memory_key else []),
         *([] if control_key is None else explicit),
         *([] if traces_url is None else [f"--trace-config={each}" for each in trace_settings(traces_url)]),
         "--disable-auto-complete-config",

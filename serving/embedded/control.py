@@ -21,7 +21,7 @@ def claim_control_socket(port: int) -> Path:
     """The path for the server that holds this port, in a folder of this user alone.
 
     Raises:
-        ServingError: the folder is somebody else's, or open to others.
+        ServingError: the folder belongs to another user, or is open to others.
     """
     path = control_socket(port)
     path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -46,7 +46,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @asynccontextmanager
 async def control_server(path: Path, answer: Callable[[str], Awaitable[Reply]]) -> AsyncIterator[None]:
-    """Answers commands while the block runs, each on a connection of its own."""
+    """Answers commands while the block runs, each on a separate connection."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):  # it left early, or sent a line without end

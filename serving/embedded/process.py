@@ -1,4 +1,4 @@
-"""A running `tritonserver`: started as a child, heard, and stopped."""
+"""A running `tritonserver`: starts it as a child, reads its log, and stops it."""
 
 import contextlib
 import json
@@ -53,7 +53,7 @@ class Ailment:
 
 
 class TritonProcess:
-    """A `tritonserver` and its Python stubs, in a process group of their own.
+    """A `tritonserver` and its Python stubs, in a separate process group.
 
     Ctrl-C in a terminal therefore reaches only the launcher, which stops Triton after the gateway has finished. When
     the launcher is killed, the kernel kills Triton (with_parent.py).
@@ -92,14 +92,14 @@ class TritonProcess:
 
     @property
     def has_ended(self) -> bool:
-        """It ended, and nobody asked it to."""
+        """Whether it ended unasked."""
         return not self._is_stopping and self._process.poll() is not None
 
     def ailment(self) -> "Ailment | None":
-        """What the kernel knows of Triton and its stubs, and Triton's own health does not show. To be asked repeatedly.
+        """A failure of Triton or a stub that the kernel shows and Triton's own health does not. Call it repeatedly.
 
-        A stub that ended well is none: its model was unloaded. Neither is one that Triton has ended itself: it
-        will be gone by the next time.
+        A stub that exited normally has not failed: its model was unloaded. Neither has one that Triton ended: it is
+        gone by the next call.
         """
         suspects, self._suspects = self._suspects, set()
         if time.monotonic() - self._counted_s > COUNT_CHILDREN_EVERY_S:
@@ -118,7 +118,7 @@ class TritonProcess:
         return None
 
     def end_reason(self) -> str | None:
-        """Triton's own reason when it has ended and nobody asked it to; may wait a second for its last words."""
+        """Triton's own reason if it ended unasked; may wait a second for its last output."""
         if not self.has_ended:
             return None
         self._reader.join(timeout=1)  # the last lines may still be in the pipe
@@ -126,11 +126,11 @@ class TritonProcess:
         return f"Triton ended with status {self._process.poll()}: {'; '.join(reasons) or 'it said nothing'}"
 
     def errors(self) -> list[str]:
-        """What it has said at the level of errors, each once."""
+        """The errors in its log, each once."""
         return list(dict.fromkeys(self._errors))
 
     def raise_if_ended(self) -> None:
-        """Raises ServingError with Triton's own reason when it has ended and nobody asked it to."""
+        """Raises ServingError with Triton's own reason if it ended unasked."""
         if (reason := self.end_reason()) is not None:
             raise ServingError(reason)
 
@@ -146,7 +146,7 @@ class TritonProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End Triton and whatever is left of its process group at once."""
+        """Kill Triton and the rest of its process group at once."""
         self._is_stopping = True
         with contextlib.suppress(ProcessLookupError):  # nothing is left
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Follows the model repository while it is served: versions are loaded, proven and switched to, and no request fails.
+"""Follows the model repository while it is served: versions are loaded, checked and switched to, and no request fails.
 
 The old versions serve on until the new ones have answered; only then do requests go to the new ones, and the old ones
 are unloaded when no request that was meant for them can be left. A version that does not load or does not answer as
@@ -39,7 +39,7 @@ SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one model; `versions` are those that are served now, `reason` why the new ones are not."""
+    """The outcome for one model; `versions` are served now, `reason` says why the new ones are not."""
 
     model: str
     outcome: Literal["loaded", "unchanged", "removed", "refused"]
@@ -147,7 +147,7 @@ class Reloader:
         return self._models[name].versions if name in self._models else ()
 
     def _switch(self, models: dict[str, ServedModel], readiness: Readiness) -> None:
-        """At once, for whatever request comes next."""
+        """Takes effect with the next request."""
         self._models.clear()
         self._models.update(sorted(models.items()))
         readiness.replace(self._models.values())
@@ -159,7 +159,7 @@ class Reloader:
             try:
                 await asyncio.to_thread(action, *arguments)
             except InferenceServerException as error:  # Triton is being started again, and will see what is right
-                logger.warning("what is no longer served stays loaded: %s", error.message())
+                logger.warning("versions that are no longer served stay loaded: %s", error.message())
 
         task = asyncio.create_task(act())
         self._unloading.add(task)
@@ -170,7 +170,7 @@ class Reloader:
         with connect(self._url) as client:
             model = read_model(client, name, tuple(map(str, offer.versions)))
             if model is None:
-                raise ServingError(f"the model {name} is none of `deit export`; export it again")
+                raise ServingError(f"the model {name} was not made by `deit export`; export it again")
             for version in model.versions:
                 prove(client, model, version)
             if model.candidate is not None and model.candidate.model == name:
@@ -186,7 +186,7 @@ class Reloader:
             else:
                 self._load(name, before, before.versions)
         except InferenceServerException as error:
-            logger.error("the model %s could not be put back: %s", name, error.message())
+            logger.error("the model %s could not be restored: %s", name, error.message())
 
     def _load(self, name: str, offer: Offer, versions: tuple[int, ...]) -> None:
         self._triton.snapshot.show(name, offer, versions)

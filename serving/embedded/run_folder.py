@@ -1,4 +1,4 @@
-"""What one run of Triton keeps on the machine: a temporary folder, and shared memory of its Python stubs.
+"""The files of one run of Triton: a temporary folder, and shared memory of its Python stubs.
 
 Both bear the launcher's process id, so that the next start can remove what a killed run left. (A stub removes its
 shared memory when Triton is killed, but not when it is killed itself or has not finished loading.)
@@ -28,16 +28,16 @@ def run_folder() -> Iterator[Path]:
 
 
 def remove_shared_memory() -> None:
-    """That of this process's Triton, once no stub lives."""
+    """Remove that of this process's Triton, once no stub lives."""
     for region in SHARED_MEMORY.glob(f"{shared_memory_prefix()}*"):
         region.unlink(missing_ok=True)
 
 
 def close_shared_memory() -> None:
-    """Let nobody but this user read the pictures in that of this process's Triton.
+    """Let only this user read the pictures in that of this process's Triton.
 
-    Triton makes it readable for all, whatever the umask: Boost.Interprocess sets the mode itself. To be called often,
-    because a region is there before its model is ready, and no picture is in it yet.
+    Triton makes it readable for all, whatever the umask: Boost.Interprocess sets the mode itself. Call it often: a
+    region exists before its model is ready, when it does not yet hold a picture.
     """
     for region in SHARED_MEMORY.glob(f"{shared_memory_prefix()}*"):
         with contextlib.suppress(FileNotFoundError):  # its model was unloaded meanwhile

@@ -1,7 +1,7 @@
-"""What Triton sees of the model repository: links to the versions that are to be served, and its own configuration.
+"""The model repository as Triton sees it: links to the versions to serve, and separate configurations.
 
-So an export in progress, an edited file or a version that was refused does not reach a Triton that is started again:
-what is served changes when `deit serve` starts and when it is asked to reload, and at no other time.
+So an export in progress, an edited file or a refused version does not reach a Triton that is restarted: the served
+versions change only when `deit serve` starts and when it is asked to reload.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from deit.repository.models import model_names, nothing_served, read_loaded
 
 @dataclass(frozen=True)
 class Offer:
-    """What the repository offers of one model.
+    """One model as the repository offers it.
 
     Attributes:
         versions: those that the model's version policy chooses, oldest first, a candidate among them.
@@ -43,7 +43,7 @@ class Snapshot:
         return {name: self._offer(name) for name in model_names(self._repository)}
 
     def show(self, name: str, offer: Offer, versions: tuple[int, ...]) -> None:
-        """Let Triton see these versions of a model, at its next start or load."""
+        """Show Triton these versions of a model, from its next start or load on."""
         model, shown = self._repository / name, self.folder / name
         shown.mkdir(exist_ok=True)
         for entry in shown.iterdir():
@@ -60,7 +60,7 @@ class Snapshot:
         shutil.rmtree(self.folder / name)
 
     def exists(self, name: str, version: int) -> bool:
-        """The version is still in the repository."""
+        """Whether the version is still in the repository."""
         return (self._repository / name / str(version)).is_dir()
 
     def _offer(self, name: str) -> Offer:

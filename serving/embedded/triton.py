@@ -4,16 +4,16 @@
 with our backends and a snapshot of the model repository (snapshot.py), its options (command_line.py), and becomes a
 child process (process.py) that the kernel kills when ours is killed (with_parent.py).
 
-**Watch** (`EmbeddedTriton.watch`). Three witnesses are asked ten times a second, because Triton's own health says
-"ready" while the process that runs a model is dead:
+**Watch** (`EmbeddedTriton.watch`). Three checks run ten times a second, because Triton's own health says "ready" while
+the process that runs a model is dead:
 
 1. The process has ended.
 2. The kernel: a process of Triton is stopped, or one that ran a model died (`TritonProcess.ailment`).
 3. A model has not answered for seconds, not even the gateway's probe (serving/gateway/readiness.py).
 
-**Restart.** What is left of Triton is killed, in any state, and another one started; it loads the models anew. The
-first restart comes at once, the next ones after growing pauses. After too many in a row `failure` says why, and who
-runs the watch gives up.
+**Restart.** The rest of Triton is killed, in any state, and another one started, which loads the models again. The
+first restart comes at once, the next ones after growing pauses. After too many in a row the watch returns, and
+`failure` says why.
 
 **End.** When the block of `embedded_triton` ends, Triton unloads its models, and is killed if that takes too long.
 """
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
 
-# The first restart comes at once: a lone crash should cost no more than loading the models.
+# The first restart comes at once: a single crash should cost no more than loading the models.
 SECOND_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 
@@ -57,8 +57,9 @@ class EmbeddedTriton:
     Attributes:
         process: the current one.
         snapshot: the model repository as this Triton sees it.
-        offers: what of each model it was shown last.
+        offers: the last offer of each model that it was shown.
         control_headers: gRPC headers that loading models needs; empty when nobody may.
+        shared_memory_key: the key for registering shared memory; None when nobody may.
         failure: why it was given up, once it was.
     """
 
@@ -69,6 +70,7 @@ class EmbeddedTriton:
         snapshot: Snapshot,
         offers: dict[str, Offer],
         control_headers: dict[str, str],
+        shared_memory_key: str | None,
         *,
         most_restarts: int,
         start_timeout_s: float,
@@ -80,6 +82,7 @@ class EmbeddedTriton:
         self.snapshot = snapshot
         self.offers = offers
         self.control_headers = control_headers
+        self.shared_memory_key = shared_memory_key
         self.failure: ServingError | None = None
         self.process = TritonProcess(command, environment)
 
@@ -108,12 +111,12 @@ class EmbeddedTriton:
                 *(reason, pause_s, restarts, self._most_restarts),
             )
             await asyncio.sleep(pause_s)
-            readiness.lose_all("Triton is started again", may_return=False)  # what was found of the last one is past
+            readiness.lose_all("Triton is started again", may_return=False)  # earlier findings were about the last one
             self._restart()
             await self._until_ready(readiness)
 
     async def _trouble(self, readiness: Readiness) -> str:
-        """Return when only another Triton helps, and why."""
+        """Return, with the reason, when only another Triton helps."""
         ill_since_s = math.inf
         while True:
             close_shared_memory()
@@ -156,6 +159,7 @@ def embedded_triton(
     most_restarts: int,
     host: str = LOOPBACK,
     allow_reload: bool = False,
+    shared_memory: bool = False,
     traces_url: str | None = None,
 ) -> Iterator[EmbeddedTriton]:
     """A Triton that is loading the models; it is stopped when the block ends.
@@ -184,6 +188,7 @@ def embedded_triton(
         if settings.decodes_on is not None:
             write_step(snapshot.folder, settings.decodes_on)
         control_key = secrets.token_urlsafe(32) if allow_reload else None
+        shared_memory_key = secrets.token_urlsafe(32) if shared_memory else None
         options = triton_options(
             wheel.version,
             model_repository=snapshot.folder,
@@ -192,6 +197,7 @@ def embedded_triton(
             ports=settings.ports,
             host=host,
             control_key=control_key,
+            shared_memory_key=shared_memory_key,
             traces_url=traces_url,
         )
         logger.info(
@@ -208,6 +214,7 @@ def embedded_triton(
             snapshot,
             offers,
             {} if control_key is None else {f"triton-grpc-protocol-{CONTROL_HEADER}": control_key},
+            shared_memory_key,
             most_restarts=most_restarts,
             start_timeout_s=settings.start_timeout_s,
         )

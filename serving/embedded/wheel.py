@@ -110,7 +110,7 @@ def find_wheel() -> TritonWheel:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServingError(
-            f"the embedded Triton ({WHEEL}) is not installed; use a Triton elsewhere with --triton-url, or "
+            f"the embedded Triton ({WHEEL}) is not installed; use an external Triton with --triton-url, or "
             f"{how_to_install('serving')}"
         )
     installed = metadata.version(WHEEL)
@@ -136,14 +136,14 @@ def check_platform() -> None:
     if system != "Linux" or machine not in MACHINES:
         raise ServingError(
             f"the embedded Triton runs on Linux ({' or '.join(MACHINES)}), and this is {system} {machine}; "
-            "use a Triton elsewhere with --triton-url"
+            "use an external Triton with --triton-url"
         )
     library, version = platform.libc_ver()
     if library != "glibc" or tuple(map(int, version.split(".")[:2])) < GLIBC:
         raise ServingError(
             f"the embedded Triton needs glibc {GLIBC[0]}.{GLIBC[1]} or later (Ubuntu 22.04, Debian 12), and this is "
             f"{library or 'another C library'} {version}; "
-            "use a Triton elsewhere with --triton-url"
+            "use an external Triton with --triton-url"
         )
 
 

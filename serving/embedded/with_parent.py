@@ -2,8 +2,8 @@
 
 Popen's `preexec_fn` would do the same, but runs Python between fork and exec of a process with threads, where it may
 deadlock. SIGKILL, because it works on a Triton in any state; its Python stubs notice within two seconds, end, and
-remove their shared memory. Some do not: a stub that waits for a lock which the killed Triton held waits for ever. So a
-guard ends what is left of the process group. Linux only; the setting survives exec. Imports nothing but the standard
+remove their shared memory. Some do not: a stub that waits for a lock which the killed Triton held waits forever. So a
+guard ends the rest of the process group. Linux only; the setting survives exec. Imports nothing but the standard
 library.
 """
 
@@ -17,7 +17,7 @@ import time
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 STUBS_END_S = 3.0
-"""What a stub may take to notice and clean up."""
+"""Time for a stub to notice and clean up."""
 
 
 def main(parent_pid: int, command: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""How much work the gateway takes on: a refusal at the door costs next to nothing, what is let in is answered soon.
+"""How much work the gateway takes on: an early refusal costs next to nothing, and what is admitted is answered soon.
 
 Three quantities are in flight: bytes of bodies that have arrived (memory), megapixels (decoding time and memory) and
 images. The limit of images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when
-they are not, so it finds what this machine and this model can do. Large images have a limit of their own: they wait for
+they are not, so it finds what this machine and this model can do. Large images have a separate limit: they wait for
 each other, and small ones, for which a decoder stays free, need not. Retry-After is the backlog divided by the measured
 rate.
 """
@@ -20,7 +20,7 @@ from serving.settings import Limits
 logger = logging.getLogger(__name__)
 
 LARGE_PIXELS = 4_000_000
-"""From here on an image is large: it may have to wait, or be refused, so that others need not."""
+"""From this size on an image is large: it may have to wait, or be refused, so that others need not."""
 
 # Of one request, so that a form with many images leaves room for others.
 IMAGES_AT_ONCE = 8
@@ -39,7 +39,7 @@ DEEPEST_CUT = 0.5
 GROWTH_BELOW = 0.6
 
 BUSY = 0.75
-"""Of the limit of images: with more in flight, what nobody waits for is dropped."""
+"""Share of the limit of images: with more in flight, work that no caller waits for is dropped."""
 
 # Seconds of work after which a measurement counts 1/e. Idle time does not count.
 RATE_MEMORY_S = 10.0
@@ -58,7 +58,7 @@ class ServiceRate:
         self._last_s = 0.0
 
     def advance(self, now_s: float, *, was_busy: bool) -> None:
-        """Account for the time since the last call. To be called before whatever changes who is busy."""
+        """Account for the time since the last call. Call it before anything that changes whether there is work."""
         elapsed_s, self._last_s = now_s - self._last_s, now_s
         if was_busy:
             decay = math.exp(-elapsed_s / RATE_MEMORY_S)
@@ -140,7 +140,7 @@ class Admission:
 
     @property
     def has_room(self) -> bool:
-        """There is time for work that nobody waits for: the limits are not close."""
+        """Whether there is time for work that no caller waits for: the limits are not close."""
         near = any(lane.images >= BUSY * lane.limit for lane in (self._small, self._large))
         return not (near or self.is_stopping)
 
@@ -150,17 +150,17 @@ class Admission:
         return int(self._small.limit)
 
     def stop(self) -> None:
-        """Say in /readyz that the end is near. Requests that are on their way are still let in."""
+        """Report in /readyz that the server is stopping. Requests that are on their way are still admitted."""
         self.is_stopping = True
 
     def close(self) -> None:
-        """Take nothing on any more; what is in flight goes on."""
+        """Admit nothing more; requests in flight continue."""
         self._is_closed = True
 
     def admit(self, declared_bytes: int | None) -> "Ticket":
-        """Let a request in by its header. A body of undeclared length counts as the largest.
+        """Admit a request by its header. A body of undeclared length counts as the largest.
 
-        Only bytes that have arrived take part of the limit, so nobody can fill it with promises.
+        Only bytes that have arrived count, so declared lengths alone cannot fill the limit.
 
         Raises:
             Draining, Overloaded
@@ -211,7 +211,7 @@ class Ticket:
         """Count bytes of the body that have come.
 
         Raises:
-            Overloaded: the bodies that are in flight have too many; this one is to be dropped.
+            Overloaded: the bodies in flight have too many; drop this one.
         """
         if self._admission._bytes > self._bytes:  # a body alone is let in whatever its size
             self._admission._check_bytes(count)
@@ -222,7 +222,7 @@ class Ticket:
         """Take places for the images of the request, once they have arrived; `pixels` is what each declares.
 
         Raises:
-            Overloaded: others came first.
+            Overloaded: no places are left.
         """
         admission = self._admission
         small, large = admission._small, admission._large

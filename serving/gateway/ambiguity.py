@@ -1,4 +1,4 @@
-"""What two servers could read in two ways, and is therefore refused (RFC 9112 section 11.2, request smuggling)."""
+"""Finds requests that two servers could read differently, to refuse them (RFC 9112 section 11.2, smuggling)."""
 
 
 def ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:

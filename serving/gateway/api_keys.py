@@ -1,4 +1,4 @@
-"""Who may ask: keys known by their SHA-256 alone, compared in constant time; several live at once, so they can change.
+"""API keys, known only by their SHA-256 and compared in constant time; several are valid at once, to change them.
 
 A key is a long random text, so a fast hash is enough: nobody can try 2^128 of them.
 """
@@ -30,7 +30,7 @@ class ApiKeys:
     digests: Mapping[str, bytes]
 
     def reload(self, file: Path | None, from_environment: str | None) -> None:
-        """Take what the file holds now. When it cannot be read, or holds none, the old ones stay; the log says why."""
+        """Read the file again. If it cannot be read, or holds no key, the old keys stay, and the log says why."""
         try:
             keys = load_api_keys(file, from_environment)
         except ServingError as error:

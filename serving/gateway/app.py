@@ -53,15 +53,15 @@ from serving.gateway.tritons import Triton, Tritons
 from serving.settings import Limits
 
 Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
-"""What runs while the application does, such as the watch over an embedded Triton."""
+"""Tasks that run while the application does, such as the watch over an embedded Triton."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask, how often, and from which pages; None and empty for everybody on this machine.
+    """Who may send requests, how often, and from which pages; None and empty for everybody on this machine.
 
     Attributes:
-        trusted_proxies: those whose word on a client's address is believed.
+        trusted_proxies: proxies whose X-Forwarded-For is believed.
     """
 
     keys: ApiKeys | None = None
@@ -86,6 +86,7 @@ def create_app(
     candidates: Mapping[str, CandidateModel] | None = None,
     capture: Capture | None = None,
     images_per_request: int | None = None,
+    shared_memory_key: str | None = None,
     metrics_port: int | None = None,
     logs_requests: bool = True,
     speaks_other_contracts: bool = True,
@@ -94,17 +95,18 @@ def create_app(
     """The application for the Tritons at these addresses.
 
     Args:
-        models: what a lone Triton serves, where this process decides that; None where it is learnt from Triton.
+        models: what a single Triton serves, if this process decides that; None if it is learnt from Triton.
         broken: why it does not serve others, by name.
-        companions: what runs alongside the lone Triton.
-        candidates: what is tried on a share of a model's requests, by the model; before what the repository names.
+        companions: tasks that run alongside the single Triton.
+        candidates: shadows and canaries by model; they override the repository's.
         capture: keeps a share of the pictures; None for none.
         images_per_request: most images in a request to Triton; None for each model's default.
+        shared_memory_key: the key for registering shared memory with the Tritons; None to send pixels in requests.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        lone = None if models is None else Triton(triton_urls[0], models, broken)
+        lone = None if models is None else Triton(triton_urls[0], models, broken, shared_memory_key=shared_memory_key)
         tritons = Tritons(metrics.show_models, *(() if lone is None else (lone,)))
         shared = Candidates(tritons, candidates or {}, metrics)
         shadow = Shadow(admission, metrics)
@@ -130,7 +132,7 @@ def create_app(
         await decoder.start()
         async with contextlib.AsyncExitStack() as stack:
             if lone is None:
-                await stack.enter_async_context(following(triton_urls, tritons))
+                await stack.enter_async_context(following(triton_urls, tritons, shared_memory_key))
             else:
                 stack.push_async_callback(lone.client.close)
                 await lone.readiness.ask()  # /readyz is right from the first request on
@@ -238,7 +240,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
             return RedirectResponse(f"{record_of(request.scope).root_path.rpartition('/')[2]}/", 307)
         name = path.removesuffix("/").rpartition("/")[2]
         if name and path.endswith("/"):
-            # Relative, so that host, scheme and whatever a proxy puts in front stay as the client knows them.
+            # Relative, so that host, scheme and a proxy's prefix stay as the client knows them.
             query = request.scope["query_string"].decode("latin-1")
             return RedirectResponse(f"../{quote(name)}{'?' if query else ''}{query}", 307)
         return NotFound(f"there is nothing at {path[:100]}").response()
@@ -262,7 +264,7 @@ def _describe_keys(app: FastAPI, *, asks_for_keys: bool) -> None:
             unauthorized = documented(Unauthorized)
             if asks_for_keys:
                 schema["components"]["securitySchemes"] = KEY_SCHEMES
-            # FastAPI promises its own 422 of every path with a parameter, also where any text will do.
+            # FastAPI documents its own 422 for every path with a parameter, even if any text is valid.
             for path, operations in schema["paths"].items():
                 for operation in operations.values():
                     if asks_for_keys and not is_open(path):

@@ -1,4 +1,4 @@
-"""Asks for a key before anything of the body is read, and limits how often each key asks."""
+"""Checks the key before any of the body is read, and limits the rate of requests of each key."""
 
 import asyncio
 import math
@@ -12,12 +12,12 @@ from serving.gateway.errors import Problem, RateLimited, Unauthorized
 from serving.gateway.paths import LIVE, PING, READY, answering_route
 from serving.gateway.record import record_of
 
-# What reveals nothing about models or traffic: health, the page without answers, the description of the API.
+# Paths that reveal nothing about models or traffic: health, the page without answers, the description of the API.
 OPEN_PATHS = ("/", "/healthz", "/readyz", PING, LIVE, READY, "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/problems/")
 
 WRONG_KEY_S = 0.5
-"""What the answer to a wrong key waits, so that a connection can try two a second."""
+"""Delay of the answer to a wrong key, so that a connection can try only two a second."""
 
 # For OpenAPI: either will do.
 KEY_SCHEMES = {

@@ -1,6 +1,6 @@
 """Decides which requests a model shares with its candidate: a canary answers them, a shadow is only compared.
 
-The share is found by the request's id alone. Requests that name a version or bring pixels are left to what they name.
+The request's id alone decides. Requests that name a version or contain pixels always get the model they name.
 """
 
 import logging
@@ -23,7 +23,7 @@ class Candidates:
     """The candidates of the models that are served.
 
     Args:
-        chosen: those that the settings name, by model. They come before what the repository names.
+        chosen: those that the settings name, by model. They override the repository's.
     """
 
     def __init__(self, tritons: Tritons, chosen: Mapping[str, CandidateModel], metrics: Metrics) -> None:
@@ -33,13 +33,13 @@ class Candidates:
         self._missing: set[CandidateModel] = set()
 
     def of(self, model: ServedModel) -> CandidateModel | None:
-        """What is tried on a share of its requests."""
+        """Its shadow or canary, if it has one."""
         return self._chosen.get(model.name, model.candidate)
 
     def share(self, question: Question, model: ServedModel, record: RequestRecord) -> Question:
         """The question as it is, or with a shadow, or put to the canary.
 
-        Where the canary cannot be asked the model answers, which is counted and logged.
+        If the canary is unavailable the model answers, which is counted and logged.
         """
         candidate = self.of(model)
         if candidate is None or not candidate.takes(record.request_id):
@@ -66,12 +66,12 @@ class Candidates:
             return tried
         if candidate not in self._missing:
             self._missing.add(candidate)
-            logger.warning("the %s of the model %s is not asked: %s", candidate, model.name, why)
+            logger.warning("the %s of the model %s is not used: %s", candidate, model.name, why)
         return None
 
 
 def check_candidates(candidates: Mapping[str, CandidateModel], discovered: Discovered) -> None:
-    """Raises ServingError for one that no request could ever reach. What Triton serves may change later."""
+    """Raises ServingError for a candidate that could never get a request. What Triton serves may change later."""
     for name, candidate in candidates.items():
         for each in (name, candidate.model):
             if each not in discovered.names():

@@ -1,8 +1,8 @@
 """Keeps a sampled share of pictures with their answers in a folder, to look at them or to train on them.
 
-Each becomes a folder of its own, `<time>-<request id>-<random>/`, with the picture as it came and `answer.json`; it
-appears whole or not at all. One thread writes, after the caller has the answer; what comes while it is behind is
-dropped. When the folder holds as much as it may, nothing more is kept until somebody makes room.
+Each becomes a separate folder, `<time>-<request id>-<random>/`, with the picture as received and `answer.json`, written
+atomically. One thread writes, after the caller has the answer; if it falls behind, further images are dropped. When the
+folder is full, nothing more is kept until some are deleted.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ MOST_WAITING_BYTES = 32 * 2**20
 TALLY_FILE = ".tally"
 
 CLASSES = 5
-"""Of an answer, the most probable ones."""
+"""Number of classes kept of an answer, the most probable ones."""
 
 ABANDONED_S = 3600.0
-"""A hidden folder as old as this was left by a writer that was killed."""
+"""A hidden folder older than this was left by a killed writer."""
 
 LOOK_AGAIN_S = 60.0
-"""How often a full folder is looked at again."""
+"""How often a full folder is checked again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class Capture:
             self._writing = asyncio.create_task(self._write_all())
 
     async def written(self) -> None:
-        """Return when everything that was to be kept is."""
+        """Return when everything queued has been written."""
         if self._writing is not None:
             await self._writing
 
@@ -133,7 +133,7 @@ class Capture:
 
 
 def described(captured: Captured) -> dict[str, object]:
-    """answer.json: nothing in it says who asked."""
+    """answer.json, which contains nothing about the caller."""
     order = (-captured.probabilities).argsort(kind="stable")[:CLASSES].tolist()
     return {
         "request_id": captured.request_id,
@@ -155,7 +155,7 @@ class Contents:
     bytes: int = 0
 
     def count_again(self) -> None:
-        """By the folder itself, from which somebody may have taken some; what a killed writer left there is removed."""
+        """Count the folder's contents, of which some may have been deleted, and remove what a killed writer left."""
         self.images = self.bytes = 0
         for entry in self.folder.iterdir():
             if not entry.name.startswith("."):

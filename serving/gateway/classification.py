@@ -35,10 +35,10 @@ OTHERS = "others"
 
 @dataclass(frozen=True)
 class AnsweredImage:
-    """An image and what the model said of it.
+    """An image and the model's answer.
 
     Attributes:
-        pixels: uint8 (H, W, 3), what the model read; None where Triton decoded the picture.
+        pixels: uint8 (H, W, 3), the model's input; None if Triton decoded the picture.
         stages_s: seconds by stage.
     """
 
@@ -139,7 +139,7 @@ class Classifier:
     def _shadow_image(
         self, image: Upload, answered: AnsweredImage, candidate: ServedModel, allowed_s: float, request_id: str
     ) -> ShadowImage:
-        """Asks the candidate about an image that the model has answered; with the same pixels if it reads the same."""
+        """Runs the candidate on an image that the model has answered; with the same pixels if it takes the same."""
         assert answered.pixels is not None
         pixels, reads_the_same = answered.pixels, candidate.preprocessing == answered.model.preprocessing
         question = Question(
@@ -181,9 +181,8 @@ class Classifier:
     ) -> AnsweredImage:
         """Decode the image for what a Triton serves, and ask a Triton that serves exactly that.
 
-        When that one is lost, stops, or serves another version by now, the image is asked for once more, elsewhere if
-        there is another: nobody has answered it. What a full queue refused goes to no other queue, because that makes
-        an overload worse.
+        If that one is lost, stops, or serves another version by now, the image is sent once more, to another Triton if
+        there is one. After a full queue's refusal no other queue is tried, because that makes an overload worse.
 
         Args:
             prepared: the pixels, and for which preprocessing they were made.
@@ -237,7 +236,7 @@ class Classifier:
                 failures += 1
                 if failures == 2:
                     raise
-                failed = None if isinstance(problem, VersionChanged) else triton  # it is learnt anew
+                failed = None if isinstance(problem, VersionChanged) else triton  # what it serves is asked again
                 continue
             if jpeg is not None:
                 self._count_jpeg(True)

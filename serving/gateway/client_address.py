@@ -1,4 +1,4 @@
-"""The address that a request came from: the peer's, or what trusted proxies say of theirs in X-Forwarded-For."""
+"""The address of a request's client: the peer's, or the one that trusted proxies give in X-Forwarded-For."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HEADER = "x-forwarded-for"
 
-# A caller writes the header too, and what he writes stands before what proxies add.
+# Callers can send this header too; their entries come before those that proxies add.
 MOST_HOPS = 8
 
 

@@ -1,4 +1,4 @@
-"""How this project talks to any Triton, embedded or elsewhere: gRPC, never shared memory, never the HTTP port."""
+"""How this project talks to any Triton, embedded or external: gRPC, never the HTTP port."""
 
 import contextlib
 import logging
@@ -25,8 +25,8 @@ CHANNEL_OPTIONS = [
     # gRPC's back-off of up to two minutes would keep the gateway unready long after Triton is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A retry on UNAVAILABLE would also repeat "queue full" and make an overload worse. What may be asked again, and
-    # where, the gateway decides (classification.py).
+    # A retry on UNAVAILABLE would also repeat "queue full" and make an overload worse. The gateway
+    # decides what to retry, and where (classification.py).
     ("grpc.enable_retries", 0),
     # HTTP_PROXY is meant for the web, not for a neighbour.
     ("grpc.enable_http_proxy", 0),

@@ -1,4 +1,4 @@
-"""Which connection is given up for a new one when as many are open as may be.
+"""Which connection is closed for a new one when the limit is reached.
 
 Never one whose request is being answered. One that waits for its next request is the first to go. One whose request is
 still arriving goes only when its client has more connections than the client of the new one, so nobody can keep others
@@ -17,7 +17,7 @@ IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Stage(enum.Enum):
-    """State of a connection: nothing of a request has come; part of one has; its answer is made or written."""
+    """State of a connection: no part of a request has come; part of one has; its answer is made or written."""
 
     IDLE = enum.auto()
     ARRIVING = enum.auto()
@@ -38,7 +38,7 @@ Connection = TypeVar("Connection", bound=Held)
 
 
 def dispensable(others: Iterable[Connection], newcomer: Held) -> Connection | None:
-    """The one to give up: of the client with the most, the one that has waited longest. None to refuse the new."""
+    """The one to close: of the client with the most, the one that has waited longest. None to refuse the new one."""
     by_client = [(client_of(other.address), other) for other in others]
     held = Counter(client for client, _ in by_client)
     fair_share = held[client_of(newcomer.address)] + 1

@@ -1,7 +1,7 @@
-"""Decodes uploads in processes of their own, so that no image delays, or takes down, what it came with.
+"""Decodes uploads in separate processes, so that no image can delay or take down others.
 
 A decoder that ends (a crash in a library, the kernel's out-of-memory killer, a limit) is replaced; only the image that
-it had at hand is refused. Threads decode as fast, but share the interpreter lock with the event loop for everything
+it was decoding is refused. Threads decode as fast, but share the interpreter lock with the event loop for everything
 that Pillow does in Python, and one crash ends them all.
 """
 
@@ -22,7 +22,7 @@ from serving.settings import Decoding, Limits
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-"""For decoders that ended while they had nothing to do, and for stopped ones: those are killed when seen twice."""
+"""How often to look for decoders that ended while idle, and for stopped ones, which are killed when seen twice."""
 
 START_TIMEOUT_S = 60.0
 PAUSE_AFTER_FAILED_START_S = 1.0
@@ -32,7 +32,7 @@ class Decoder:
     """The decoding processes. Belongs to the event loop in which it is started.
 
     Args:
-        on_loss: called when a process ended that should not.
+        on_loss: called when a process ended unexpectedly.
     """
 
     def __init__(self, decoding: Decoding, limits: Limits, on_loss: Callable[[], None]) -> None:
@@ -51,14 +51,14 @@ class Decoder:
 
     @property
     def idle(self) -> int:
-        """How many processes have nothing to do."""
+        """Number of idle processes."""
         return self._idle.qsize()
 
     async def start(self) -> None:
         """Return when every process is ready.
 
         Raises:
-            OSError: one ended at once; its own words are in the log.
+            OSError: one ended at once; its output is in the log.
         """
         processes = [self._new_process() for _ in range(self._decoding.processes)]
         for process in processes:
@@ -67,7 +67,7 @@ class Decoder:
         self._watch = asyncio.create_task(self._look_after())
 
     def findings(self) -> list[str]:
-        """What is wrong, in a sentence, when no image can be decoded; else empty."""
+        """Why no image can be decoded, in a sentence; empty if images can be decoded."""
         if any(process.is_alive for process in self.processes):
             return []
         return [f"no decoder runs: {self._start_failure or 'others are being started'}"]
@@ -120,7 +120,7 @@ class Decoder:
 
     def _take_back(self, process: DecoderProcess, decoding: asyncio.Future[ModelInput], is_large: bool) -> None:
         self._end_turn(is_large)
-        failure = decoding.exception()  # asked, also where nobody waits for it any more
+        failure = decoding.exception()  # retrieved even if nobody waits for it any more
         if process.is_usable:
             self._idle.put_nowait(process)
         elif not self._is_closed:
@@ -159,7 +159,7 @@ class Decoder:
                 return
 
     async def _look_after(self) -> None:
-        """Replace, for ever, what ended while idle, and kill what is stopped: it then ends as any other."""
+        """Forever replace decoders that ended while idle, and kill stopped ones, which then end as any other."""
         suspects: set[DecoderProcess] = set()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""A process of decoder_process.py as the gateway sees it: started, given one image after the other, heard, ended."""
+"""A process of decoder_process.py as the gateway sees it: starts it, sends it images one by one, and ends it."""
 
 import asyncio
 import contextlib
@@ -35,18 +35,18 @@ LEAST_CPU_LIMIT_S = 1.0
 MEMORY_BYTES_PER_PIXEL = 32
 MEMORY_BYTES = 64 * 2**20
 
-# A decoder that the kernel does not let run (the machine swaps) is given up.
+# After this long a decoder that the kernel does not let run (the machine swaps) is replaced.
 HANG_S = 30.0
 
 END_POLL_S = 0.005
 
-# Signals by which C code ends that was led astray by its input
+# Signals that end C code which malformed input led astray
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What the model reads of an image, and what making it cost.
+    """The model's input for an image, and what it took to make it.
 
     Attributes:
         pixels: uint8 (image_size, image_size, 3), RGB.
@@ -104,11 +104,11 @@ class DecoderProcess:
 
     @property
     def is_alive(self) -> bool:
-        """It has started, runs, and was not stopped when last looked at."""
+        """Whether it has started, runs, and was not stopped at the last look."""
         return self._is_ready.done() and not self._is_stopped and not self.has_ended
 
     def look_whether_stopped(self) -> bool:
-        """By a signal or a debugger (proc_pid_stat(5), field 3)."""
+        """Whether it is stopped, by a signal or a debugger (proc_pid_stat(5), field 3)."""
         try:
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:  # it ended, or this process has no file descriptor left
@@ -134,7 +134,7 @@ class DecoderProcess:
         return self._work.decoding
 
     def kill(self) -> int:
-        """End it in any state; its exit status, negative for a signal."""
+        """End it in any state, and return its exit status, negative for a signal."""
         self.is_usable = False
         self._loop.remove_reader(self._socket)
         self._socket.close()
@@ -143,7 +143,7 @@ class DecoderProcess:
         return self._process.wait()
 
     def _hear(self) -> None:
-        """Take the next message, or the end of the process."""
+        """Handle the next message, or the end of the process."""
         try:
             message = self._socket.recv(MESSAGE_BYTES)
         except BlockingIOError:
@@ -169,7 +169,7 @@ class DecoderProcess:
         work.decoding.set_result(ModelInput(pixels, reply))
 
     async def _end(self) -> None:
-        """Say of the image that was at hand, or of the start, how the process ended."""
+        """Report how the process ended, for the image that it was decoding or for its start."""
         while (status := self._process.poll()) is None:  # a thread could not be started when processes run out
             await asyncio.sleep(END_POLL_S)
         if self._work is not None:
@@ -178,7 +178,7 @@ class DecoderProcess:
             self._is_ready.set_exception(OSError(f"a decoder ended with status {status} before it was ready"))
 
     def _loss(self, status: int) -> DecoderLost | ImageTooComplex | UndecodableImage:
-        """What to say of the image that was at hand, by how the process ended."""
+        """The problem of the image that was being decoded, by how the process ended."""
         if status == -signal.SIGPROF:
             return ImageTooComplex(f"the image takes more than {self._cpu_limit_s:g} s to decode")
         if -status in CRASHES:
@@ -191,7 +191,7 @@ class DecoderProcess:
         self._finish().decoding.set_exception(DecoderLost(f"the image was not decoded within {HANG_S:g} s"))
 
     def _finish(self) -> "DecodingJob":
-        """Take the work at hand away and return it."""
+        """Clear the current work and return it."""
         assert self._work is not None
         work, self._work = self._work, None
         work.hang.cancel()
@@ -199,7 +199,7 @@ class DecoderProcess:
 
 
 class DecodingJob(NamedTuple):
-    """An image at hand. `hang` gives it up after HANG_S."""
+    """An image that is being decoded. `hang` gives it up after HANG_S."""
 
     decoding: asyncio.Future[ModelInput]
     image_size: int

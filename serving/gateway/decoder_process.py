@@ -1,9 +1,9 @@
 """A process that decodes one image after the other, for the gateway: `python -m serving.gateway.decoder_process ...`
 
-What a picture can do to the C code that reads it ends here: in a crash, in a limit on memory, in a limit on processor
-time. Uploads and pixels lie in memory that both processes share. On a socket go messages: the size of an upload, its
-header, how to decode it and the preprocessing, and back in JSON how long that took, or the problem.
-The end of the socket is the end of the process, so none outlives its gateway.
+The harm that a picture can do to the C code that reads it ends here: in a crash, in a limit on memory, in a limit on
+processor time. Uploads and pixels are in memory that both processes share. Messages go over a socket: the size of an
+upload, its header, how to decode it and the preprocessing; and back in JSON, how long that took, or the problem.
+The process ends with the socket, so none outlives its gateway.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--cpu-limit-s", type=float, required=True)
     given = parser.parse_args()
-    # The gateway decides when to end; a signal to the whole group must not lose the image at hand.
+    # The gateway decides when to end; a signal to the whole group must not lose the current image.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_pillow()

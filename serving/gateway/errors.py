@@ -1,7 +1,7 @@
-"""Every error that the gateway answers: one table, as problem details (RFC 9457).
+"""Every error of the gateway: one table, as problem details (RFC 9457).
 
 A problem's `type` is stable and resolves on the gateway itself: GET /problems/image-too-large explains it. `detail`
-says what was found this time, in words for the caller; it holds nothing internal.
+is the finding in this request, in words for the caller; it holds nothing internal.
 """
 
 import http
@@ -20,7 +20,7 @@ PROBLEM_SCHEMA = "#/components/schemas/ProblemBody"
 """Where OpenAPI has the body of a problem: schemas.py declares it."""
 
 RETRY_AFTER_S = 1
-"""Where nothing better is known: long enough for a restart or a queue to move, short enough for a caller to wait."""
+"""Without a better estimate: long enough for a restart or a queue to move, short enough for a caller to wait."""
 
 
 class Problem(Exception):
@@ -76,7 +76,7 @@ class Problem(Exception):
 
 
 class ProblemResponse(JSONResponse):
-    """The answer; it also writes down in the request's record which problem it was."""
+    """The answer; it also notes the problem in the request's record."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.body(), problem.status, problem.response_headers(), MEDIA_TYPE)
@@ -107,7 +107,7 @@ class Unauthorized(Problem):
 
 
 class NotFound(Problem):
-    """There is nothing at this path. /docs lists what there is."""
+    """There is nothing at this path. /docs lists the paths."""
 
     status, name, title = 404, "not-found", "No such page"
 
@@ -119,7 +119,7 @@ class UnknownModel(Problem):
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, but not for this method. /docs lists what there is."""
+    """The path exists, but not for this method. /docs lists the paths with their methods."""
 
     status, name, title = 405, "method-not-allowed", "Wrong method"
 
@@ -149,7 +149,7 @@ class ImageTooLarge(Problem):
 
 
 class UrlTooLong(Problem):
-    """The URL is longer than the server reads. Parameters go into the query, the image into the body."""
+    """The URL is longer than the server accepts. Parameters go into the query, the image into the body."""
 
     status, name, title = 414, "url-too-long", "The URL is too long"
 
@@ -173,14 +173,14 @@ class ImageTooComplex(Problem):
 
 
 class RateLimited(Problem):
-    """This key asked more often than it may. Try again after the time in Retry-After."""
+    """This key was used more often than its limit allows. Try again after the time in Retry-After."""
 
     status, name, title = 429, "rate-limited", "The key was used too often"
     may_succeed_later = True
 
 
 class HeadersTooLarge(Problem):
-    """The request has more header lines, or larger ones, than the server reads."""
+    """The request has more header lines, or larger ones, than the server accepts."""
 
     status, name, title = 431, "headers-too-large", "The header is too large"
 
@@ -193,13 +193,13 @@ class Overloaded(Problem):
 
 
 class InvalidParameter(Problem):
-    """A parameter has a value that it cannot have, or does not exist. `errors` lists each value."""
+    """A parameter does not exist or has an invalid value. `errors` lists each value."""
 
     status, name, title = 422, "invalid-parameter", "A parameter is not valid"
 
 
 class Internal(Problem):
-    """The server failed. The request id finds the reason in its log."""
+    """The server failed. Its log has the reason under the request id."""
 
     status, name, title = 500, "internal", "The server failed"
 
@@ -212,14 +212,14 @@ class NotReady(Problem):
 
 
 class DecoderLost(Problem):
-    """The process that decoded the image ended under it, and was replaced. Send the image again."""
+    """The process that was decoding the image died and was replaced. Send the image again."""
 
     status, name, title = 503, "decoder-lost", "The image was lost while it was decoded"
     may_succeed_later = True
 
 
 class Draining(Problem):
-    """The server is shutting down and finishes only what it has begun. Another one may answer."""
+    """The server is shutting down and only finishes requests in progress. Another server may answer."""
 
     status, name, title = 503, "shutting-down", "The server is shutting down"
     may_succeed_later = True

@@ -1,6 +1,6 @@
 """Finds the Tritons behind `--triton-url`, and learns what each serves.
 
-A name, such as that of a service of Docker Compose or a headless one of Kubernetes, is looked up again all the time,
+A name, such as that of a service of Docker Compose or a headless one of Kubernetes, is looked up again and again,
 because Tritons come and go. What a Triton serves is learnt over its connection, and forgotten when the connection ends
 or a version is not there any more: a Triton that comes back may serve another one, with pixels of another kind.
 """
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOOK_UP_EVERY_S = 1.0
 LEARN_AGAIN_AFTER_S = 1.0
 
-# A Triton whose address is gone from the name may still work on what it was asked.
+# A Triton whose address is gone from the name may still be answering requests.
 GRACE_S = 30.0
 
 FIRST_S = 30.0
@@ -29,9 +29,9 @@ FIRST_S = 30.0
 
 
 @contextlib.asynccontextmanager
-async def following(urls: Sequence[str], tritons: Tritons) -> AsyncIterator[None]:
-    """Keep `tritons` those behind these HOST:PORT while the block runs; it begins when one of them is learnt."""
-    async with in_background(follow(urls, tritons)):
+async def following(urls: Sequence[str], tritons: Tritons, shared_memory_key: str | None = None) -> AsyncIterator[None]:
+    """Keep `tritons` up to date with these HOST:PORT while the block runs; it begins when one of them is known."""
+    async with in_background(follow(urls, tritons, shared_memory_key)):
         with contextlib.suppress(TimeoutError):  # /readyz says so
             async with asyncio.timeout(FIRST_S):
                 while not tritons.models():
@@ -39,14 +39,14 @@ async def following(urls: Sequence[str], tritons: Tritons) -> AsyncIterator[None
         yield
 
 
-async def follow(urls: Sequence[str], tritons: Tritons) -> None:
-    """Look for Tritons for ever."""
+async def follow(urls: Sequence[str], tritons: Tritons, shared_memory_key: str | None) -> None:
+    """Look for Tritons until cancelled."""
     known: dict[str, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
         while True:
             found = await look_up(urls)
             for url in found - known.keys():
-                known[url] = group.create_task(learn(url, tritons))
+                known[url] = group.create_task(learn(url, tritons, shared_memory_key))
             for url in known.keys() - found if found else ():  # a name server that fails ends nothing
                 known.pop(url).cancel()
             await asyncio.sleep(LOOK_UP_EVERY_S)
@@ -69,13 +69,13 @@ async def look_up(urls: Sequence[str]) -> set[str]:
     return found
 
 
-async def learn(url: str, tritons: Tritons) -> None:
+async def learn(url: str, tritons: Tritons, shared_memory_key: str | None) -> None:
     """Know what the Triton at this address serves, until cancelled."""
-    triton = Triton(url)
+    triton = Triton(url, shared_memory_key=shared_memory_key)
 
     def give_up_waiting() -> None:
         triton.is_learning = False
-        tritons.tell()
+        tritons.notify()
 
     tritons.add(triton)
     try:
@@ -85,7 +85,7 @@ async def learn(url: str, tritons: Tritons) -> None:
                     while True:
                         await triton.client.connected(give_up_waiting)
                         await learn_once(triton, tritons, give_up_waiting)
-            except Exception:  # whatever one Triton answers, the gateway goes on to follow all of them
+            except Exception:  # whatever one Triton answers, the gateway keeps following all of them
                 logger.exception("the Triton at %s cannot be followed; trying again", triton.url)
                 await asyncio.sleep(LEARN_AGAIN_AFTER_S)
     finally:
@@ -94,7 +94,7 @@ async def learn(url: str, tritons: Tritons) -> None:
 
 
 async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], None]) -> None:
-    """Learn what it serves, and return when that does not hold any more."""
+    """Learn what it serves, and return when that is no longer valid."""
     ended = asyncio.ensure_future(triton.client.disconnected())
     try:
         triton.is_learning = True
@@ -103,7 +103,7 @@ async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], Non
         except ServingError as error:
             if triton.trouble != str(error):
                 triton.trouble = str(error)
-                logger.error("%s; it is asked nothing until that is over", error)
+                logger.error("%s; it is not used until that is over", error)
             give_up()
             await asyncio.wait([ended], timeout=LEARN_AGAIN_AFTER_S)
             return
@@ -111,15 +111,15 @@ async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], Non
             return
         triton.is_learning, triton.trouble = False, None
         triton.learn(found.models, found.broken)
-        tritons.tell()
+        tritons.notify()
         served = ", ".join(f"{model.name} {' '.join(model.versions)}" for model in found.models.values())
         logger.info("the Triton at %s serves %s", triton.url, served)
         forgotten = asyncio.ensure_future(triton.forgotten.wait())
         await asyncio.wait([ended, forgotten], return_when=asyncio.FIRST_COMPLETED)
         forgotten.cancel()
-        logger.info("what the Triton at %s serves is learnt anew", triton.url)
+        logger.info("asking the Triton at %s again what it serves", triton.url)
     finally:
         ended.cancel()
         triton.is_learning = True  # until it cannot be reached: a connection may end because of its age alone
         triton.forget()
-        tritons.tell()
+        tritons.notify()

@@ -1,4 +1,4 @@
-"""Looks inside a model, by a second one that `deit export --explain` publishes: nobody else pays for it."""
+"""Explains a model's answer with a second one that `deit export --explain` publishes; other requests do not pay."""
 
 import base64
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ GREY = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Inside:
-    """What was found, for the class token and then, if there is one, for the distillation token.
+    """Relevance and features, of the class token and then, if there is one, of the distillation token.
 
     Attributes:
-        pixels: uint8 (H, W, 3), what the model read.
+        pixels: uint8 (H, W, 3), the model's input.
         relevance: shares of the patches, float32 (rows, columns).
         features: float32 (width,).
     """

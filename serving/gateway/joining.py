@@ -1,8 +1,8 @@
 """Joins images that wait for the same model of the same Triton into one request.
 
 Much of the cost of a call, in the gateway and in Triton, is the same for one image as for many, so under load images
-share a call. A lone image never waits: it is sent at once if no request to its model is under way. Others wait until an
-answer comes, the request is full, or LONGEST_WAIT_S has passed.
+share a call. A single image never waits: it is sent at once if no request to its model is in flight. Others wait until
+an answer comes, the request is full, or LONGEST_WAIT_S has passed.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class WaitingImage:
 
 @dataclass(eq=False)
 class Traffic:
-    """The images that wait for one destination, and the requests under way to it."""
+    """The images that wait for one destination, and the requests in flight to it."""
 
     waiting: list[WaitingImage] = field(default_factory=list)
     requests: set[asyncio.Task[None]] = field(default_factory=set)
@@ -154,7 +154,7 @@ class Joiner:
                 headers=next((image.headers for image in images if image.headers), None),
             )
         except (Problem, LeftToGateway) as problem:
-            answers = [copy(problem) for _ in images]  # each gets a Retry-After of its own
+            answers = [copy(problem) for _ in images]  # each gets its own Retry-After
         except Exception as error:
             answers = [error for _ in images]
         for image, answer in zip(images, answers, strict=True):
@@ -176,6 +176,6 @@ class Joiner:
 def _give_up_when_all_left(
     request: asyncio.Task[None], images: list[WaitingImage], left: asyncio.Future[object]
 ) -> None:
-    """Cancel a request when nobody waits for any of its images any more, so that Triton drops it."""
+    """Cancel a request when nobody waits for its images any more, so that Triton drops it."""
     if left.cancelled() and all(image.answer.done() for image in images):
         request.cancel()

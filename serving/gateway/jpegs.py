@@ -3,23 +3,12 @@
 What that model leaves, and all that is not surely a plain JPEG, goes the usual way: decoder.py decodes or refuses it.
 """
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from deit.jpeg_step import (
-    DECODED,
-    JPEGS,
-    LARGEST_BATCH_PARAMETER,
-    MODEL_PARAMETER,
-    PREPROCESSING_PARAMETER,
-    STEP,
-    VERSION_PARAMETER,
-)
 from deit.preprocessing import Preprocessing
 from serving.gateway.models import ServedModel
 from serving.gateway.uploads import Upload
@@ -65,19 +54,3 @@ def jpeg_of(upload: Upload, model: ServedModel, max_pixels: int) -> Jpeg | None:
     if header.format != "JPEG" or header.first_scan is None or not 0 < (header.pixels or 0) <= max_pixels:
         return None
     return Jpeg(upload.content, model.preprocessing, model.largest_batch)
-
-
-@functools.lru_cache
-def request_for_jpegs(
-    model: str, version: str, count: int, preprocessing: Preprocessing, largest_batch: int, outputs: tuple[str, ...]
-) -> ModelInferRequest:
-    """What the requests for as many files have in common; to be copied, not changed."""
-    request = ModelInferRequest(model_name=STEP)
-    request.inputs.add(name=JPEGS, datatype="BYTES", shape=[count, 1])
-    for name in (DECODED, *outputs):
-        request.outputs.add(name=name)
-    request.parameters[MODEL_PARAMETER].string_param = model
-    request.parameters[VERSION_PARAMETER].string_param = version
-    request.parameters[PREPROCESSING_PARAMETER].string_param = preprocessing.to_json()
-    request.parameters[LARGEST_BATCH_PARAMETER].int64_param = largest_batch
-    return request

@@ -1,4 +1,4 @@
-"""What the gateway counts, for Prometheus. Labels are bounded: routes, models, problems, never what a caller wrote."""
+"""What the gateway counts, for Prometheus. Labels are bounded: routes, models, problems, never text from a caller."""
 
 import functools
 import os
@@ -48,7 +48,7 @@ class WhatIsServed:
         yield info
         candidates = GaugeMetricFamily(
             "deit_candidate_percent",
-            "Share of a model's requests on which another model or version is tried",
+            "Share of a model's requests that its shadow or canary gets",
             labels=["model", "candidate", "candidate_version", "mode"],
         )
         for model in self.models.values():
@@ -70,7 +70,7 @@ class WhatIsServed:
 
 
 class Metrics:
-    """The metrics of one gateway, or of all gateways of a supervisor; in a registry of their own."""
+    """The metrics of one gateway, or of all gateways of a supervisor, in a separate registry."""
 
     def __init__(self, models: Mapping[str, ServedModel], admission: Admission) -> None:
         self.registry = registry = CollectorRegistry()
@@ -84,14 +84,22 @@ class Metrics:
             "deit_problems", "Requests and images that were refused", ["problem"], registry=registry
         )
         self._seconds = Histogram(
-            "deit_request_seconds", "From the header to the answer", ["route"], buckets=SECONDS, registry=registry
+            "deit_request_seconds",
+            "Seconds from the header to the answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self._stage_seconds = Histogram(
-            "deit_stage_seconds", "Of one image", ["stage", "model", "version"], buckets=SECONDS, registry=registry
+            "deit_stage_seconds",
+            "Seconds of one image",
+            ["stage", "model", "version"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self._images = Counter("deit_images", "Images that were answered", ["model", "version"], registry=registry)
         self._request_images = Histogram(
-            "deit_request_images", "Images that were answered, by request", buckets=IMAGES, registry=registry
+            "deit_request_images", "Images of one request", buckets=IMAGES, registry=registry
         )
         self._model_request_images = Histogram(
             "deit_model_request_images",
@@ -101,7 +109,10 @@ class Metrics:
             registry=registry,
         )
         self._heads = Counter(
-            "deit_heads", "Images of which both heads were asked for", ["model", "version", "agree"], registry=registry
+            "deit_heads",
+            "Images with heads=true, by whether both heads agree",
+            ["model", "version", "agree"],
+            registry=registry,
         )
         # Looking up the metric for some labels takes longer than counting, so it is done once.
         self._predictions = functools.cache(
@@ -124,8 +135,7 @@ class Metrics:
         of_shadow = ["model", "candidate", "candidate_version"]
         self._shadow_images = Counter(
             "deit_shadow_images",
-            "Images that a shadow was to answer: its most probable class agrees or differs; dropped while the server "
-            "was busy; failed",
+            "Images for a shadow: its most probable class agrees or differs; dropped while the server was busy; failed",
             ["model", "version", "candidate", "candidate_version", "outcome"],
             registry=registry,
         )
@@ -138,7 +148,7 @@ class Metrics:
         )
         self._shadow_seconds = Histogram(
             "deit_shadow_seconds",
-            "Of the model stage of a shadow, to be compared with deit_stage_seconds",
+            "Seconds of a shadow's model stage; compare with deit_stage_seconds",
             of_shadow,
             buckets=SECONDS,
             registry=registry,
@@ -172,7 +182,7 @@ class Metrics:
                 ("deit_image_limit", "Images in flight above which more are refused"),
             )
         )
-        self._loads = Counter("deit_model_loads", "Models by what a reload did", ["outcome"], registry=registry)
+        self._loads = Counter("deit_model_loads", "Models by outcome of a reload", ["outcome"], registry=registry)
         self._show_load()
 
     def watch(self, tritons: Tritons, candidate_of: Callable[[ServedModel], CandidateModel | None]) -> None:

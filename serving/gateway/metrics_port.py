@@ -23,4 +23,4 @@ class MetricsPort:
         elif scope["path"] == METRICS and scope["method"] == "GET":
             await Response(self._metrics.page(), headers={"Content-Type": CONTENT_TYPE})(scope, receive, send)
         else:
-            await NotFound(f"this port has {METRICS} alone").response()(scope, receive, send)
+            await NotFound(f"this port has only {METRICS}").response()(scope, receive, send)

@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("serving.request")
 
 CLIENT_LEFT = 499
-"""In metrics and logs, as nginx has it; nobody is there to read an answer."""
+"""Status in metrics and logs, as in nginx; the client is gone and reads no answer."""
 
-# Asked every few seconds by machines.
+# Requested every few seconds by machines.
 UNLOGGED_ROUTES = ("/healthz", "/readyz", METRICS, PING, LIVE, READY, f"{MODEL}/ready", VERTEX)
 
 # The deadline of the request bounds the whole body.
 BODY_STALL_S = 5.0
 
-# An answer is data: nothing in it is to be run, shown in a frame or kept. The page has a policy of its own.
+# An answer is data: nothing in it is to be run, shown in a frame or kept. The page has its own policy.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -49,7 +49,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestEnvelope:
-    """Around everything: an id and a record for each request, headers for each answer, a 500 for what nobody expected.
+    """Around everything: an id and a record for each request, headers for each answer, a 500 for unexpected errors.
 
     Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
@@ -110,7 +110,7 @@ class RequestEnvelope:
             logger.exception("request %s failed", request_id)
             if status:
                 raise
-            response = Internal("an unexpected error; the request id finds it in the server's log").response()
+            response = Internal("an unexpected error; the server's log has it under the request id").response()
             await response(scope, receive, send_with_headers)
         finally:
             self._end(scope, record, status)
@@ -135,7 +135,7 @@ def below(path: str, root_path: str) -> str:
 
 
 def route_of(scope: Scope) -> str:
-    """The path as it was declared, so that there are few; "other" for what leads nowhere."""
+    """The path as it was declared, so that there are few; "other" for unknown paths."""
     path: str = scope["path"]
     declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
     if path.startswith("/static/"):

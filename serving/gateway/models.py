@@ -50,7 +50,7 @@ class ServedModel:
     """A model as requests see it.
 
     Attributes:
-        versions: those that are served, oldest first; an answer names the one that gave it. Versions with unknown
+        versions: served versions, oldest first; an answer names the one that gave it. Versions with unknown
             preprocessing are left out.
         labels: class names in index order.
         has_heads: it gives the probabilities of the class head and of the distillation head too.
@@ -59,7 +59,7 @@ class ServedModel:
         largest_batch: number of images that one request may carry.
         is_on_gpu: whether Triton runs it on a GPU.
         decodes_jpegs: its Triton takes plain JPEGs for it.
-        candidate: what its repository tries on a share of its requests.
+        candidate: its shadow or canary by the repository.
         other: the candidate itself, if that is another version of this model that can be served.
     """
 
@@ -77,7 +77,7 @@ class ServedModel:
     other: "ServedModel | None" = None
 
     def served(self, version: str | None) -> "ServedModel | None":
-        """What answers for this version, or for requests that name none; None when it is not served."""
+        """The model that answers for this version, or for requests that name none; None if it is not served."""
         if version is None or version in self.versions:
             return self
         return self.other if self.other is not None and version in self.other.versions else None
@@ -88,7 +88,7 @@ class ServedModel:
         return self.versions[-1]
 
     def explains(self, other: "ServedModel") -> bool:
-        """It looks inside the very weights of the other one, which read the same pixels."""
+        """Whether it explains the other one: it has the same weights and takes the same pixels."""
         return (
             self.looks_inside
             and self.provenance is not None
@@ -99,11 +99,11 @@ class ServedModel:
 
     @property
     def can_abstain(self) -> bool:
-        """Its export found out how unsure it may be of images that it knows."""
+        """Whether its export measured the entropy of answers to familiar images."""
         return self.provenance is not None and self.provenance.calibration is not None
 
     def is_unfamiliar(self, probabilities: npt.NDArray[np.float32]) -> bool:
-        """Whether an answer has more entropy than those to images that the model knows."""
+        """Whether an answer has more entropy than those to familiar images."""
         assert self.provenance is not None
         assert self.provenance.calibration is not None
         return bool(entropy_bits(probabilities) > self.provenance.calibration.entropy_limit_bits)
@@ -129,10 +129,10 @@ class Discovered:
 
 
 def discover_models(url: str, control_headers: dict[str, str] | None = None) -> Discovered:
-    """The models of the Triton at `url`. One that did not load, or contradicts itself, leaves the others alone.
+    """The models of the Triton at `url`. One that did not load, or is inconsistent, does not affect the others.
 
     Args:
-        control_headers: what a Triton with a restricted protocol `model-repository` asks for.
+        control_headers: required by a Triton with a restricted protocol `model-repository`.
 
     Raises:
         ServingError: Triton cannot be reached, or it has no model that can be served.
@@ -171,10 +171,10 @@ def discover_models(url: str, control_headers: dict[str, str] | None = None) -> 
 
 
 def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ...] | None = None) -> ServedModel | None:
-    """One model, of which these versions are to be served, or all that are loaded; None for one that is none of ours.
+    """One model, with these versions or all that are loaded; None for one that `deit export` did not make.
 
     Raises:
-        ServingError: the model contradicts itself.
+        ServingError: the model is inconsistent.
         InferenceServerException: Triton fails.
     """
     config = client.get_model_config(name, client_timeout=CALL_TIMEOUT_S, as_json=True)["config"]
@@ -228,7 +228,11 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
 def _other_version(
     client: InferenceServerClient, model: ServedModel, candidate: CandidateModel, loaded: tuple[str, ...]
 ) -> ServedModel:
-    """The version that is tried, with its own preprocessing. Raises what says that it cannot answer."""
+    """The candidate version, with its own preprocessing.
+
+    Raises:
+        ServingError, ValueError, InferenceServerException: it cannot answer.
+    """
     version = candidate.version
     if version is None or version not in loaded:
         raise ServingError(f"version {version} is not loaded")
@@ -256,7 +260,7 @@ def _described(name: str, versions: tuple[str, ...], published: str | None) -> t
     others = [version for version in versions if published not in (None, version)]
     if not others:
         return versions
-    why = f"config.pbtxt of the model {name} says how version {published} wants its images, and asks for " + ", ".join(
+    why = f"config.pbtxt of the model {name} has the preprocessing of version {published}, and serves " + ", ".join(
         versions
     )
     if published not in versions:

@@ -1,4 +1,4 @@
-"""What a caller may ask of /classify in the query.
+"""The query parameters of /classify.
 
 A model of pydantic instead of parameters of FastAPI's: resolving those one by one took a fifth of the time that the
 gateway spends in Python on a request.
@@ -19,31 +19,32 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    model: Annotated[str | None, Field(description="Name of a model; without it, the default one")] = None
-    version: Annotated[str | None, Field(description="Version of the model; without it, the newest")] = None
+    model: Annotated[str | None, Field(description="Name of the model. Default: the default model")] = None
+    version: Annotated[str | None, Field(description="Version of the model. Default: the newest")] = None
     top_k: Annotated[
-        int | None, Field(ge=1, description="How many predictions, at most the number of classes; 5 without it")
+        int | None, Field(ge=1, description="Number of predictions, at most the number of classes. Default: 5")
     ] = None
     min_probability: Annotated[
         float | None,
-        Field(ge=0, le=1, description="Leave out less probable classes, and abstain when none is left"),
+        Field(ge=0, le=1, description="Leave out classes below this probability; abstain if none is left"),
     ] = None
     abstain: Annotated[
         bool,
-        Field(description="Abstain from images unlike those that the model knows: its answer has too much entropy"),
+        Field(description="Abstain if the answer has more entropy than the answers to familiar images"),
     ] = False
     heads: Annotated[
-        bool, Field(description="Of a distilled model: what each head says by itself, and how far they agree")
+        bool, Field(description="Also return each head's predictions and how far they agree; for distilled models")
     ] = False
     explain: Annotated[
         bool,
-        Field(description="Where each token of the model looks: a heat map over what it read, as a data URL in PNG"),
+        Field(description="Also return where each token looks: a heat map over the model's input, as a PNG data URL"),
     ] = False
     embedding: Annotated[
-        bool, Field(description="The features of each token, as float32 in base64, for search and to watch for drift")
+        bool,
+        Field(description="Also return each token's features, as float32 in base64, for search and monitoring drift"),
     ] = False
     pixels: Annotated[
-        bool, Field(description="What the model read of each image: resized and cropped, as a data URL in PNG")
+        bool, Field(description="Also return the model's input: the image resized and cropped, as a PNG data URL")
     ] = False
 
 
@@ -69,5 +70,5 @@ def documented_parameters() -> list[dict[str, Any]]:
         {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
         for name, schema in fields.items()
     ]
-    deadline = "When to give up, in milliseconds; at most what the server allows"
+    deadline = "Deadline in milliseconds; at most the server's own limit"
     return [*query, {"name": HEADER, "in": "header", "description": deadline, "schema": {"type": "string"}}]

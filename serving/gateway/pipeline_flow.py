@@ -1,4 +1,4 @@
-"""When a connection is read on."""
+"""When to read on from a connection."""
 
 import asyncio
 from collections.abc import Collection

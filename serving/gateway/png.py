@@ -1,4 +1,4 @@
-"""What the model read of an image, as a picture that a person can look at."""
+"""The model's input as a picture to look at."""
 
 import asyncio
 import base64

@@ -1,9 +1,9 @@
 """HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
 
-uvicorn 0.54 holds a connection open for ever that sends nothing, half a header or half a body, takes any number of
-headers and of requests ahead of their answers, and after an early answer reads on whatever the client sends. Here every
-state of a connection has an end and a size, and what two servers could read in two ways is refused (RFC 9112 section
-11.2, request smuggling).
+uvicorn 0.54 holds a connection open forever that sends nothing, half a header or half a body, takes any number of
+headers and of requests ahead of their answers, and after an early answer reads everything that the client sends. Here
+every state of a connection has limits on time and size, and requests that two servers could read differently are
+refused (RFC 9112 section 11.2, request smuggling).
 """
 
 import asyncio
@@ -33,7 +33,7 @@ MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 2**10
 
 MAX_UNFINISHED_BYTES = MAX_URL_BYTES + MAX_HEADER_BYTES
-"""What the parser may keep to itself: an unfinished line of a header or of a trailer."""
+"""Most bytes that the parser may buffer: an unfinished line of a header or of a trailer."""
 
 MAX_WAITING = 16
 """Requests that wait on one connection while another is answered (pipelining, which only test tools do). With more the
@@ -42,14 +42,14 @@ connection ends after their answers; a client must expect that and send the rest
 HEADER_TIMEOUT_S = 5.0
 
 LINGER_S = 5.0
-"""After an answer that did not wait for the body: what still comes is read and dropped, because closing at once would
-make the kernel throw away the answer before a client that is still sending has read it."""
+"""After an answer that did not wait for the body, the rest is read and dropped, because closing at once would make the
+kernel throw away the answer before a client that is still sending has read it."""
 
 SLOW_READER_S = 10.0
 """Beyond the longest request: the answer has been written, and the client does not read it."""
 
 LATE_REQUEST_S = 0.5
-"""When the server stops, a request may already be on its way on an idle connection."""
+"""When the server stops, a request may already be on its way over an idle connection."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -96,7 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return Stage.ARRIVING if self.cycle.more_body and not self.pipeline else Stage.ANSWERING
 
     def _make_room(self) -> bool:
-        """Give up another connection for this one."""
+        """Close another connection for this one."""
         others = cast("set[GuardedProtocol]", self.connections) - {self}
         victim = dispensable((other for other in others if not other.transport.is_closing()), self)
         if victim is not None:
@@ -118,16 +118,16 @@ class GuardedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self._refuse(self._refusal or MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
+            self._refuse(self._refusal or MalformedRequest("the request is not valid HTTP/1.1 (RFC 9112)"))
             return
         if self._unfinished_bytes > MAX_UNFINISHED_BYTES and not self._is_refused:
             self._refuse(HeadersTooLarge(f"the limit is {MAX_HEADER_BYTES} bytes"))
 
     def _parse(self, data: bytes) -> None:
-        """The parser takes whatever follows an `Upgrade` for another protocol, also the body.
+        """The parser takes everything after an `Upgrade` for another protocol, even the body.
 
-        We have no other one, so the request goes on as HTTP/1.1 (RFC 9110 section 7.8): another parser reads it anew
-        without that line, and what followed its header follows again.
+        We have no other one, so the request continues as HTTP/1.1 (RFC 9110 section 7.8): another parser reads it again
+        without that line, and then what followed its header.
         """
         while True:
             try:
@@ -216,7 +216,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._await_next_request()
 
     def close_after_answer(self, cycle: RequestResponseCycle) -> None:
-        """The answer is written and is the last. With more still under way the client may not have read it."""
+        """The last answer is written. If more data is coming in, the client may not have read it yet."""
         self._send()
         if (cycle.more_body or self._is_last) and self.transport.can_write_eof():
             self._is_refused = True  # drop what comes
@@ -294,7 +294,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._end_after(self.config.timeout_graceful_shutdown + SLOW_READER_S, self.transport.abort)
 
     def _end_after(self, seconds: float, action: Callable[[], None]) -> None:
-        """One timer a connection: what comes next replaces what was to come."""
+        """One timer per connection: a new action replaces the pending one."""
         self._stop_timer()
         self._timer = self.loop.call_later(seconds, action)
 
@@ -305,7 +305,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class CycleTransport:
-    """What a request sees of its connection; uvicorn's cycle writes to it and closes it after the last answer."""
+    """A request's view of its connection; uvicorn's cycle writes to it and closes it after the last answer."""
 
     def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol

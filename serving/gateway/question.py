@@ -1,4 +1,4 @@
-"""What a request wants to know of each of its images."""
+"""What a request asks about each of its images."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from serving.gateway.models import ServedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Checked against the model that was asked for.
+    """Checked against the requested model.
 
     Attributes:
         model: its name.
         version: None for the newest of the Triton that answers.
         abstains: from images unlike those that the model knows.
-        explainer: the model that looks inside it, for explanation and embedding.
-        shadow: whose answers are compared with the model's, after the caller has them.
-        is_canary: what is asked for is the canary of the model that the caller meant.
+        explainer: the model that explains it, for explanation and embedding.
+        shadow: candidate whose answers are compared with the model's, after the caller has them.
+        is_canary: `model` is the canary of the model that the caller requested.
     """
 
     model: str

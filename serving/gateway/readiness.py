@@ -1,8 +1,8 @@
 """Whether a Triton can answer: every model has answered recently.
 
 Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
-says nothing, so a small inference asks each model that has answered nobody meanwhile. A model that fails it is lost:
-requests for it are refused at once until it answers again, and those that wait for it are given up.
+says nothing, so a small inference probes each model that has not answered a request meanwhile. A model that
+fails it is lost: requests for it are refused at once until it answers again, and those that wait for it are given up.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ PROBE_TIMEOUT_S = 1.5
 USUAL_ANSWERS = 4
 LONGEST_PROBE_TIMEOUT_S = 15.0
 
-# A full queue may refuse the probe, and the model is still ready for as long as it answers somebody.
+# A full queue may refuse the probe; the model is still ready as long as it answers requests.
 LONGEST_SILENCE_S = 15.0
 
-# A dead stub stays dead (Triton from 24.06 to 25.11 does not start another); what is only silent may be busy or paused.
+# A dead stub stays dead (Triton from 24.06 to 25.11 does not start another); a silent one may be busy or paused.
 LOSS_ENDS_S = 1.5
 SILENCE_ENDS_S = 8.0
 
 
 @contextlib.asynccontextmanager
 async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Work that goes on while the block runs."""
+    """Runs the work while the block runs."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -49,7 +49,7 @@ async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None
 
 
 class Readiness:
-    """Asks the models in the background.
+    """Probes the models in the background.
 
     Args:
         probe_timeout_s: shortest time that a model is given to answer.
@@ -66,28 +66,28 @@ class Readiness:
         self._silent: set[str] = set()
 
     def replace(self, models: Iterable[ServedModel]) -> None:
-        """Ask these models from now on. What was found of those that stay holds until they are asked again."""
+        """Probe these models from now on. Findings about those that stay hold until they are probed again."""
         self._models = {model.name: model for model in models}
         for name in self._failures.keys() - self._models.keys():
             del self._failures[name]
             self._lost_since_s.pop(name, None)
 
     def findings(self) -> list[str]:
-        """What is wrong, a sentence a model; empty while all is well."""
+        """What is wrong, a sentence per model; empty while all is well."""
         return [f"{name}: {problem.detail}" for name, problem in self._failures.items()]
 
     def is_settled(self) -> bool:
-        """Triton has loaded what it can: each model answers, or is not there."""
+        """Whether Triton has loaded what it can: each model answers, or is absent."""
         return all(isinstance(problem, VersionChanged) for problem in self._failures.values())
 
     def answers(self, model: str) -> bool:
-        """Whether the model answered the last time it was asked."""
+        """Whether the model answered the last time."""
         return model not in self._failures
 
     def beyond_hope(self) -> str | None:
         """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself.
 
-        A model that Triton could not load leaves the others alone.
+        A model that Triton could not load does not affect the others.
         """
         others_answer = len(self._failures) < len(self._models)
         for name, since_s in self._lost_since_s.items():
@@ -99,20 +99,20 @@ class Readiness:
         return None
 
     def lose_all(self, reason: str, *, may_return: bool) -> None:
-        """Triton has ended or is stopped: nothing needs to be asked to know that no model answers."""
+        """Triton has ended or is stopped: no model answers, which needs no probe."""
         for name in self._models:
             if may_return:
                 self._silent.add(name)
             self._lose(name, NotReady(reason))
 
     async def watch(self) -> None:
-        """Ask for ever."""
+        """Probe forever."""
         while True:
             await self.ask()
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def ask(self) -> None:
-        """Ask each model once, except those that have just answered a request."""
+        """Probe each model once, except those that have just answered a request."""
         due = [model for model in self._models.values() if self._is_due(model.name)]
         await asyncio.gather(*map(self._ask_model, due))
 
@@ -148,6 +148,6 @@ class Readiness:
         if name not in self._failures:
             logger.error("the model %s does not answer: %s", name, problem)
         self._failures[name] = problem
-        if isinstance(problem, NotReady):  # a model that answers nonsense is there
+        if isinstance(problem, NotReady):  # a model that answers nonsense is loaded
             self._lost_since_s.setdefault(name, time.monotonic())
             self._client.abandon(name)

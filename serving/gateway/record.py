@@ -1,4 +1,4 @@
-"""What is known of a request when it ends: filled on its way, counted and logged in one place (middleware.py)."""
+"""The facts about a request, collected on its way, and counted and logged in one place (middleware.py)."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ class ImageRecord:
 @dataclass(frozen=True)
 class CanaryRecord:
     """Attributes:
-    model: the one that the caller meant.
-    candidate: the model that was to answer instead, perhaps another version of the same.
-    answers: whether it could be asked.
+    model: the one that the caller requested.
+    candidate: the model to answer instead, perhaps another version of the same.
+    answers: whether the candidate was available.
     """
 
     model: str
@@ -46,13 +46,13 @@ class CanaryRecord:
 class RequestRecord:
     """Attributes:
     started_s: when its header was complete, by `time.monotonic()`; its deadline counts from there.
-    root_path: the path under which a proxy offers this server; "" for its root.
+    root_path: the path under which a proxy exposes this server; "" for its root.
     client: the address that it came from.
-    key_name: whose key it bore.
+    key_name: the name of its key.
     canary: set for a request in the share of one.
     receive_s: from `started_s` until the body was complete.
     problems: names of what was refused: the request, or some of its images.
-    trace: its spans, where traces are asked for.
+    trace: its spans, if tracing is on.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""Says in the log what was refused at the door: a line now and then, because a refusal must cost next to nothing."""
+"""Logs early refusals: a line now and then, because a refusal must cost next to nothing."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ class Refusals:
             self.log()
 
     def log(self) -> None:
-        """What has been refused since the last line."""
+        """Log what has been refused since the last line."""
         if not self._statuses:
             return
         self._last_line_s = time.monotonic()

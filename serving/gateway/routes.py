@@ -48,7 +48,7 @@ STATIC = Path(__file__).parent / "static"
 
 NDJSON = "application/x-ndjson"
 
-# The page runs its own script and style, and shows the picture that the browser holds; nothing comes from elsewhere.
+# The page runs its own script and style, and shows the browser's own picture; nothing comes from other hosts.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -95,7 +95,7 @@ REQUEST = {
             "content": {
                 "application/json": {"examples": ANSWER_EXAMPLES},
                 NDJSON: {
-                    "schema": {"type": "string", "description": "One StreamedResult a line"},
+                    "schema": {"type": "string", "description": "One StreamedResult per line"},
                     "example": STREAM_EXAMPLE,
                 },
             },
@@ -103,7 +103,7 @@ REQUEST = {
                 "Server-Timing": {"description": "Milliseconds by stage", "schema": {"type": "string"}},
                 "X-Model": {"description": "Name of the model", "schema": {"type": "string"}},
                 "X-Model-Version": {
-                    "description": "Its version, when one gave all answers",
+                    "description": "Its version, if one version gave all answers",
                     "schema": {"type": "string"},
                 },
             },
@@ -114,8 +114,8 @@ REQUEST = {
 async def classify(request: Request) -> Response:
     """The most probable classes of each image, best first.
 
-    With several images each has a result of its own; one that is refused has `problem` and leaves the others alone.
-    With `Accept: application/x-ndjson` results are streamed as they finish, a line each.
+    Several images get one result each; a refused one has `problem` and does not affect the others. With
+    `Accept: application/x-ndjson` results are streamed as they finish, one per line.
 
     The header Server-Timing gives the time of the body, the wait for a decoder, decoding, preprocessing and the model
     with its queue, in milliseconds, each summed over the images.
@@ -225,7 +225,7 @@ async def models(request: Request) -> Models:
 
 @router.get("/models/{name}", summary="Describe a model", responses=documented(UnknownModel))
 async def describe_model(name: str, request: Request) -> Model:
-    """What one model expects, what it knows and where it came from."""
+    """What one model expects, its classes and where it came from."""
     gateway = gateway_state(request)
     return described(gateway, gateway.model(name))
 
@@ -243,16 +243,16 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(request: Request) -> Health:
-    """200 if a decoder runs and a Triton lately answered for every model, else 503. Send no requests while it fails."""
+    """200 if a decoder runs and every model has answered recently, else 503. Send no requests while it fails."""
     gateway_state(request).raise_if_not_ready()
     return Health(status="ready")
 
 
 @router.get(METRICS, include_in_schema=False)
 async def metrics(request: Request) -> Response:
-    """For Prometheus; absent where a port of its own has them."""
+    """For Prometheus; absent if the metrics have a separate port."""
     if not gateway_state(request).shows_metrics:
-        raise NotFound("the metrics have a port of their own")
+        raise NotFound("the metrics are on a separate port")
     page: Metrics = request.app.state.metrics
     return Response(page.page(), headers={"Content-Type": CONTENT_TYPE})
 

@@ -15,18 +15,18 @@ class PredictionBody(BaseModel):
 
 
 class HeadsBody(BaseModel):
-    """What each head of a distilled model says by itself; `predictions` is the mean of both."""
+    """Each head's own predictions; `predictions` is the mean of both."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
-    class_head: list[PredictionBody] = Field(alias="class", description="Of the class token, best first")
-    distillation_head: list[PredictionBody] = Field(alias="distillation", description="Of the distillation token")
-    agree: bool = Field(description="Both heads put the same class first")
+    class_head: list[PredictionBody] = Field(alias="class", description="Predictions of the class head, best first")
+    distillation_head: list[PredictionBody] = Field(alias="distillation", description="Those of the distillation head")
+    agree: bool = Field(description="Whether both heads put the same class first")
     jensen_shannon_divergence: float = Field(description="Between the heads, in bits: 0 equal, 1 apart", ge=0, le=1)
 
 
 class ByToken(BaseModel):
-    """One text for each token; a model with one head has the class token alone."""
+    """One text for each token; a model with one head has only the class token."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -35,27 +35,27 @@ class ByToken(BaseModel):
 
 
 class ImageAnswer(BaseModel):
-    """What the model says of one image."""
+    """The model's answer for one image."""
 
     version: str = Field(description="Version of the model that gave this answer", examples=["1"])
     predictions: list[PredictionBody] = Field(description="Best first")
     abstained: bool | None = Field(
         default=None,
-        description="With min_probability or abstain=true: no class was probable enough, or the image is unlike those "
-        "that the model knows; then predictions is empty",
+        description="With min_probability or abstain=true: no class was probable enough, or the image is unfamiliar; "
+        "predictions is then empty",
     )
     heads: HeadsBody | None = Field(default=None, description="With heads=true")
     explanation: ByToken | None = Field(
         default=None,
-        description="With explain=true: where the token looks, by attention rollout, as a heat map over what the model "
-        "read; each from its least to its most looked at patch, as a data URL in PNG",
+        description="With explain=true: where the token looks, by attention rollout, as a heat map over the model's "
+        "input; each ranges from its least to its most relevant patch, as a PNG data URL",
     )
     embedding: ByToken | None = Field(
-        default=None, description="With embedding=true: what the head reads, as little-endian float32 in base64"
+        default=None, description="With embedding=true: the head's input, as little-endian float32 in base64"
     )
     pixels: str | None = Field(
         default=None,
-        description="With pixels=true: what the model read, resized and cropped, as a data URL in PNG",
+        description="With pixels=true: the model's input, resized and cropped, as a PNG data URL",
         examples=["data:image/png;base64,iVBORw0KGgo="],
     )
 
@@ -80,9 +80,9 @@ class ProblemBody(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """The result of one image among several: what the model says, or what is wrong with this image."""
+    """The result for one image among several: the model's answer, or what is wrong with this image."""
 
-    filename: str = Field(description="As the form named it", examples=["photo.jpg"])
+    filename: str = Field(description="File name from the form", examples=["photo.jpg"])
     version: str | None = Field(default=None, description="Version of the model that gave this answer", examples=["1"])
     predictions: list[PredictionBody] | None = None
     abstained: bool | None = None
@@ -96,7 +96,7 @@ class ImageResult(BaseModel):
 class StreamedResult(ImageResult):
     """A line of a streamed answer; lines come as images finish."""
 
-    index: int = Field(description="Place of the image in the form, from 0")
+    index: int = Field(description="Position of the image in the form, from 0")
 
 
 class ImageResults(OfModel):
@@ -125,19 +125,19 @@ class Model(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     name: str
-    version: str = Field(description="The newest, which answers requests that name none")
-    versions: list[str] = Field(description="Those that are loaded, oldest first")
+    version: str = Field(description="The newest version, the default")
+    versions: list[str] = Field(description="Loaded versions, oldest first")
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model reads, uint8 RGB")
-    has_heads: bool = Field(description="It answers heads=true")
-    can_abstain: bool = Field(description="It answers abstain=true")
-    is_explained: bool = Field(description="It answers explain=true and embedding=true")
+    has_heads: bool = Field(description="Whether heads=true is supported")
+    can_abstain: bool = Field(description="Whether abstain=true is supported")
+    is_explained: bool = Field(description="Whether explain=true and embedding=true are supported")
     labels: list[str] = Field(description="Names of the classes in index order")
     preprocessing: PreprocessingBody
     provenance: Provenance | None
 
 
 class Models(BaseModel):
-    default: str = Field(description="Answers requests that name no model")
+    default: str = Field(description="Model of requests that name none")
     models: list[Model]
 
 

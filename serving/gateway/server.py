@@ -18,16 +18,16 @@ from serving.gateway.protocol import GuardedProtocol
 
 logger = logging.getLogger(__name__)
 
-# Requests that were sent before their client could know of the end are answered.
+# Requests that were sent before their client could know that the server stops are answered.
 LATE_REQUESTS_S = 1.0
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn, with one meaning for both signals, and a word when it listens and when it stops.
+    """uvicorn, with the same response to both signals, and log lines when it listens and when it stops.
 
     Args:
-        on_stop: called when a signal asks for the end.
-        has_failed: asked all the time; when it says so, the server ends.
+        on_stop: called when a signal asks the server to stop.
+        has_failed: polled all the time; the server ends when it returns True.
     """
 
     def __init__(

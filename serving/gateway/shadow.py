@@ -1,8 +1,7 @@
-"""Compares a candidate's answers with those that callers got, on time that nobody else needs.
+"""Compares a candidate's answers with those that callers got, in spare time.
 
-An image is asked about once more after its caller has the answer. It waits in a short queue and takes no place of the
-admission's: while the server is busy, or when the queue is full, it is dropped. Nothing that becomes of it reaches a
-caller.
+After its caller has the answer, an image goes to the candidate too. It waits in a short queue and takes no place in
+admission: while the server is busy, or when the queue is full, it is dropped. Its outcome never reaches a caller.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ from serving.gateway.triton_client import ModelOutput
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 4
-"""Enough for one batch on a processor and for some hundred images a second on a GPU; the rest is for callers."""
+"""Enough for one batch on a CPU and for some hundred images a second on a GPU; the rest is for callers."""
 
 MOST_WAITING = 64
 MOST_WAITING_BYTES = 32 * 2**20
@@ -31,9 +30,9 @@ MOST_WAITING_BYTES = 32 * 2**20
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ShadowImage:
     """Attributes:
-    answer: what the caller got.
+    answer: the caller's answer.
     bytes: memory that this holds while it waits.
-    is_possible: asked when its turn comes.
+    is_possible: checked when its turn comes.
     ask: the candidate's answer to the same image, and the seconds that the model took.
     """
 
@@ -46,7 +45,7 @@ class ShadowImage:
 
 
 class Shadow:
-    """The comparisons under way. Belongs to the event loop."""
+    """The comparisons in progress. Belongs to the event loop."""
 
     def __init__(self, admission: Admission, metrics: Metrics) -> None:
         self._admission = admission
@@ -66,7 +65,7 @@ class Shadow:
             self._count(image, "dropped")
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Give up the comparisons in progress."""
         self._waiting.clear()
         for task in self._under_way:
             task.cancel()

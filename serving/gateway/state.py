@@ -1,4 +1,4 @@
-"""What the routes work with, made when the application starts and closed when it stops."""
+"""The objects that the routes work with, made when the application starts and closed when it stops."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class GatewayState:
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
-        """Those that are served now."""
+        """The models that are served now."""
         return self.tritons.models()
 
     def raise_if_not_ready(self) -> None:
@@ -45,7 +45,7 @@ class GatewayState:
             raise NotReady("; ".join(findings))
 
     def model(self, name: str | None) -> ServedModel:
-        """Raises UnknownModel, which lists the models there are, and NotReady when none can be asked for them."""
+        """Raises UnknownModel, which lists the served models, and NotReady if what is served is unknown."""
         name, models = self.default_model if name is None else name, self.models
         if name in models:
             return models[name]
@@ -54,14 +54,14 @@ class GatewayState:
         raise UnknownModel(f"the model {name[:100]!r} is not served; served: {', '.join(models)}")
 
     def explainer(self, model: ServedModel) -> str | None:
-        """The name of the model that looks inside this one, perhaps itself; None if none does."""
+        """The name of the model that explains this one, perhaps itself; None if none does."""
         return next((each.name for each in self.models.values() if each.explains(model)), None)
 
     def question(self, asked: Parameters, record: RequestRecord | None = None) -> Question:
         """What a request asks, checked against the model.
 
         Args:
-            record: of a request that the model's candidate may answer; None if it is not to be shared.
+            record: of a request that the model's candidate may get; None if it must not.
 
         Raises:
             UnknownModel, InvalidParameter
@@ -86,7 +86,7 @@ class GatewayState:
             explainer = self.explainer(served)
             if explainer is None:
                 raise InvalidParameter(
-                    f"no model that is served looks inside {served.name}; export it again with --explain, or leave "
+                    f"no served model explains {served.name}; export it again with --explain, or leave "
                     "explain and embedding out"
                 )
         question = Question(
@@ -107,6 +107,6 @@ class GatewayState:
 
 
 def gateway_state(request: Request) -> GatewayState:
-    """What a route works with. Not a dependency of FastAPI: resolving one takes longer than all that is done here."""
+    """The state for a route. Not a dependency of FastAPI, which takes longer to resolve than this function takes."""
     state: GatewayState = request.app.state.gateway
     return state

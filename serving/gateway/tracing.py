@@ -1,9 +1,9 @@
 """Traces for OpenTelemetry: a span for each request, its stages and the call to Triton, which continues it.
 
 Off unless the standard environment variables name a collector (OTEL_EXPORTER_OTLP_ENDPOINT or its form for traces), and
-then all of them hold, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER:
+then all of them apply, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER:
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
-Only where it is on is the library loaded.
+The library is loaded only if tracing is on.
 """
 
 import os
@@ -47,7 +47,7 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # what the environment says goes before this default
+        # the environment overrides this default
         named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         resource = Resource.create({} if named else {"service.name": SERVICE_NAME})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)

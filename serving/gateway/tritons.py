@@ -1,7 +1,7 @@
-"""The Tritons that the gateway asks: which of them serves what, and whose turn it is.
+"""The Tritons behind the gateway: which of them serves what, and whose turn it is.
 
 They may differ: while new versions are rolled out, one Triton serves the old version and another the new one. So pixels
-are made for what one Triton serves, and go only to a Triton that serves exactly that.
+are made for the version that one Triton serves, and go only to a Triton that serves exactly that.
 """
 
 import asyncio
@@ -20,18 +20,24 @@ class Triton:
     """One Triton and the connection to it. Belongs to the event loop.
 
     Args:
-        fixed: what it serves, where the gateway's own process decides that; None where it has to be learnt.
+        fixed: what it serves, if the gateway's own process decides that; None if it has to be learnt.
+        shared_memory_key: as of TritonClient.
 
     Attributes:
-        models: what it serves, by name; empty while that is not known, and then nothing is asked of it.
+        models: what it serves, by name; empty while that is unknown, when it gets no requests.
         broken: why it could not load a model, by name.
         is_learning: it can be reached, and what it serves is being asked.
-        trouble: why it could not be learnt the last time.
-        forgotten: set when what was learnt does not hold any more.
+        trouble: why learning failed the last time.
+        forgotten: set when what was learnt is no longer valid.
     """
 
     def __init__(
-        self, url: str, fixed: Mapping[str, ServedModel] | None = None, broken: Mapping[str, str] | None = None
+        self,
+        url: str,
+        fixed: Mapping[str, ServedModel] | None = None,
+        broken: Mapping[str, str] | None = None,
+        *,
+        shared_memory_key: str | None = None,
     ) -> None:
         self.url = url
         self.models: Mapping[str, ServedModel] = {} if fixed is None else fixed
@@ -39,7 +45,7 @@ class Triton:
         self.is_learning = False
         self.trouble: str | None = None
         self.forgotten = asyncio.Event()
-        self.client = TritonClient(url, on_version_changed=self.forget)
+        self.client = TritonClient(url, on_version_changed=self.forget, shared_memory_key=shared_memory_key)
         self.readiness = Readiness(self.client, self.models.values())
         self._is_fixed = fixed is not None
 
@@ -49,18 +55,18 @@ class Triton:
         self.readiness.replace(models.values())
 
     def forget(self) -> None:
-        """Ask it nothing until it is learnt anew."""
+        """Send it no requests until what it serves has been learnt again."""
         if not self._is_fixed:
             self.models = {}
             self.readiness.replace(())
             self.forgotten.set()
 
     def answers(self, name: str) -> bool:
-        """It serves a model of this name, and the model has answered recently."""
+        """Whether it serves a model of this name that has answered recently."""
         return (
             name in self.models
             and self.readiness.answers(name)
-            # What was learnt holds for one connection: behind the next one may be another process.
+            # What was learnt is valid for one connection: behind the next one may be another process.
             and (self._is_fixed or self.client.is_connected)
         )
 
@@ -86,13 +92,13 @@ class Tritons:
 
     def remove(self, triton: Triton) -> None:
         self._members.remove(triton)
-        self.tell()
+        self.notify()
 
     async def change(self) -> None:
         """Return when what one of them serves has changed."""
         await self._changed.wait()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """What one of them serves has changed."""
         self._changed.set()
         self._changed = asyncio.Event()
@@ -122,11 +128,11 @@ class Tritons:
         }
 
     def answering(self) -> int:
-        """How many of them can be asked something."""
+        """Number of Tritons that can answer."""
         return sum(any(map(triton.answers, triton.models)) for triton in self._members)
 
     def findings(self) -> list[str]:
-        """Which models cannot be asked, and why, a sentence each; empty while all is well."""
+        """Which models cannot answer, and why, a sentence each; empty while all is well."""
         served = self.models()
         if not served:
             return [self._nothing_served()]
@@ -159,7 +165,7 @@ class Tritons:
         raise NotReady(self.why_not(name))
 
     def pick(self, model: ServedModel, *, besides: Triton | None = None) -> Triton | None:
-        """The Triton whose turn it is among those that serve exactly this; None when there is none any more."""
+        """The Triton whose turn it is among those that serve exactly this; None if there is none any more."""
         in_turn = self._in_turn()
         self._turn += 1
         for triton in in_turn:
@@ -170,14 +176,14 @@ class Tritons:
         return None
 
     def answering_model(self, name: str, version: str | None) -> ServedModel | None:
-        """The model, in this version if one is named, if it can be asked right now."""
+        """The model, in this version if one is named, if it can answer right now."""
         for triton in self._members:
             if triton.answers(name) and (model := triton.models[name].served(version)) is not None:
                 return model
         return None
 
     def raise_if_lost(self, name: str) -> None:
-        """Raises NotReady when no Triton can be asked for the model, now or in a moment."""
+        """Raises NotReady when no Triton can answer for the model, now or in a moment."""
         if not any(triton.answers(name) or triton.is_learning for triton in self._members):
             raise NotReady(self.why_not(name))
 
@@ -186,12 +192,12 @@ class Tritons:
         return self._members[first:] + self._members[:first]
 
     def why_not(self, name: str) -> str:
-        """Why no Triton can be asked for the model, in words for the caller."""
+        """Why no Triton can answer for the model, in words for the caller."""
         if name in self.broken():
             return f"the model {name} could not be loaded; the server's log says why"
         return f"the model {name} does not answer at present" if self.models() else self._nothing_served()
 
     def _nothing_served(self) -> str:
         if any(triton.is_learning for triton in self._members):
-            return "what Triton serves is being learnt anew"
+            return "the gateway is asking Triton again what it serves"
         return "Triton cannot be reached"

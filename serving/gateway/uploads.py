@@ -29,7 +29,7 @@ EXTENDED_FILENAME = re.compile(rb""";\s*filename\*\s*=\s*"?([\w-]*)'[^']*'([^;"]
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 4096
 
-# A name comes back in the answer and goes nowhere else. Longer ones than a file system allows are cut.
+# A name is returned in the answer and used nowhere else. Longer ones than a file system allows are cut.
 MAX_FILENAME_CHARACTERS = 255
 
 HOW_TO_SEND = f"send it with: curl -F {FIELD}=@photo.jpg"
@@ -40,7 +40,7 @@ RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "image/avif", "application
 
 @dataclass(frozen=True)
 class Upload:
-    """One image as it came; `filename` is the caller's word, empty for a raw body."""
+    """One image as received; `filename` is the caller's, empty for a raw body."""
 
     filename: str
     content: bytes
@@ -61,7 +61,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class ReadyPixels:
-    """An image as a model reads it, uint8 (H, W, 3); it needs no decoding."""
+    """A model's input, uint8 (H, W, 3), which needs no decoding."""
 
     pixels: npt.NDArray[np.uint8]
 

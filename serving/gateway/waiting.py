@@ -1,4 +1,4 @@
-"""Waits for a request's body and images, as long as its deadline and its client allow."""
+"""Waits for a request's body and images, until its deadline or until its client leaves."""
 
 import asyncio
 import time

@@ -118,7 +118,7 @@ def test_a_process_and_then_the_job_are_killed_and_nothing_is_missing_or_double(
     family |= descendants(process.pid)
     process.kill()
     said, _ = process.communicate(timeout=60)  # which waits for the end of all that could write to it
-    assert "a process ended before it was done" in said
+    assert "a process died; new ones continue with" in said
     finished = {path: path.stat().st_mtime_ns for path in parts()}
     assert len(finished) < 60, "it was over before it could be killed"
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 30)

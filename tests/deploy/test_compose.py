@@ -351,7 +351,8 @@ def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
     keys.write_text(f"{hashlib.sha256(key.encode()).hexdigest()}  test\n")
     files = ["-keyout", tls / "privkey.pem", "-out", tls / "fullchain.pem"]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *name], check=True)
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *name]
+    subprocess.run([*request, "-days", "10"], check=True)
     for file in (keys, *tls.iterdir()):
         file.chmod(0o644)  # they are read by the users of the containers
     stack.compose("up", "--detach", "--wait", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
@@ -368,7 +369,15 @@ def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
         stack.compose("kill", "--signal", "HUP", "gateway", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
         eventually(lambda: client.post(url, content=image, headers={"X-API-Key": new}).status_code == 200, 30)
     certificate = tls / "fullchain.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *name], check=True)
+    settings = {"DEIT_API_KEYS_FILE": str(keys), "DEIT_TLS": str(tls)}
+
+    def days_left() -> float:
+        lines = stack.compose("exec", "proxy", "curl", "-fsS", "http://127.0.0.1:9113/metrics", **settings)
+        found = re.search(r"^deit_proxy_certificate_expires_timestamp_seconds (\d+)$", lines, re.MULTILINE)
+        return (int(found[1]) - time.time()) / 86400 if found else 0
+
+    eventually(lambda: 9 < days_left() <= 10, 30)
+    subprocess.run([*request, "-days", "90"], check=True)
     (tls / "privkey.pem").chmod(0o644)
     stack.compose("kill", "--signal", "HUP", "proxy", DEIT_API_KEYS_FILE=str(keys), DEIT_TLS=str(tls))
     trust = ssl.create_default_context(cafile=str(certificate))  # which the old certificate does not satisfy
@@ -380,6 +389,7 @@ def test_keys_and_tls_are_a_matter_of_two_variables(stack, image, tmp_path):
             return False
 
     eventually(is_renewed, 30)
+    eventually(lambda: days_left() > 89, 90)
     assert httpx.get(stack.url).status_code == 308, "plain HTTP is sent to HTTPS"
     stack.compose("up", "--detach", "--wait")
     assert answers(stack, image)

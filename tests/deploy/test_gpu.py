@@ -240,7 +240,7 @@ def test_a_plan_is_compared_before_it_is_served_and_then_kept(machine):
     ("plan", "reason"),
     [
         ("fails", "trtexec ended with 1: [E] Non-zero zero point is not supported"),
-        ("wrong", "images change their first answer, 0 may; probabilities differ from PyTorch's by up to"),
+        ("wrong", "images change their top-1 class, 0 may; probabilities differ from PyTorch's by up to"),
     ],
 )
 def test_a_plan_that_cannot_be_had_or_answers_wrongly_gives_way_to_onnx(machine, plan, reason):
@@ -262,7 +262,7 @@ def test_what_answers_wrongly_in_every_form_leaves_what_was_served(machine):
     shutil.copy(machine.root / "wrong.onnx", machine.models / "tiny" / "2" / "model.onnx")
     machine.run()
     assert "tiny: cannot be served: " in machine.said
-    assert "What was served before stays" in machine.said
+    assert "The versions served before stay" in machine.said
     assert (machine.repository / "tiny" / "2" / "model.plan").read_bytes() == before
     machine.run(gpu="NVIDIA L4, 8.9", status=1)  # a plan for another GPU does not count
     assert "no model of" in machine.said
@@ -303,7 +303,7 @@ def test_the_shipped_models_come_with_answers_to_compare_with(name, image):
     assert list(compare["differences"](expected, found)) == []
     assert len({int(row.argmax()) for row in answers[0]}) >= 5, "a model that always says the same would be noticed"
     found["probabilities"] = found["probabilities"][::-1]
-    assert "change their first answer" in next(compare["differences"](expected, found))
+    assert "change their top-1 class" in next(compare["differences"](expected, found))
 
 
 def test_without_a_gpu_nothing_is_prepared(machine):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.main import get_command
 from benchmark.command import app as benchmark
 from tests.conftest import REPOSITORY_ROOT
 from tests.deploy.manifests import COMPOSE_FILES, composed, composed_plainly, has_compose
+from tests.serving.conftest import eventually, free_ports
 
 ONE_SHOT = {"benchmark", "export"}
 OF_OTHERS = {"grafana", "otel-collector"}
@@ -168,8 +170,7 @@ def test_the_proxy_lets_strangers_in_only_with_keys(tmp_path, address, keys, ins
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "PUBLISHED_ADDRESS": address,
             "API_KEYS": keys,
-            "REAL_IP_FILE": str(tmp_path / "real-ip.conf"),
-            "IPV6_FILE": str(tmp_path / "ipv6.conf"),
+            "WRITTEN_FOLDER": str(tmp_path),
             "DEIT_INSECURE": insecure,
         },
         capture_output=True,
@@ -200,11 +201,7 @@ def test_the_proxy_believes_the_load_balancers_that_it_is_given(tmp_path, networ
     nginx = tmp_path / "nginx"
     nginx.write_text("#!/bin/sh\n")
     nginx.chmod(0o755)
-    environment = {
-        "PUBLISHED_ADDRESS": "127.0.0.1",
-        "REAL_IP_FILE": str(tmp_path / "real-ip.conf"),
-        "IPV6_FILE": str(tmp_path / "ipv6.conf"),
-    }
+    environment = {"PUBLISHED_ADDRESS": "127.0.0.1", "WRITTEN_FOLDER": str(tmp_path)}
     done = subprocess.run(
         [REPOSITORY_ROOT / "deploy/proxy/start"],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "TRUSTED_PROXIES": networks, **environment},
@@ -216,6 +213,26 @@ def test_the_proxy_believes_the_load_balancers_that_it_is_given(tmp_path, networ
         assert "DEIT_TRUSTED_PROXIES" in done.stderr
     else:
         assert (tmp_path / "real-ip.conf").read_text() == written
+
+
+def test_when_the_served_certificate_expires_is_written_for_prometheus(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, to make a certificate")
+    files = ["-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, "-subj", "/CN=localhost"]
+    subprocess.run([*request, "-days", "10"], check=True, capture_output=True)
+    port, metrics = free_ports(1)[0], tmp_path / "metrics"
+    pair = ["-cert", tmp_path / "fullchain.pem", "-key", tmp_path / "privkey.pem"]
+    watch = [REPOSITORY_ROOT / "deploy/proxy/watch-certificate", f"127.0.0.1:{port}", metrics]
+    with subprocess.Popen(watch) as watching:
+        with subprocess.Popen(
+            ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-quiet", *pair], stdin=subprocess.DEVNULL
+        ) as server:
+            eventually(metrics.exists)
+            server.terminate()
+        watching.terminate()
+    value = re.search(r"^deit_proxy_certificate_expires_timestamp_seconds (\d+)$", metrics.read_text(), re.MULTILINE)
+    assert int(value[1]) - time.time() == pytest.approx(10 * 86400, abs=3600)
 
 
 def test_the_proxys_own_errors_are_problems_of_the_gateway():

@@ -25,7 +25,7 @@ def variables(app):
 
 
 SETTINGS = {"gateway": ServeSettings, "triton": StandaloneSettings}
-SERVE = variables(command(ServeSettings, [])) | {"DEIT_API_KEYS"}
+SERVE = variables(command(ServeSettings, [])) | {"DEIT_API_KEYS", "DEIT_SHARED_MEMORY_KEY"}
 TRITON = variables(command(StandaloneSettings, []))
 CLIENTS = {"DEIT_URL", "DEIT_API_KEY", "DEIT_PERF_ANALYZER"}
 

@@ -145,7 +145,7 @@ def test_too_many_damaged_images_to_fit_to_are_refused(labelled: Path, tmp_path:
     judged = set(range(0, 600, 3))  # 200 of 600, evenly
     damaged = [images.encoded(index)[: 9999 if index in judged else 100] for index in range(600)]
     write_parquet(tmp_path / "test.parquet", damaged, [images.label(index) for index in range(600)], LABELS)
-    with pytest.raises(DataError, match=r"5 of 400 images are damaged, such as .*: mend or remove them"):
+    with pytest.raises(DataError, match=r"5 of 400 images are damaged, such as .*: repair or remove them"):
         exported(checkpoint, tmp_path, tmp_path / "models")
 
 

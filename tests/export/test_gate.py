@@ -121,8 +121,8 @@ def looks_at_neighbours(images: npt.NDArray[np.uint8], outputs: Outputs, expecte
 @pytest.mark.parametrize(
     ("fault", "finding"),
     [
-        (swaps_an_answer, "1 of 40 images change their first answer: 97.50% agree, 99.50% must"),
-        (swaps_an_answer, "top-1 falls by 2.50 points, allowed are 0.5"),
+        (swaps_an_answer, "1 of 40 images change their top-1 class: 97.50% agree, 99.50% must"),
+        (swaps_an_answer, "top-1 falls by 2.50 points, allowed: 0.5"),
         (adds_up_to_more, "not probabilities that add up to 1"),
         (no_number_on_white, "are not finite"),
         (looks_at_neighbours, "depends on its neighbours in the batch"),

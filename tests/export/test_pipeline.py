@@ -36,7 +36,7 @@ def test_the_published_graph_gives_pytorchs_probabilities_on_pictures(
 ) -> None:
     (version,) = export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
     assert version == tmp_path / "models" / "tiny" / "1"
-    assert "gives no labels to judge by: top-1 is not part of the gate" in caplog.text
+    assert "has no labels, so the gate does not check top-1" in caplog.text
     assert (version.parent / "labels.txt").read_text().splitlines() == list(LABELS)
 
     images = np.stack([resize_and_crop(Image.open(file), TINY) for file in sorted(pictures.iterdir())])
@@ -77,7 +77,7 @@ def test_a_graph_that_answers_differently_is_not_published(
         return served
 
     monkeypatch.setattr("export.pipeline.served_form", darker)
-    with pytest.raises(RepositoryError, match="for its answers are not PyTorch's: fp32 on onnxruntime: "):
+    with pytest.raises(RepositoryError, match="because its answers differ from PyTorch's: fp32 on onnxruntime: "):
         export_models(config(checkpoint, pictures, tmp_path / "models", name="tiny"))
     assert not (tmp_path / "models").exists()
 
@@ -109,7 +109,7 @@ def test_a_weights_file_of_deits_own_code_exports_under_its_architecture(picture
         ({"architecture": "deit_tiny_patch16_224"}, CheckpointError, "names its architecture itself"),
         ({"labels": "nowhere.txt"}, RepositoryError, "nowhere.txt"),
         ({"labels": "imagenet-1k"}, RepositoryError, "1000 class names, but the model decides among 3"),
-        ({"parity_images": 99}, DataError, "has 40 images, 99 are asked for"),
+        ({"parity_images": 99}, DataError, "has 40 images, 99 are needed"),
         ({"images": Path("nowhere")}, DataError, "--images nowhere: there is no such folder or file"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_weights_file_of_something_else_is_named(
 def test_bfloat16_is_refused_for_an_engine_that_has_no_products_in_it(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RepositoryError, match="no bfloat16 products for processors.*--engine openvino"):
+    with pytest.raises(RepositoryError, match="no bfloat16 products for CPUs.*--engine openvino"):
         export_models(config(checkpoint, pictures, tmp_path / "models", precision="bf16"))
 
 

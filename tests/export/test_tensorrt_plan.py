@@ -59,7 +59,7 @@ def test_the_profiles_take_every_batch_that_is_served_or_judged(most: int) -> No
 
 
 def test_a_profile_that_falls_is_wrong() -> None:
-    with pytest.raises(ValueError, match="must not fall"):
+    with pytest.raises(ValueError, match="must not decrease"):
         Profile(1, 64, 32)
 
 

@@ -232,7 +232,7 @@ def test_a_graph_that_fails_the_gate_leaves_no_plan(
     """A threshold that no graph can keep stands for a graph that is wrong."""
     impossible = Thresholds(agreement=1.0, difference=0.0, neighbours=0.0, top1_loss=0.0)
     monkeypatch.setattr("export.gate.THRESHOLDS", {"fp32": impossible})
-    with pytest.raises(RepositoryError, match=r"not built, for its answers are not PyTorch's: .*Built: nothing"):
+    with pytest.raises(RepositoryError, match=r"because its answers differ from PyTorch's: .*Built: nothing"):
         export_models(config(checkpoint, pictures, tmp_path / "models", compute_capability="sm89"))
     assert list(tmp_path.iterdir()) == []
     plans = tmp_path / "models.plans" / "tiny"

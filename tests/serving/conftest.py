@@ -324,6 +324,11 @@ def commands(pids: list[int]) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
 
 
+def shared_regions(pid: int) -> set[str]:
+    """The memory for pixels that this process shares with another, by the name of the file that is gone."""
+    return set(re.findall(r"/dev/shm/(deit-pixels-\S+) \(deleted\)", Path(f"/proc/{pid}/maps").read_text()))
+
+
 def shared_memory(server: DeitServe) -> set[Path]:
     """The regions of this server's Triton; other processes of the machine have theirs."""
     return set(Path("/dev/shm").glob(f"deit-triton-{server.process.pid}-*"))

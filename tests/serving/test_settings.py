@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from deit.options import Secret
 from serving.settings import (
     CaptureSettings,
     Decoding,
@@ -47,6 +48,16 @@ def test_the_embedded_tritons_http_port_needs_the_embedded_triton():
         ServeSettings(triton_url="triton:8001", triton=embedded)
     with pytest.raises(ValueError, match=r"--allow-reload .*--triton-url .*drop either"):
         ServeSettings(triton_url="triton:8001", allow_reload=True)
+
+
+def test_shared_memory_with_an_external_triton_needs_its_key():
+    shared = {"triton_url": "127.0.0.1:8001", "shared_memory": True}
+    ServeSettings(**shared, shared_memory_key=Secret("secret"))
+    with pytest.raises(ValueError, match=r"--shared-memory .*--triton-url .*DEIT_SHARED_MEMORY_KEY"):
+        ServeSettings(**shared)
+    for half in ({"triton_url": "127.0.0.1:8001"}, {"shared_memory": True}):
+        with pytest.raises(ValueError, match=r"DEIT_SHARED_MEMORY_KEY is for --shared-memory .*set both, or drop it"):
+            ServeSettings(**half, shared_memory_key=Secret("secret"))
 
 
 def test_candidates_are_named_by_either_option():

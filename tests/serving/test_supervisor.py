@@ -14,7 +14,7 @@ import pytest
 from serving.settings import Decoding, Limits, ServeSettings, TritonPorts, TritonSettings, gateways_for
 from serving.supervisor import share_of
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually, is_alive
+from tests.serving.conftest import eventually, is_alive, shared_regions
 
 CONTENT = encoded(photograph(60, 50))
 
@@ -40,9 +40,13 @@ def gateways(server) -> list[int]:
 
 
 def test_they_share_the_port_and_the_metrics_and_outlive_each_other(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository, "--gateways=2", "--max-wait-s=60").wait_until_ready()
+    server = deit_serve(
+        *("--model-repository", model_repository, "--gateways=2", "--max-wait-s=60", "--shared-memory")
+    ).wait_until_ready()
     assert ", 2 gateways" in server.output
     first, second = gateways(server)
+    triton = server.pid_of("tritonserver")
+    eventually(lambda: len(shared_regions(triton)) == 2)
 
     assert [ask(server.url) for _ in range(30)] == [200] * 30
     # whichever gateway answers, it counts for both; with 30 connections each has had some (chance of else: 2 in 10^9)
@@ -54,6 +58,8 @@ def test_they_share_the_port_and_the_metrics_and_outlive_each_other(deit_serve, 
     assert answered(server.url) == 60
     assert second in gateways(server)
     assert "a gateway ended with status -9 and is replaced" in server.output
+    eventually(lambda: shared_regions(triton) == set().union(*map(shared_regions, gateways(server))))
+    assert len(shared_regions(triton)) == 2, "Triton has dropped that of the dead one"
 
     left = server.children()
     server.process.send_signal(signal.SIGTERM)

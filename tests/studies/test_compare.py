@@ -81,10 +81,10 @@ def test_the_report_tells_what_the_runs_logged(
     paired = rows_of(report, "Points above none, seed by seed")["token"]
     assert [float(cell) for cell in paired[:2]] == pytest.approx(gains, abs=0.01)
 
-    assert set(rows_of(report, "In what the arms differ")) == {
+    assert set(rows_of(report, "Settings that differ between arms")) == {
         *("`distillation`", "`epochs`", "`warmup_epochs`", "`learning_rate`", "`model`", "`teacher`")
     }
-    matrix = list(rows_of(report, "Share of the images decided differently, mean of the seeds").items())
+    matrix = list(rows_of(report, "Disagreement: share of the images, mean over seeds").items())
     assert matrix[0][0] == "1 label"
     assert all(row[place] == "0.000" for place, (_, row) in enumerate(matrix))
     # the baseline of seed 3 is the teacher, so that it decides otherwise in the other seed alone
@@ -94,9 +94,9 @@ def test_the_report_tells_what_the_runs_logged(
     cosines = rows_of(report, "Cosine of class and distillation token")
     assert {"learned tokens", "after block 2", "rows of the heads"} <= cosines.keys()
     assert report.count("- **not resolved**: ") == 3  # by two seeds
-    assert report.count("points in the mean of 2 seeds, 95 % interval") == 3
+    assert report.count("points on average over 2 seeds, 95 % interval") == 3
     assert "The paper: two points." in report
-    assert "token (distillation) decides as its teacher more often than token (class)" in report
+    assert "token (distillation) agrees with its teacher more often than token (class)" in report
 
     records = read(list((tmp_path / "results").iterdir()))  # the same figures, for the report of the benchmark
     top1 = {record.model: record.figures["top1"] for record in records if record.kind == "strategy"}

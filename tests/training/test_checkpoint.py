@@ -69,7 +69,7 @@ def test_truncated_weights_are_refused(checkpoint: Path) -> None:
 
 def test_a_description_that_is_no_json_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text('{"architecture": "deit_tiny')
-    with pytest.raises(CheckpointError, match="is not a checkpoint's description"):
+    with pytest.raises(CheckpointError, match="does not describe a checkpoint"):
         load_checkpoint(checkpoint)
 
 

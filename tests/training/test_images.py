@@ -55,7 +55,7 @@ def test_classes_of_one_name_stay_apart_and_are_not_matched_by_name(tmp_path: Pa
 
 def test_a_file_that_two_splits_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my-dev-train-0.parquet").touch()
-    with pytest.raises(DataError, match="my-dev-train-0.parquet is called by the splits train and val"):
+    with pytest.raises(DataError, match="my-dev-train-0.parquet is named after the splits train and val"):
         open_images(tmp_path, "train")
 
 

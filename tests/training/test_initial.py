@@ -138,7 +138,7 @@ def test_a_plain_model_gets_a_new_distillation_token(plain: Path) -> None:
     model = tiny()
     token, position = model.dist_token.clone(), model.pos_embed[:, 1].clone()
     (change,) = load_initial(model, str(plain), label_names=LABELS, antialias=False)
-    assert change == "the distillation token, its position and its head start anew: the weights have none"
+    assert change == "the distillation token, its position and its head are newly initialised: the weights have none"
     assert torch.equal(model.dist_token, token)
     assert torch.equal(model.pos_embed[:, 1], position)
 
@@ -171,7 +171,9 @@ def test_weights_of_too_few_blocks_are_refused(plain: Path) -> None:
 def test_heads_of_another_number_of_classes_start_anew_and_the_rest_is_kept(distilled: Path) -> None:
     model, source = tiny(num_classes=7), tiny_student()
     changes = load_initial(model, str(distilled), label_names=tuple("abcdefg"), antialias=False)
-    assert changes == [f"{head} starts anew: it decided among 3 classes, now among 7" for head in ("head", "head_dist")]
+    assert changes == [
+        f"{head} is newly initialised: it decided among 3 classes, now among 7" for head in ("head", "head_dist")
+    ]
     load_initial(source, str(distilled), label_names=LABELS, antialias=False)
     assert torch.equal(model.norm.weight, source.norm.weight)
     class_logits, _ = head_logits(model, torch.randn(1, 3, 16, 16))

@@ -161,7 +161,7 @@ def test_a_tars_leading_dot_is_not_part_of_a_samples_key(tmp_path: Path) -> None
 
 def test_a_tar_of_nameless_images_is_refused(tmp_path: Path) -> None:
     pack(tmp_path / "train.tar", {"./0001.jpg": CAT, "./0002.jpg": DOG})
-    with pytest.raises(DataError, match=r"\./0001\.jpg in .*train\.tar lies in no class folder and has no \.cls or"):
+    with pytest.raises(DataError, match=r"\./0001\.jpg in .*train\.tar is in no class folder and has no \.cls or"):
         open_images(tmp_path, "train")
 
 

@@ -79,7 +79,7 @@ def test_more_epochs_go_on_with_the_rate_of_the_longer_schedule(
         train(replace(run, epochs=1))
     with caplog.at_level("INFO"):
         train(replace(run, epochs=4))
-    assert "the learning rate goes on from 2.28e-05 with 0.00151" in caplog.text  # half of the peak of 0.003
+    assert "the learning rate was 2.28e-05 and continues at 0.00151" in caplog.text  # half of the peak of 0.003
     rates = [line["learning_rate"] for line in metrics_of(run.folder)]
     assert rates[2] > rates[1] > rates[3]
 

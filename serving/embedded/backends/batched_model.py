@@ -1,4 +1,4 @@
-"""What our backends for Triton share: a batch that Triton formed is one call of the engine.
+"""The common part of our backends for Triton: a batch that Triton formed is one call of the engine.
 
 Each backend's folder gets a copy of this file and of deit/allowance.py, because Triton's stub process imports nothing
 of this project.
@@ -16,7 +16,7 @@ Config = dict[str, Any]
 
 
 class BatchedModel:
-    """One instance of one model version, in a process of its own.
+    """One instance of one model version, in its own process.
 
     A backend's `initialize` calls `read` and loads the engine; its `infer` runs it.
     """
@@ -34,13 +34,13 @@ class BatchedModel:
         return config, Path(args["model_repository"], args["model_version"], filename)
 
     def infer(self, names: list[str], inputs: dict[str, Any]) -> list[Any]:
-        """The outputs of these names, in their order, in memory that the next call leaves alone."""
+        """The outputs of these names, in order, in memory that the next call does not overwrite."""
         raise NotImplementedError
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; the batch that Triton formed runs as one.
+        """One response per request, in order; the batch that Triton formed runs as one.
 
-        Whether a client has left is not asked here: Triton drops such requests while they are queued.
+        Clients that have left are not checked for here: Triton drops their requests while they are queued.
         """
         groups = [requests] if self.batches else [[request] for request in requests]
         return [response for group in groups for response in self._run(group)]
@@ -53,7 +53,7 @@ class BatchedModel:
                 [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names]
                 for request in requests
             ]
-            # A lone request is passed on as it lies in shared memory, without a copy.
+            # A single request is passed on from shared memory, without a copy.
             batch = inputs[0] if len(inputs) == 1 else [np.concatenate(parts) for parts in zip(*inputs, strict=True)]
             outputs = self.infer(names, dict(zip(self.input_names, batch, strict=True)))
         except Exception as error:  # the engines' exceptions share no base class

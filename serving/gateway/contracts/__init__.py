@@ -1,1 +1,1 @@
-"""Contracts that other clients speak: thin layers that take pictures and give answers. All between is /classify's."""
+"""APIs of other servers, for their clients: thin layers around the same path as /classify."""

@@ -40,7 +40,7 @@ const proof = ({ parity_images, parity_max_difference }) =>
 
 const confidence = (found) =>
   found
-    ? `fitted on ${found.images} images: an answer is ${percent(found.calibration_error)} off its share of right ones on average, before it was ${percent(found.calibration_error_before)}`
+    ? `fitted on ${found.images} images: probabilities differ from the accuracy by ${percent(found.calibration_error)} on average, before by ${percent(found.calibration_error_before)}`
     : "the model's own, not fitted to images";
 
 // {"joint_top1": 0.7, "class_top1": 0.69, ...} as one tile for each top-1 and top-5, the answer's own first

@@ -38,7 +38,7 @@ def test_another_model_is_tried_and_no_more(production: Path, models: Models, mo
     assert re.search(rf"tiny +1, 2, 3 +2 .*{mode} large with 5 %", run("list"))
     assert f"{mode} large with 5 %" in run("show", "tiny")
     assert run("doctor") == f"{production} is sound\n"
-    assert "nothing else is tried" in run(mode, "tiny", "--percent", 0)
+    assert "no candidate" in run(mode, "tiny", "--percent", 0)
     assert (production / "tiny" / "config.pbtxt").read_text() == before
 
 
@@ -110,7 +110,7 @@ def other_classes(production: Path) -> None:
         (None, ("--version", 9), "no version 9"),
         (None, ("--model", "nobody"), "no model 'nobody'"),
         (unsound, ("--version", 3), "not sound"),
-        (other_settings, ("--version", 3), "a model of its own"),
+        (other_settings, ("--version", 3), "a separate model"),
         (other_classes, ("--model", "large"), "other class names"),
     ],
 )

@@ -75,7 +75,7 @@ def what_a_killed_writer_left(repository: Path) -> None:
     [
         (no_labels, "labels.txt does not name the classes"),
         (too_few_labels, "names 2 classes, the model decides among [10]"),
-        (unknown_backend, "asks for the backend 'caffe2'; there are onnxruntime, openvino, tensorrt"),
+        (unknown_backend, "asks for the backend 'caffe2'; known are onnxruntime, openvino, tensorrt"),
         (no_graph, "model.onnx is missing"),
         (half_a_graph, "model.onnx is cut off, or not an ONNX file"),
         (empty_graph, "model.onnx is empty"),
@@ -84,7 +84,7 @@ def what_a_killed_writer_left(repository: Path) -> None:
         (no_version, "serves no version"),
         (another_name, "names the model 'small'"),
         (no_configuration, "is not a configuration that Triton reads"),
-        (no_preprocessing, "does not say how to prepare an image"),
+        (no_preprocessing, "does not say how to preprocess an image"),
         (what_a_killed_writer_left, "was left by a writer that was killed"),
     ],
 )
@@ -118,7 +118,7 @@ def test_doctor_says_that_an_engine_is_missing_where_deit_serve_would_start_it(
 ) -> None:
     change(repository / "tiny" / "config.pbtxt", 'backend: "onnxruntime"', 'backend: "openvino"')
     said = models(repository)("doctor", status=1)
-    assert said.startswith("version 1 of tiny runs on openvino, and the Triton that `deit serve` starts here has none")
+    assert said.startswith("version 1 of tiny runs on openvino, which the Triton that `deit serve` starts here lacks")
 
 
 def test_an_engine_that_is_installed_is_not_reported(repository: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_version_stays(tmp_path: Path) -
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the kernel refuses the write, as on a full disk
     try:
-        with pytest.raises(RepositoryError, match="cannot be written: File too large. The versions before are"):
+        with pytest.raises(RepositoryError, match="cannot be written: File too large. Earlier versions are"):
             publish_tiny(tmp_path, b"0" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

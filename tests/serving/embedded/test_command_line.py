@@ -45,6 +45,15 @@ def test_the_header_that_opens_shared_memory_is_another_one_each_time():
     assert first != second
 
 
+def test_shared_memory_can_be_registered_only_by_who_knows_the_key():
+    options = triton_options(
+        (2, 68), **PLACES, ports=TritonPorts(), control_key=None, traces_url=None, shared_memory_key="secret"
+    )
+    assert "--grpc-restricted-protocol=shared-memory:shared-memory=secret" in options
+    assert "--allow-client-shm=true" in options
+    assert not [option for option in options if ":closed=" in option and "shared-memory" in option]
+
+
 def test_models_can_be_loaded_only_by_who_knows_the_key_on_every_port():
     options = triton_options((2, 51), **PLACES, ports=TritonPorts(http=1003), control_key="secret", traces_url=None)
     assert "--model-control-mode=explicit" in options

@@ -233,7 +233,7 @@ def test_where_the_canary_cannot_answer_the_model_does_and_says_so(server, clien
     for request_id in IDS[:3]:
         assert asked(client, request_id, model="twin").headers["x-model"] == "twin"
     assert samples(client)[unavailable] == before + 3
-    assert len(re.findall("the canary lost with 100 % of the model twin is not asked: ", server.output)) == 1
+    assert len(re.findall("the canary lost with 100 % of the model twin is not used: ", server.output)) == 1
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ def test_abstain_refuses_exactly_the_answers_with_too_much_entropy(client, label
     ("parameter", "finding"),
     [
         ("abstain", "the model plain was exported without labelled images"),
-        ("explain", "no model that is served looks inside plain; export it again with --explain"),
-        ("embedding", "no model that is served looks inside plain"),
+        ("explain", "no served model explains plain; export it again with --explain"),
+        ("embedding", "no served model explains plain"),
     ],
 )
 def test_a_model_of_which_nothing_is_known_says_so(client, parameter, finding):

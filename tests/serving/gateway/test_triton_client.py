@@ -12,7 +12,8 @@ from tritonclient.grpc.service_pb2_grpc import (
 )
 
 from serving.gateway.errors import DeadlineExceeded, Internal, NotReady, Overloaded
-from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of, with_images
+from serving.gateway.model_request import with_images
+from serving.gateway.triton_client import TritonClient, VersionChanged, problem_of
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """How the instances of models share the cores: one that computes alone takes all, those that compute together a share.
 
-An instance is a process. Two with one thread each answer most requests a second on two cores, but a lone request would
-leave a core idle; two with two threads each get in each other's way under load. OpenVINO fixes a model's threads when
-it compiles the model, but oneTBB, which runs them, can be held to fewer at any time, and a thread that is not there
-leaves its part of the work to the others: the answers are the same to the last bit.
+An instance is a process. Two with one thread each answer most requests a second on two cores, but a single request
+would leave a core idle; two with two threads each get in each other's way under load. OpenVINO fixes a model's threads
+when it compiles the model, but oneTBB, which runs them, can be limited to fewer at any time, and the others then do the
+work of the missing threads: the answers are the same to the last bit.
 """
 
 import ctypes

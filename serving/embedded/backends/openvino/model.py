@@ -83,7 +83,7 @@ def settings_of(config: Config) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": int(parameters.get("INFERENCE_NUM_THREADS", 0)) or cores_of_an_instance(config),
         "NUM_STREAMS": parameters.get("NUM_STREAMS", "1"),
         "INFERENCE_PRECISION_HINT": "bf16" if parameters.get("HINT_BF16") == "YES" else "f32",
-        # an instance is a process that knows nothing of the others' pins: two would share one core
+        # an instance is a process that does not see the others' pinning: two would share one core
         "ENABLE_CPU_PINNING": False,
     }
 
