@@ -61,8 +61,8 @@ class ExportConfig:
         str,
         Option(
             help="Engine: onnxruntime or openvino on CPUs; cuda (ONNX Runtime) or tensorrt (a plan) on this machine's "
-            "GPU; tensorrt-rtx (plans) for GPUs in other machines. auto times the CPU engines and takes the fastest "
-            "that passes the gate, openvino only if it is a tenth faster."
+            "GPU; tensorrt-rtx (plans) for GPUs in other machines. auto times the CPU engines, under load and "
+            "alone, and takes the fastest that passes the gate, openvino only if it is a tenth faster."
         ),
     ] = "auto"
     compute_capability: Annotated[

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,13 @@ class Engine:
             "NUM_STREAMS": "1",
             **({"HINT_BF16": "YES"} if self.bf16 else {}),
         }
+
+    @property
+    def alone(self) -> "Engine":
+        """As an instance runs while no other computes: OpenVINO then takes all cores, unless the graph is quantized."""
+        if self.backend == "openvino" and self.precision != "int8" and not self.threads:
+            return replace(self, threads=len(os.sched_getaffinity(0)))
+        return self
 
     def load(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
         """The engine as a function. Raises RepositoryError that says why it cannot run the graph."""

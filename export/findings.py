@@ -1,6 +1,7 @@
 """What the gate found, for people (a table) and for programs (JSON, and a summary in config.pbtxt)."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from export.engines import Engine
 from export.gate import Judgement, thresholds
 
 CLEARLY_FASTER = 1.1
-"""Another engine is published only above this many times ONNX Runtime's rate; runs of one engine differ by less."""
+"""Another engine is published only if it is this many times as fast as ONNX Runtime; runs of one differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +23,15 @@ class Candidate:
 
     Attributes:
         method: how the variant was made: "" or, for int8, one of `quantization.METHODS`.
-        images_per_s: None when it was not measured, because it failed or had no rival.
+        images_per_s: with all instances busy; None when it was not measured, because it failed or had no rival.
+        images_per_s_alone: of single images, one after the other; None likewise.
     """
 
     method: str
     engine: Engine
     judgement: Judgement
     images_per_s: float | None = None
+    images_per_s_alone: float | None = None
 
     @property
     def title(self) -> str:
@@ -40,12 +43,16 @@ class Candidate:
 
 
 def best(candidates: Sequence[tuple[Path, Candidate]]) -> tuple[Path, Candidate] | None:
-    """The fastest that passes, with its graph. ONNX Runtime, which every installation has, unless another is clearly
-    faster; None when none passes."""
+    """The fastest that passes, with its graph; None when none passes.
+
+    By the geometric mean of its rates under load and alone. ONNX Runtime, which every installation has, unless another
+    is clearly faster.
+    """
 
     def worth(each: tuple[Path, Candidate]) -> float:
         _, candidate = each
-        return (candidate.images_per_s or 0.0) * (CLEARLY_FASTER if candidate.engine.backend == "onnxruntime" else 1)
+        speed = math.sqrt((candidate.images_per_s or 0.0) * (candidate.images_per_s_alone or 0.0))
+        return speed * (CLEARLY_FASTER if candidate.engine.backend == "onnxruntime" else 1)
 
     return max((each for each in candidates if each[1].passes), key=worth, default=None)
 
@@ -53,7 +60,11 @@ def best(candidates: Sequence[tuple[Path, Candidate]]) -> tuple[Path, Candidate]
 def summary(candidate: Candidate) -> dict[str, Any]:
     """The summary of the gate in `parameters` of config.pbtxt."""
     facts = {key: value for key, value in asdict(candidate.judgement).items() if key != "failures"}
-    facts |= {"method": candidate.method or None, "images_per_s": candidate.images_per_s}
+    facts |= {
+        "method": candidate.method or None,
+        "images_per_s": candidate.images_per_s,
+        "images_per_s_alone": candidate.images_per_s_alone,
+    }
     return {key: round(value, 9) if isinstance(value, float) else value for key, value in facts.items()}
 
 
@@ -76,7 +87,7 @@ def table(candidates: list[Candidate], chosen: list[Candidate], outcome: str = "
         outcome: what was done with the chosen candidates, such as "published".
     """
     found = Table("variant", "engine", box=None, pad_edge=False)
-    for heading in ("images", "agree", "top-1", "PyTorch", "largest diff.", "neighbours", "images/s", "gate"):
+    for heading in ("images", "agree", "top-1", "PyTorch", "largest diff.", "neighbours", "images/s", "alone", "gate"):
         found.add_column(heading, justify="right")
     for each in candidates:
         judgement = each.judgement
@@ -89,7 +100,7 @@ def table(candidates: list[Candidate], chosen: list[Candidate], outcome: str = "
             _share(judgement.reference_top1),
             f"{judgement.max_difference:.1e}",
             f"{judgement.neighbours:.1e}",
-            "" if each.images_per_s is None else f"{each.images_per_s:.1f}",
+            *("" if rate is None else f"{rate:.1f}" for rate in (each.images_per_s, each.images_per_s_alone)),
             outcome if each in chosen else "passed" if each.passes else "failed",
         )
     return found

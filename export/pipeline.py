@@ -193,12 +193,15 @@ def _judged(
         return found
     size = MEASURED_BATCH_ON_GPU if config.engine in GPU_ENGINES else MEASURED_BATCH
     batch = np.resize(expected.images, (min(size, scheduling.max_batch_size), *expected.images.shape[1:]))
-    instances = [
-        [found[place][1].engine.load(found[place][0], classifier.output_names) for _ in range(scheduling.instances)]
-        for place in track(rivals, "measuring", console=Console(stderr=True), transient=True)
-    ]
-    for place, rate in zip(rivals, images_per_s(instances, batch), strict=True):
-        found[place] = (found[place][0], dataclasses.replace(found[place][1], images_per_s=rate))
+    busy, alone = [], []
+    for place in track(rivals, "measuring", console=Console(stderr=True), transient=True):
+        onnx_file, candidate = found[place]
+        busy.append([candidate.engine.load(onnx_file, classifier.output_names) for _ in range(scheduling.instances)])
+        alone.append([candidate.engine.alone.load(onnx_file, classifier.output_names)])
+    rates = zip(images_per_s(busy, batch), images_per_s(alone, expected.images[:1]), strict=True)
+    for place, (rate, lone_rate) in zip(rivals, rates, strict=True):
+        candidate = dataclasses.replace(found[place][1], images_per_s=rate, images_per_s_alone=lone_rate)
+        found[place] = (found[place][0], candidate)
     return found
 
 

@@ -54,18 +54,35 @@ def test_the_model_itself_passes_in_every_precision(classifier: JointClassifier,
 
 
 @pytest.mark.parametrize(
-    ("openvinos_rate", "published"), [(105.0, "onnxruntime"), (115.0, "openvino"), (None, "onnxruntime")]
+    ("openvinos_rate", "alone", "published"),
+    [
+        (105.0, 50.0, "onnxruntime"),
+        (125.0, 50.0, "openvino"),
+        (100.0, 70.0, "openvino"),
+        (70.0, 70.0, "onnxruntime"),
+        (None, None, "onnxruntime"),
+    ],
 )
 def test_the_engine_that_every_installation_has_is_published_unless_another_is_clearly_faster(
-    classifier: JointClassifier, expected: Reference, openvinos_rate: float | None, published: str
+    classifier: JointClassifier,
+    expected: Reference,
+    openvinos_rate: float | None,
+    alone: float | None,
+    published: str,
 ) -> None:
     judgement = judge(true_run(classifier), expected, "fp32", "torch")
     found = [
         (
             Path("fp32.onnx"),
-            Candidate(method="", engine=Engine(backend=backend), judgement=judgement, images_per_s=rate),
+            Candidate(
+                method="",
+                engine=Engine(backend=backend),
+                judgement=judgement,
+                images_per_s=rate,
+                images_per_s_alone=lone_rate,
+            ),
         )
-        for backend, rate in (("openvino", openvinos_rate), ("onnxruntime", 100.0))
+        for backend, rate, lone_rate in (("openvino", openvinos_rate, alone), ("onnxruntime", 100.0, 50.0))
     ]
     chosen = best(found)
     assert chosen is not None
