@@ -37,11 +37,12 @@ def replacement(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
+def new_folder(path: Path, staging: Path | None = None, *, is_private: bool = False) -> Iterator[Path]:
     """A temporary folder that is renamed to `path` when the block ends without an error.
 
     Args:
         staging: where the temporary folder lies, on the same file system as `path`; by default next to `path`.
+        is_private: for this user alone. An artefact is read by other users, such as Triton's.
 
     Raises:
         FileExistsError: `path` exists. It was not changed.
@@ -52,9 +53,9 @@ def new_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
         yield temporary
         for folder, _, files in os.walk(temporary):
             for file in files:
-                (Path(folder) / file).chmod(0o644)  # safetensors, as mkdtemp, keeps others out
+                (Path(folder) / file).chmod(0o600 if is_private else 0o644)  # safetensors keeps others out
                 sync(Path(folder) / file)
-            Path(folder).chmod(0o755)
+            Path(folder).chmod(0o700 if is_private else 0o755)  # as mkdtemp does
             sync(Path(folder))
         if path.exists():
             raise FileExistsError(f"{path} already exists")

@@ -41,10 +41,19 @@ def try_candidate(
         version = _tried(repository, name, other, number, served)
         if findings := examine_version(version):
             raise RepositoryError(f"version {version.number} of {version.name} is not sound: {findings[0]}")
+        is_same = version.model == model
+        if not is_same and version.number not in (others := read_served(version.model)[1]):
+            raise RepositoryError(
+                f"version {version.number} of {version.name} is not served (served: {listed(others)}), so Triton does "
+                "not load it: leave --version out"
+            )
+        if missing := {each.name for each in config.output} - {each.name for each in version.config.output}:
+            raise RepositoryError(
+                f"{version.folder} lacks the output {min(missing)} of {name}: it cannot answer in its place"
+            )
         present = read_version(model)
         if version.labels != present.labels:
             raise RepositoryError(f"{version.folder} has other class names than {name}: it cannot answer in its place")
-        is_same = version.model == model
         if is_same and _run(version.config) != _run(config):
             publish = models_command(
                 "publish", model, "--version", version.number, "--name", "NAME", repository=repository

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
+from deit.candidate import CandidateModel
 from deit.durable import new_folder, sync, write_file
 from deit.errors import RepositoryError
 from deit.labels import LABELS_FILE, read_labels, write_labels
@@ -71,11 +72,12 @@ def publish(
             return version
         _refuse_other_interface(model, named, label_names)
         _keep_configurations(model)
-        _say_what_ends(model)
+        ends = _what_ends(model)
         with new_folder(model / str(version), staging=staging) as folder:
             fill(folder)
             (folder / CONFIG_FILE).write_text(config_text(named, [version]))
         write_file(model / CONFIG_FILE, config_text(named, [version]))
+        _say_what_ends(model, ends)
         return version
 
 
@@ -127,8 +129,9 @@ def serve_version(repository: Path, name: str, number: int) -> None:
         version = published_version(model, number)
         if findings := examine_version(version):
             raise RepositoryError(f"version {number} of {name} is not sound, nothing was changed: {findings[0]}")
-        _say_what_ends(model)
+        ends = _what_ends(model)
         write_file(model / CONFIG_FILE, config_text(version.config, [number]))
+        _say_what_ends(model, ends)
 
 
 def remove(repository: Path, name: str, number: int | None = None) -> None:
@@ -170,11 +173,16 @@ def _keep_configurations(model: Path) -> None:
             write_file(own, config_text(without_candidate(config), [number]))
 
 
-def _say_what_ends(model: Path) -> None:
+def _what_ends(model: Path) -> CandidateModel | None:
     """A candidate ends with the served version that it was compared with."""
     with suppress(RepositoryError):
-        if candidate := candidate_of(model, read_config(model / CONFIG_FILE)):
-            logger.warning("%s: %s ends", model.name, candidate)
+        return candidate_of(model, read_config(model / CONFIG_FILE))
+    return None
+
+
+def _say_what_ends(model: Path, candidate: CandidateModel | None) -> None:
+    if candidate is not None:
+        logger.warning("%s: %s ends", model.name, candidate)
 
 
 def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, label_names: tuple[str, ...]) -> None:

@@ -49,7 +49,9 @@ class Candidates:
             if tried is None:
                 self._metrics.count_shadow(model.name, model.version, candidate.model, candidate.version, "failed")
                 return question
-            return replace(question, shadow=tried)
+            # of several versions that are served, this one
+            named_only = tried if candidate.version is None else replace(tried, versions=(candidate.version,))
+            return replace(question, shadow=named_only)
         record.canary = CanaryRecord(model.name, candidate.model, answers=tried is not None)
         if tried is None:
             return question
@@ -59,8 +61,8 @@ class Candidates:
         tried = self._tritons.answering_model(candidate.model, candidate.version)
         if tried is None:
             why = "it does not answer"
-        elif tried.labels != model.labels or tried.has_heads < model.has_heads:
-            why = "it has other class names or outputs"
+        elif tried.labels != model.labels or tried.has_heads < model.has_heads or tried.can_abstain < model.can_abstain:
+            why = "it has other class names or outputs, or cannot abstain"
         else:
             self._missing.discard(candidate)
             return tried
@@ -81,7 +83,8 @@ def check_candidates(candidates: Mapping[str, CandidateModel], discovered: Disco
                 )
         served, tried = discovered.models.get(name), discovered.models.get(candidate.model)
         if tried is not None and tried.served(candidate.version) is None:
-            command = f"`deit models {candidate.mode} {name} --version {candidate.version}`"
+            options = f"--version {candidate.version} --percent {candidate.percent:g}"
+            command = f"`deit models {candidate.mode} {name} {options}`"
             raise ServingError(
                 f"{named(f'--{candidate.mode}')} names version {candidate.version} of {candidate.model}, which is not "
                 f"served; served: {', '.join(tried.versions)}. For another version of the same model, {command} makes "

@@ -1,7 +1,7 @@
 """Keeps a sampled share of pictures with their answers in a folder, to look at them or to train on them.
 
 Each becomes a separate folder, `<time>-<request id>-<random>/`, with the picture as received and `answer.json`, written
-atomically. One thread writes, after the caller has the answer; if it falls behind, further images are dropped. When the
+atomically. One thread writes, and no caller waits for it; if it falls behind, further images are dropped. When the
 folder is full, nothing more is kept until some are deleted.
 """
 
@@ -121,7 +121,7 @@ class Capture:
                 return "full"
             name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{captured.request_id}-{uuid.uuid4().hex[:8]}"
             kind = (captured.upload.header.format or "bin").lower().replace("jpeg", "jpg")
-            with new_folder(self._folder / name) as folder:
+            with new_folder(self._folder / name, is_private=True) as folder:
                 (folder / f"picture.{kind}").write_bytes(captured.upload.content)
                 (folder / "answer.json").write_text(json.dumps(described(captured), indent=1) + "\n")
             held.images += 1
@@ -171,7 +171,11 @@ def counted(folder: Path) -> Iterator[Contents]:
     with (folder / TALLY_FILE).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        found = Contents(folder, *map(int, file.read().split()))
+        found = Contents(folder)
+        try:
+            found.images, found.bytes = map(int, file.read().split())
+        except ValueError:  # new, or cut off by a full disk
+            found.count_again()
         yield found
         file.truncate(0)
         file.write(f"{found.images} {found.bytes}\n")

@@ -196,9 +196,10 @@ class Classifier:
             except NotReady:
                 if not question.is_canary or record.canary is None or record.canary.model != question.model:
                     raise
-                # A reload has just ended the canary; the served version of the same model answers.
+                # The canary has just ended, or does not answer; the served version of the same model does.
                 record.canary = replace(record.canary, answers=False)
                 question = replace(question, version=None, is_canary=False)
+                failed, failures = None, 0
                 continue
             if question.with_heads and not model.has_heads:
                 raise InvalidParameter(f"the model {model.name} has one head; leave heads out")

@@ -1,5 +1,6 @@
 """Explains a model's answer with a second one that `deit export --explain` publishes; other requests do not pay."""
 
+import asyncio
 import base64
 from dataclasses import dataclass
 
@@ -40,7 +41,9 @@ class Inside:
     features: tuple[npt.NDArray[np.float32], ...]
 
     async def heat_maps(self) -> ByToken:
-        return by_token([await as_png(heat_map(self.pixels, each)) for each in self.relevance])
+        # in a thread, for others wait meanwhile
+        maps = [await asyncio.to_thread(heat_map, self.pixels, each) for each in self.relevance]
+        return by_token([await as_png(each) for each in maps])
 
     def embedding(self) -> ByToken:
         return by_token([base64.b64encode(each.astype("<f4").tobytes()).decode() for each in self.features])

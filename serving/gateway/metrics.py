@@ -10,6 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from deit.candidate import CandidateModel
 from serving.gateway.admission import Admission
+from serving.gateway.errors import DeadlineExceeded, Internal, NotReady
 from serving.gateway.models import ServedModel
 from serving.gateway.record import RequestRecord
 from serving.gateway.tritons import Tritons
@@ -25,6 +26,7 @@ DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
+MODEL_FAILED = frozenset(problem.name for problem in (NotReady, Internal, DeadlineExceeded))
 
 # Set for one of several gateways: prometheus_client then keeps its values in this folder, where the others read them.
 IS_SHARED = "PROMETHEUS_MULTIPROC_DIR" in os.environ
@@ -233,8 +235,13 @@ class Metrics:
         for problem in record.problems:
             self._problems.labels(problem).inc()
         if (canary := record.canary) is not None:
-            outcome = "unavailable" if not canary.answers else "failed" if status >= 500 else "answered"
-            self._canary_requests.labels(canary.model, canary.candidate, outcome).inc()
+            # the status is 200 where all of several images failed; and a refused upload says nothing about a model
+            if record.images:
+                outcome = "answered" if canary.answers else "unavailable"
+            else:
+                outcome = "failed" if not MODEL_FAILED.isdisjoint(record.problems) else None
+            if outcome is not None:
+                self._canary_requests.labels(canary.model, canary.candidate, outcome).inc()
         if record.images:
             self._request_images.observe(len(record.images))
         for image in record.images:

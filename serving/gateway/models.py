@@ -194,11 +194,11 @@ def read_model(client: InferenceServerClient, name: str, versions: tuple[str, ..
         raise ServingError(f"config.pbtxt of the model {name} cannot be read: {error}; export it again") from error
     metadata = client.get_model_metadata(name, client_timeout=CALL_TIMEOUT_S, as_json=True)
     _check_input(name, metadata["inputs"], preprocessing.image_size)
-    versions = versions or tuple(sorted(metadata.get("versions", []), key=int))
-    if not versions:  # they are being unloaded
-        raise ServingError(f"the model {name} has no version that is loaded")
     tried = candidate.version if candidate is not None and candidate.model == name else None
-    loaded, versions = versions, tuple(version for version in versions if version != tried)
+    loaded = versions or tuple(sorted(metadata.get("versions", []), key=int))
+    versions = tuple(version for version in loaded if version != tried)
+    if not versions:  # they are being unloaded, or only the candidate is there
+        raise ServingError(f"the model {name} has no version that is loaded{' but its candidate' if loaded else ''}")
     versions = _described(name, versions, parameters.get(VERSION_PARAMETER))
     class_count = _class_count(name, metadata["outputs"])
     outputs = {each["name"] for each in metadata["outputs"]}
@@ -243,6 +243,7 @@ def _other_version(
         provenance=None if candidate.provenance is None else Provenance.from_json(candidate.provenance),
         candidate=None,
     )
+    other = replace(other, decodes_jpegs=model.decodes_jpegs and other.preprocessing.interpolation == INTERPOLATION)
     if other.input_shape != model.input_shape:
         raise ServingError(
             f"version {version} reads images of {other.input_shape}, and Triton takes {model.input_shape}"

@@ -113,11 +113,15 @@ class Readiness:
 
     async def ask(self) -> None:
         """Probe each model once, except those that have just answered a request."""
-        due = [model for model in self._models.values() if self._is_due(model.name)]
+        due = [model for model in self._models.values() if self._is_due(model)]
         await asyncio.gather(*map(self._ask_model, due))
 
-    def _is_due(self, name: str) -> bool:
-        return name in self._failures or self._client.since_success_s(name) > PROBE_EVERY_S
+    def _is_due(self, model: ServedModel) -> bool:
+        return model.name in self._failures or self._since_success_s(model) > PROBE_EVERY_S
+
+    def _since_success_s(self, model: ServedModel) -> float:
+        """Of the served version; what a candidate answers says nothing about it."""
+        return self._client.since_success_s(model.name, model.version)
 
     async def _ask_model(self, model: ServedModel) -> None:
         blank = np.zeros(model.input_shape, np.uint8)
@@ -129,11 +133,11 @@ class Readiness:
                 model.name, blank, version=model.version, timeout_s=timeout_s, request_id="probe"
             )
         except DeadlineExceeded:
-            if self._client.since_success_s(model.name) >= time.monotonic() - asked_s:
+            if self._since_success_s(model) >= time.monotonic() - asked_s:
                 self._silent.add(model.name)
                 self._lose(model.name, NotReady(f"no answer for {timeout_s:.1f} s"))
         except Overloaded:
-            if self._client.since_success_s(model.name) > LONGEST_SILENCE_S:
+            if self._since_success_s(model) > LONGEST_SILENCE_S:
                 self._silent.add(model.name)
                 self._lose(model.name, NotReady(f"no answer for {LONGEST_SILENCE_S:.0f} s"))
         except Problem as problem:

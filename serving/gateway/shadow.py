@@ -1,6 +1,6 @@
 """Compares a candidate's answers with those that callers got, in spare time.
 
-After its caller has the answer, an image goes to the candidate too. It waits in a short queue and takes no place in
+When the model has answered, an image goes to the candidate too. It waits in a short queue and takes no place in
 admission: while the server is busy, or when the queue is full, it is dropped. Its outcome never reaches a caller.
 """
 

@@ -71,19 +71,20 @@ class GatewayState:
             raise UnknownModel(
                 f"the model {served.name} has no version {asked.version[:100]!r}; loaded: {', '.join(loaded)}"
             )
+        asked_for = served.served(asked.version) or served
         classes = len(served.labels)
         if asked.top_k is not None and asked.top_k > classes:
             raise InvalidParameter(f"top_k is {asked.top_k}, and the model {served.name} has {classes} classes")
-        if asked.heads and not served.has_heads:
+        if asked.heads and not asked_for.has_heads:
             raise InvalidParameter(f"the model {served.name} has one head; leave heads out")
-        if asked.abstain and not served.can_abstain:
+        if asked.abstain and not asked_for.can_abstain:
             raise InvalidParameter(
                 f"the model {served.name} was exported without labelled images, so it does not know when to abstain; "
                 "leave abstain out"
             )
         explainer = None
         if asked.explain or asked.embedding:
-            explainer = self.explainer(served)
+            explainer = self.explainer(asked_for)
             if explainer is None:
                 raise InvalidParameter(
                     f"no served model explains {served.name}; export it again with --explain, or leave "

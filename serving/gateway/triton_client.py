@@ -80,7 +80,7 @@ class TritonClient:
         self._infer = self._channel.unary_unary(
             MODEL_INFER, request_serializer=None, response_deserializer=ModelInferResponse.FromString
         )
-        self._last_success_s: dict[str, float] = {}
+        self._last_success_s: dict[tuple[str, str], float] = {}
         self._usual_answer_s: dict[str, float] = {}
         self._calls: defaultdict[str, set[Any]] = defaultdict(set)
 
@@ -105,9 +105,9 @@ class TritonClient:
         """Return when the current connection has ended, even if there is another one by then."""
         await self._channel.wait_for_state_change(READY)
 
-    def since_success_s(self, model: str) -> float:
-        """Seconds since the model last answered; infinite when it never did."""
-        return time.monotonic() - self._last_success_s.get(model, float("-inf"))
+    def since_success_s(self, model: str, version: str) -> float:
+        """Seconds since this version of the model last answered; infinite when it never did."""
+        return time.monotonic() - self._last_success_s.get((model, version), float("-inf"))
 
     def usual_answer_s(self, model: str) -> float:
         """Seconds that the model took for its latest answers; 0 before the first."""
@@ -185,7 +185,7 @@ class TritonClient:
             logger.error("the model %s gave probabilities that are not numbers; export it again", model)
         else:
             now_s = time.monotonic()
-            self._last_success_s[model] = now_s
+            self._last_success_s[model, version] = now_s
             before_s = self._usual_answer_s.get(model, now_s - asked_s)
             self._usual_answer_s[model] = 0.9 * before_s + 0.1 * (now_s - asked_s)
         return answers

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deit.candidate import CandidateModel
+from deit.repository.config import config_text, read_config
 from deit.repository.models import candidate_of, read_loaded, read_served, read_version
 from deit.repository.publishing import promote, remove
 from tests.deit.repository.conftest import Models, change
@@ -102,6 +103,19 @@ def other_classes(production: Path) -> None:
     labels.write_text(labels.read_text().replace("cat", "lion"))
 
 
+def one_head(production: Path) -> None:
+    for file in (production / "large" / "config.pbtxt", production / "large" / "1" / "config.pbtxt"):
+        config = read_config(file)
+        kept = [output for output in config.output if output.name == "probabilities"]
+        del config.output[:]
+        config.output.extend(kept)
+        file.write_text(config_text(config, [1]))
+
+
+def newer_version_of_large(production: Path) -> None:
+    promote(production / "tiny", production, "large")
+
+
 @pytest.mark.parametrize(
     ("spoil", "arguments", "finding"),
     [
@@ -112,6 +126,8 @@ def other_classes(production: Path) -> None:
         (unsound, ("--version", 3), "not sound"),
         (other_settings, ("--version", 3), "a separate model"),
         (other_classes, ("--model", "large"), "other class names"),
+        (one_head, ("--model", "large"), "lacks the output class_probabilities of tiny"),
+        (newer_version_of_large, ("--model", "large", "--version", 1), "so Triton does not load it"),
     ],
 )
 def test_what_cannot_answer_in_the_models_place_is_refused_and_nothing_changes(

@@ -12,7 +12,7 @@ import pytest
 from deit.candidate import is_in_share
 from deit.errors import ServingError
 from serving.gateway.admission import Admission
-from serving.gateway.capture import ABANDONED_S, MOST_WAITING, Capture, Captured
+from serving.gateway.capture import ABANDONED_S, MOST_WAITING, TALLY_FILE, Capture, Captured
 from serving.gateway.metrics import Metrics
 from serving.gateway.uploads import Upload
 from serving.settings import CaptureSettings, Limits
@@ -84,6 +84,22 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_not
     os.utime(old, (long_ago, long_ago))
     Folder(tmp_path).keep(1)
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_tally_that_a_full_disk_cut_off_is_counted_again(tmp_path):
+    folder = Folder(tmp_path, max_images=3)
+    assert folder.keep(2) == {"written": 2}
+    for damaged in ("", "2"):
+        (tmp_path / TALLY_FILE).write_text(damaged)
+        folder.keep(2)
+        assert len(folder.kept()) == 3
+
+
+def test_no_other_user_may_read_what_is_kept_also_in_a_folder_that_was_there(tmp_path):
+    tmp_path.chmod(0o755)
+    folder = Folder(tmp_path)
+    folder.keep(1)
+    assert all(path.stat().st_mode & 0o077 == 0 for kept in folder.kept() for path in (kept, *kept.iterdir()))
 
 
 def test_a_folder_that_cannot_be_written_ends_the_start(tmp_path):
