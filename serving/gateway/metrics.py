@@ -236,6 +236,7 @@ class Metrics:
             self._problems.labels(problem).inc()
         if (canary := record.canary) is not None:
             # the status is 200 where all of several images failed; and a refused upload says nothing about a model
+            outcome: str | None
             if record.images:
                 outcome = "answered" if canary.answers else "unavailable"
             else:
