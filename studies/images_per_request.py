@@ -127,6 +127,9 @@ class SimulatedEngine(GRPCInferenceServiceServicer):  # type: ignore[misc]
     async def ServerReady(self, *_: object) -> pb.ServerReadyResponse:  # noqa: N802
         return pb.ServerReadyResponse(ready=True)
 
+    async def ModelReady(self, *_: object) -> pb.ModelReadyResponse:  # noqa: N802
+        return pb.ModelReadyResponse(ready=False)  # of decode_jpegs
+
     async def RepositoryIndex(self, *_: object) -> pb.RepositoryIndexResponse:  # noqa: N802
         response = pb.RepositoryIndexResponse()
         response.models.add(name=MODEL, version="1", state="READY")

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from export.config import ExportConfig
 from export.pipeline import export_models
 from export.samples import load_samples
-from tests.conftest import encoded
+from tests.conftest import COLOURS, encoded
 from tests.end_to_end.conftest import serving
 from tests.training.conftest import TINY
 from tests.training.test_images import pack
@@ -137,7 +137,7 @@ def test_every_layout_is_trained_on_evaluated_exported_and_served_alike(tmp_path
         runs[layout] = tmp_path / name
 
     first = runs["class folders"]
-    samples, *_ = load_samples(tmp_path / "class folders", TINY, None, num_classes=3, calibrates=False)
+    samples, *_ = load_samples(tmp_path / "class folders", TINY, None, label_names=tuple(COLOURS), calibrates=False)
     for layout, run in runs.items():
         assert same(weights_of(run), weights_of(first)), layout
         checkpoint = str(run / "checkpoint")
@@ -147,7 +147,7 @@ def test_every_layout_is_trained_on_evaluated_exported_and_served_alike(tmp_path
         assert report is not None
         (logged,) = [line for key, line in metrics_of(run)[-1].items() if key.endswith("_class_top1")]
         assert report.evaluation.accuracy["class_top1"] == pytest.approx(logged, abs=1e-5), layout
-        compared, *_ = load_samples(tmp_path / layout, TINY, None, num_classes=3, calibrates=False)
+        compared, *_ = load_samples(tmp_path / layout, TINY, None, label_names=tuple(COLOURS), calibrates=False)
         np.testing.assert_array_equal(compared.images, samples.images, err_msg=layout)
         np.testing.assert_array_equal(compared.labels, samples.labels, err_msg=layout)
 

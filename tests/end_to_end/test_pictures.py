@@ -199,7 +199,7 @@ def evaluated(images: LabelledImages) -> list[Pixels]:
 
 
 def exported_on(folder: Path) -> list[Pixels]:
-    sample, *_ = load_samples(folder / "test" / "thing", PREPROCESSING, None, num_classes=1, calibrates=False)
+    sample, *_ = load_samples(folder / "test" / "thing", PREPROCESSING, None, label_names=("thing",), calibrates=False)
     return list(sample.images)
 
 

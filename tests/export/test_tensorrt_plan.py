@@ -155,5 +155,9 @@ def test_the_extra_for_gpus_is_serving_and_export_with_the_other_onnxruntime() -
                 found.add(re.match(r"[A-Za-z0-9_-]+", requirement)[0])
         return found
 
-    expected = (names("serving") | names("export")) - {"onnxruntime"} | {"onnxruntime-gpu", "tensorrt"}
+    expected = (names("serving") | names("export")) - {"onnxruntime"} | {
+        "onnxruntime-gpu",
+        "tensorrt",
+        "nvidia-nvimgcodec-cu13",
+    }
     assert names("gpu") == expected

@@ -100,7 +100,7 @@ def test_a_corrupt_image_counts_for_nothing_in_evaluation(corrupt_data: Path) ->
 def test_too_many_corrupt_images_are_named(corrupt_data: Path) -> None:
     images = open_images(corrupt_data, "train")
     CorruptImages(images, 0.2).add([1])
-    with pytest.raises(DataError, match=r"1 of 6 images .* share of 0\.1 .*train/cat/1\.jpeg\. Mend"):
+    with pytest.raises(DataError, match=r"1 of 6 images .* share of 0\.1 .*train/cat/1\.jpeg\. Repair"):
         CorruptImages(images, 0.1).add([1])
 
 
