@@ -35,6 +35,7 @@ def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
         with InferenceServerClient(f"127.0.0.2:{grpc}") as client:  # not only 127.0.0.1
             assert client.is_model_ready("tiny")
         assert not answers(f"http://127.0.0.2:{http}/v2/health/ready"), "HTTP stays on loopback's own address"
+        eventually(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"))  # which Triton opens last
         eventually(lambda: inferences(metrics) > 3, 60)  # it is watched: the first one reads the labels
         family = descendants(process.pid)
         stubs = [
