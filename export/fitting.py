@@ -92,9 +92,7 @@ def fit_confidence(
             f"{config.images} has {count} labelled images of the model's classes beyond those of the gate, and "
             f"{FEWEST_HELD_OUT} are needed to fit the probabilities"
         )
-        if config.calibrate:
-            raise DataError(f"{finding}: add images, or leave --calibrate out")
-        logger.info("%s: the probabilities stay uncalibrated", finding)
+        _leave_alone(config, finding, "add images", logging.INFO)
         return None
     logger.info("fitting the probabilities to %d images", count)
     probabilities, labels = answers(classifier, images, preprocessing)
@@ -105,9 +103,7 @@ def fit_confidence(
             f"of {len(labels)} images of {config.images} {right:.1%} are answered with their label, to which no "
             f"temperature from {SMALLEST_TEMPERATURE} to {LARGEST_TEMPERATURE:.0f} fits"
         )
-        if config.calibrate:
-            raise DataError(f"{finding}: check the labels, add harder images, or leave --calibrate out")
-        logger.warning("%s: the probabilities stay the model's own", finding)
+        _leave_alone(config, finding, "check the labels, add harder images", logging.WARNING)
         return None
     classifier.fitted = fitted
     before = reliability(expected.outputs[0], expected.labels)
@@ -128,6 +124,13 @@ def fit_confidence(
         before=before,
         after=after,
     )
+
+
+def _leave_alone(config: ExportConfig, finding: str, remedy: str, level: int) -> None:
+    """Say why nothing is fitted. Raises DataError if `config` requires it."""
+    if config.calibrate:
+        raise DataError(f"{finding}: {remedy}, or leave --calibrate out")
+    logger.log(level, "%s: the probabilities stay the model's own", finding)
 
 
 def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:

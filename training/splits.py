@@ -13,7 +13,7 @@ from deit.preprocessing import Preprocessing
 from training.class_names import UnlabelledError
 from training.columns import Columns
 from training.config import TrainConfig
-from training.images import LabelledImages, SomeImages, find_split, open_images, spread_indices
+from training.images import LabelledImages, SomeImages, find_split, open_images, spread_indices, with_classes_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,6 @@ def held_out(data: Path, share: float, columns: Columns) -> tuple[LabelledImages
 
 def _with_classes_of(train: LabelledImages, other: LabelledImages, config: TrainConfig) -> LabelledImages:
     """The images with the classes of the training images, by name: a small split may lack some."""
-    if other.label_names == train.label_names:
-        return other
     only_other = sorted(set(other.label_names) - set(train.label_names))
     only_train = sorted(set(train.label_names) - set(other.label_names))
     if only_other:
@@ -121,7 +119,7 @@ def _with_classes_of(train: LabelledImages, other: LabelledImages, config: Train
         )
     if only_train:
         logger.warning("%s: there are no validation or test images of the classes %s", config.data, _some(only_train))
-    return SomeImages(other, np.arange(len(other), dtype=np.int32), train.label_names)
+    return with_classes_of(train.label_names, other)
 
 
 def _some(names: list[str]) -> str:

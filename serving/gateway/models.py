@@ -236,14 +236,15 @@ def _other_version(
     version = candidate.version
     if version is None or version not in loaded:
         raise ServingError(f"version {version} is not loaded")
+    preprocessing = Preprocessing.from_json(candidate.preprocessing or "")
     other = replace(
         model,
         versions=(version,),
-        preprocessing=Preprocessing.from_json(candidate.preprocessing or ""),
+        preprocessing=preprocessing,
+        decodes_jpegs=model.decodes_jpegs and preprocessing.interpolation == INTERPOLATION,
         provenance=None if candidate.provenance is None else Provenance.from_json(candidate.provenance),
         candidate=None,
     )
-    other = replace(other, decodes_jpegs=model.decodes_jpegs and other.preprocessing.interpolation == INTERPOLATION)
     if other.input_shape != model.input_shape:
         raise ServingError(
             f"version {version} reads images of {other.input_shape}, and Triton takes {model.input_shape}"
