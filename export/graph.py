@@ -50,19 +50,18 @@ def export_graph(
             f"torch {torch.__version__} cannot export {type(classifier.model).__name__}: {error}"
         ) from error
     assert program is not None  # with dynamo=True it returns a program
-    program.save(path, external_data=False)
-    cast_first(path)
-    graph = onnx.load(path)
-    transpose_keys_in_two_steps(graph)
-    onnx.save(graph, path)
+    model = program.model_proto
+    _cast_first(model)
+    transpose_keys_in_two_steps(model)
+    _forget_the_source(model)
+    onnx.save(model, path)
     check_graph(path)
 
 
-def cast_first(path: Path) -> None:
+def _cast_first(model: onnx.ModelProto) -> None:
     """Let everything that reads the uint8 images read what they are cast to: torch's exporter takes the batch size from
     the images themselves, and TensorRT does nothing with uint8 but cast it (https://github.com/NVIDIA/TensorRT/issues/3985).
     """
-    model = onnx.load(path)
     nodes = model.graph.node
     cast = next((node for node in nodes if node.op_type == "Cast" and list(node.input) == [IMAGES]), None)
     if cast is None:
@@ -74,7 +73,13 @@ def cast_first(path: Path) -> None:
     first.CopyFrom(cast)
     nodes.remove(cast)
     nodes.insert(0, first)
-    onnx.save(model, path)
+
+
+def _forget_the_source(model: onnx.ModelProto) -> None:
+    """Drop what torch notes about its own steps: for each node a stack trace with paths of the exporting machine."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
 
 
 def check_graph(path: Path) -> None:

@@ -67,6 +67,11 @@ def test_the_graph_is_one_file(onnx_file: Path) -> None:
     assert [entry.name for entry in onnx_file.parent.iterdir()] == ["model.onnx"]
 
 
+def test_the_graph_does_not_say_where_it_was_exported(onnx_file: Path) -> None:
+    assert str(Path(__file__).parents[2]).encode() not in onnx_file.read_bytes()
+    assert b"stack_trace" not in onnx_file.read_bytes()
+
+
 def test_weights_in_another_file_are_refused(onnx_file: Path, tmp_path: Path) -> None:
     outside = tmp_path / "model.onnx"
     onnx.save(onnx.load(onnx_file), outside, save_as_external_data=True, location="weights.bin", size_threshold=0)
