@@ -1,6 +1,6 @@
 """Clients of a running server: `Client` and `AsyncClient` for Python, and `deit classify`."""
 
-from serving.client.answers import Classification, ClientError, Heads, Prediction, Refused, Unreachable
+from serving.client.answers import Classification, ClientError, Heads, Prediction, Refused, Tokens, Unreachable
 from serving.client.clients import DEFAULT_URL, AsyncClient, Client
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "Heads",
     "Prediction",
     "Refused",
+    "Tokens",
     "Unreachable",
 ]

@@ -1,10 +1,14 @@
 """What a server answers to a client, and what can go wrong instead."""
 
-from collections.abc import Mapping
+import base64
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from deit.errors import DeitError
+
+T = TypeVar("T")
 
 
 class ClientError(DeitError):
@@ -50,16 +54,33 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Tokens(Generic[T]):
+    """Something of each token; a model with one head has only the class token."""
+
+    class_token: T
+    distillation_token: T | None
+
+
+@dataclass(frozen=True)
 class Classification:
-    """Attributes:
-    predictions: best first; empty when the model abstained (`min_probability`, `abstain`).
-    heads: when they were asked for.
+    """All but the first four are None unless the request asked for them.
+
+    Attributes:
+        predictions: best first; empty when the model abstained.
+        abstained: no class was probable enough (`min_probability`), or the picture is unfamiliar (`abstain`).
+        explanation: PNG files, heat maps of where each token looked.
+        embedding: features of each token, as its head reads them.
+        pixels: a PNG file, the picture as the model read it.
     """
 
     model: str
     version: str
     predictions: tuple[Prediction, ...]
+    abstained: bool
     heads: Heads | None
+    explanation: Tokens[bytes] | None
+    embedding: Tokens[tuple[float, ...]] | None
+    pixels: bytes | None
 
     @property
     def best(self) -> Prediction | None:
@@ -67,11 +88,12 @@ class Classification:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> "Classification":
-        heads = body.get("heads")
+        heads, pixels = body.get("heads"), body.get("pixels")
         return cls(
             model=body["model"],
             version=body["version"],
             predictions=_predictions(body["predictions"]),
+            abstained=body.get("abstained", False),
             heads=heads
             and Heads(
                 class_head=_predictions(heads["class"]),
@@ -79,8 +101,26 @@ class Classification:
                 agree=heads["agree"],
                 jensen_shannon_divergence=heads["jensen_shannon_divergence"],
             ),
+            explanation=_tokens(body.get("explanation"), _png),
+            embedding=_tokens(body.get("embedding"), _features),
+            pixels=pixels and _png(pixels),
         )
 
 
 def _predictions(listed: list[dict[str, Any]]) -> tuple[Prediction, ...]:
     return tuple(Prediction(**each) for each in listed)
+
+
+def _tokens(texts: Mapping[str, str] | None, read: Callable[[str], T]) -> Tokens[T] | None:
+    if texts is None:
+        return None
+    distillation = texts.get("distillation")
+    return Tokens(read(texts["class"]), None if distillation is None else read(distillation))
+
+
+def _png(data_url: str) -> bytes:
+    return base64.b64decode(data_url.partition(",")[2])
+
+
+def _features(text: str) -> tuple[float, ...]:
+    return tuple(value for (value,) in struct.iter_unpack("<f", base64.b64decode(text)))

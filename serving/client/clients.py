@@ -41,6 +41,9 @@ class ClassifyOptions(TypedDict, total=False):
     min_probability: float | None
     abstain: bool
     heads: bool
+    explain: bool
+    embedding: bool
+    pixels: bool
 
 
 class Client:

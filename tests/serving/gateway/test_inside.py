@@ -15,6 +15,7 @@ from deit.model_input import model_input
 from deit.pictures import PictureLimits
 from export.config import ExportConfig
 from export.pipeline import export_models
+from serving.client import Client
 from serving.gateway.inside import heat_map
 from tests.browser import chromium, find_chromium
 from tests.conftest import encoded, photograph
@@ -96,6 +97,19 @@ def test_embedding_holds_what_the_heads_read(client, inside):
         features = np.frombuffer(base64.b64decode(text), "<f4")
         np.testing.assert_allclose(features, found[f"{token}_features"], atol=1e-5)
     assert "explanation" not in answer.json()
+
+
+def test_the_python_client_opens_what_was_asked_for(server, inside):
+    with Client(server.url, timeout_s=60) as client:
+        answer = client.classify(PICTURES[1], explain=True, embedding=True, pixels=True)
+        plain = client.classify(PICTURES[1])
+    pixels, found = inside(PICTURES[1])
+    np.testing.assert_array_equal(Image.open(io.BytesIO(answer.pixels)), pixels)
+    for token in TOKENS:
+        np.testing.assert_allclose(getattr(answer.embedding, f"{token}_token"), found[f"{token}_features"], atol=1e-5)
+        shown = Image.open(io.BytesIO(getattr(answer.explanation, f"{token}_token")))
+        assert shown.size == pixels.shape[1::-1]
+    assert (plain.explanation, plain.embedding, plain.pixels, plain.abstained) == (None, None, None, False)
 
 
 def test_several_images_are_looked_into_each_on_its_own(client):
