@@ -49,7 +49,7 @@ def classify_dataset(config: BulkConfig) -> int:
         output=config.output,
         model=model,
         top_k=job.top_k,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or (32 if config.gpus else 4),
         max_image_pixels=config.max_image_pixels,
     )
     if left := [part for part in parts if part.number not in done]:

@@ -48,7 +48,14 @@ class BulkConfig:
             "onnxruntime-gpu instead of onnxruntime, and starts Ray.",
         ),
     ] = 0.0
-    batch_size: Annotated[int, Option(min=1, help="Images that the model computes at once. Raise it on a GPU.")] = 32
+    batch_size: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Images that the model computes at once. Default: 4 on CPUs, whose caches hold no more, and 32 with "
+            "--gpus. Raise it on a large GPU.",
+        ),
+    ] = None
     part_images: Annotated[
         int, Option(min=1, help="Images per file of answers, which is also what is done again when a process dies.")
     ] = 128

@@ -27,6 +27,7 @@ from deit.repository.models import (
     candidate_of,
     find_model,
     listed,
+    model_folders,
     published_version,
     read_loaded,
     read_served,
@@ -72,7 +73,7 @@ def publish(
             return version
         _refuse_other_interface(model, named, label_names)
         _keep_configurations(model)
-        ends = _what_ends(model)
+        ends = _candidate(model)  # with the served version, which it was compared with
         with new_folder(model / str(version), staging=staging) as folder:
             fill(folder)
             (folder / CONFIG_FILE).write_text(config_text(named, [version]))
@@ -129,7 +130,7 @@ def serve_version(repository: Path, name: str, number: int) -> None:
         version = published_version(model, number)
         if findings := examine_version(version):
             raise RepositoryError(f"version {number} of {name} is not sound, nothing was changed: {findings[0]}")
-        ends = _what_ends(model)
+        ends = _candidate(model)  # with the served version, which it was compared with
         write_file(model / CONFIG_FILE, config_text(version.config, [number]))
         _say_what_ends(model, ends)
 
@@ -140,15 +141,25 @@ def remove(repository: Path, name: str, number: int | None = None) -> None:
     Its number is never reused, because a gateway takes the same name and number for the same version.
 
     Raises:
-        RepositoryError: the model or version does not exist, or the version is served.
+        RepositoryError: the model or version does not exist, the version is served, or it is another model's candidate.
     """
     model = find_model(repository, name)
     with writing(repository) as staging, explain_unwritable(model):
+        _refuse_a_candidate(model, number)
         target = model if number is None else _removable(model, number)
         remember_newest_number(model)
         target.rename(staging / target.name)
         sync(target.parent)
         shutil.rmtree(staging / target.name)
+
+
+def _refuse_a_candidate(model: Path, number: int | None) -> None:
+    """A model whose candidate is gone would lose that share of its requests at Triton's next start."""
+    for other in set(model_folders(model.parent)) - {model.name}:
+        candidate = _candidate(model.parent / other)
+        if candidate and candidate.model == model.name and (number is None or str(number) == candidate.version):
+            end = models_command(candidate.mode, other, "--percent", 0, repository=model.parent)
+            raise RepositoryError(f"{model.name} is the {candidate.mode} of {other}: {end} ends that")
 
 
 def _removable(model: Path, number: int) -> Path:
@@ -173,8 +184,7 @@ def _keep_configurations(model: Path) -> None:
             write_file(own, config_text(without_candidate(config), [number]))
 
 
-def _what_ends(model: Path) -> CandidateModel | None:
-    """A candidate ends with the served version that it was compared with."""
+def _candidate(model: Path) -> CandidateModel | None:
     with suppress(RepositoryError):
         return candidate_of(model, read_config(model / CONFIG_FILE))
     return None

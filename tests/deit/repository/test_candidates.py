@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from deit.candidate import CandidateModel
 from deit.repository.config import config_text, read_config
 from deit.repository.models import candidate_of, read_loaded, read_served, read_version
-from deit.repository.publishing import promote, remove
+from deit.repository.publishing import promote
 from tests.deit.repository.conftest import Models, change
 
 
@@ -90,6 +91,16 @@ def test_a_version_that_is_tried_is_not_removed(production: Path, models: Models
     run("remove", "tiny", "--version", 3)
 
 
+def test_a_model_that_another_one_tries_is_not_removed(production: Path, models: Models) -> None:
+    run = models(production)
+    run("shadow", "tiny", "--model", "large", "--percent", 5)
+    refusal = run("remove", "large", status=1)
+    assert "large is the shadow of tiny" in refusal
+    assert "models shadow tiny --percent 0" in refusal
+    run("shadow", "tiny", "--percent", 0)
+    run("remove", "large")
+
+
 def unsound(production: Path) -> None:
     (production / "tiny" / "3" / "model.onnx").write_bytes(b"\x3a\xff\x01")
 
@@ -152,7 +163,7 @@ def test_a_version_with_other_settings_is_tried_as_a_model_of_its_own(production
 def test_doctor_finds_a_candidate_that_is_gone(production: Path, models: Models) -> None:
     run = models(production)
     run("shadow", "tiny", "--model", "large", "--percent", 5)
-    remove(production, "large")
+    shutil.rmtree(production / "large")
     finding = run("doctor", status=1)
     assert "tries large, but" in finding
     assert "shadow tiny --percent 0" in finding
