@@ -1,7 +1,7 @@
-"""What the contracts of other clients cost next to `POST /classify`, with an engine as fast as a GPU.
+"""What the contracts of other clients cost next to `POST /classify`.
 
-All ask one server, in turns. A rate is compared with that of /classify in the same round, because other work on the
-machine comes and goes; the processor time of the gateway's process hardly depends on it.
+All ask one `deit serve`, in turns. A rate is compared with that of /classify in the same round, because other work on
+the machine comes and goes; the processor time of the gateway's process hardly depends on it.
 """
 
 import asyncio
@@ -19,14 +19,16 @@ from typer import Option
 from benchmark.environment import this_environment
 from benchmark.load import closed_loop, media_type_of
 from benchmark.processes import ServerProcesses
+from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.log import configure_logging
 from deit.model import IMAGES, PROBABILITIES
 from deit.options import command_of
 from studies import run_study
-from studies.images_per_request import GATEWAY, MODEL, JoiningConfig, gateway
 
 WARM_UP_S = 1.0
+
+GATEWAY = "deit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class ContractConfig:
     """The load."""
 
     image: Annotated[Path, Option(help="A picture in JPEG, PNG or WebP.")]
+    model_repository: Annotated[Path, Option(help="Model repository.")] = Path("model_repository")
+    model: Annotated[str, Option(help="Model that answers.")] = "deit_cifar10"
     concurrency: Annotated[int, Option(min=1, help="Requests in flight.")] = 32
     seconds: Annotated[float, Option(min=0.1, help="Measured time of each contract in a round.")] = 4.0
     rounds: Annotated[int, Option(min=1, help="How often each contract takes its turn.")] = 5
@@ -48,11 +52,11 @@ class ContractRate:
     all_ms: float
 
 
-def requests_by_contract(picture: bytes) -> dict[str, bytes]:
+def requests_by_contract(picture: bytes, model: str) -> dict[str, bytes]:
     """One request for each contract and body, as its clients send it."""
     text = base64.b64encode(picture).decode()
     raw = media_type_of(picture)
-    infer = f"/v2/models/{MODEL}/infer"
+    infer = f"/v2/models/{model}/infer"
     element = len(picture).to_bytes(4, "little") + picture
     tensor = {"name": IMAGES, "datatype": "BYTES", "shape": [1]}
     output = {"name": PROBABILITIES}
@@ -65,13 +69,13 @@ def requests_by_contract(picture: bytes) -> dict[str, bytes]:
     length = f"Inference-Header-Content-Length: {len(binary)}\r\n"
     classes = {"outputs": [output | {"parameters": {"classification": 5}}]}
     return {
-        "/classify": http("/classify", picture, raw),
-        "Hugging Face, bytes": http("/hf", picture, raw),
-        "Hugging Face, JSON": http("/hf", {"inputs": text, "parameters": {"top_k": 5}}),
+        "/classify": http(f"/classify?model={model}", picture, raw),
+        "Hugging Face, bytes": http(f"/hf/{model}", picture, raw),
+        "Hugging Face, JSON": http(f"/hf/{model}", {"inputs": text, "parameters": {"top_k": 5}}),
         "Open Inference Protocol, bytes": http(infer, binary + element, "application/octet-stream", length),
         "Open Inference Protocol, JSON": http(infer, {"inputs": [tensor | {"data": [text]}], **classes}),
-        "Vertex AI": http(f"/v1/models/{MODEL}:predict", {"instances": [{"content": text}]}),
-        "TensorFlow Serving": http(f"/v1/models/{MODEL}:predict", {"instances": [{"b64": text}]}),
+        "Vertex AI": http(f"/v1/models/{model}:predict", {"instances": [{"content": text}]}),
+        "TensorFlow Serving": http(f"/v1/models/{model}:predict", {"instances": [{"b64": text}]}),
         "SageMaker": http("/invocations", picture, raw),
     }
 
@@ -137,12 +141,12 @@ def contract_rates(config: ContractConfig) -> None:
     configure_logging("text")
     picture = config.image.read_bytes()
     measured: defaultdict[str, list[ContractRate]] = defaultdict(list)
-    with gateway(JoiningConfig(images_per_request=[32]), 32) as (url, pid):
-        processes = ServerProcesses.of(pid)
+    with our_server(config.model_repository, default_model=config.model) as server:
+        processes = ServerProcesses.of(server.pid)
         for turn in range(config.rounds):
-            requests = list(requests_by_contract(picture).items())
+            requests = list(requests_by_contract(picture, config.model).items())
             for name, request in requests[turn % len(requests) :] + requests[: turn % len(requests)]:
-                measured[name].append(asyncio.run(window(url, processes, request, config)))
+                measured[name].append(asyncio.run(window(server.url, processes, request, config)))
     typer.echo(as_table(config, len(picture), measured))
 
 
