@@ -1,6 +1,7 @@
 """`deit benchmark`: a command for each measurement; what it needs is imported only when it runs."""
 
 import functools
+import os
 import signal
 import sys
 
@@ -117,7 +118,7 @@ def gpu_check(config: GpuCheckConfig) -> None:
 @command_of(ReportConfig)
 def report(config: ReportConfig) -> None:
     """Write the tables and pictures of earlier measurements, as Markdown and as one HTML page."""
-    from benchmark.report import drawn, filled, image_folder, markdown, page, read_report
+    from benchmark.report import drawn, filled, markdown, page, read_report
     from deit.durable import write_file
 
     reports = functools.cache(functools.partial(read_report, config.results))
@@ -127,7 +128,7 @@ def report(config: ReportConfig) -> None:
     }
     for document in config.document:
         text = document.read_text()
-        written[document] = filled(text, reports, images=image_folder(document, config.images))
+        written[document] = filled(text, reports, images=os.path.relpath(config.images, document.parent))
         written |= {config.images / f"{name}.svg": svg for name, svg in drawn(text, reports).items()}
     for path, content in written.items():
         write_file(path, content)

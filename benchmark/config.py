@@ -150,8 +150,7 @@ class PeersConfig:
         str | None,
         Option(
             help="Also compare this variant of the model, which passed the gate: in our server, and in the peers "
-            "if "
-            "ONNX Runtime can run it."
+            "if ONNX Runtime can run it."
         ),
     ] = None
     model_repository: Annotated[Path, Option(help="Model repository.")] = Path("model_repository")
@@ -168,8 +167,7 @@ class PeersConfig:
         Option(
             min=0,
             help="Also run ours and each peer side by side, this many windows of each in turns, and report the ratio: "
-            "it "
-            "resolves smaller differences on a machine whose speed varies.",
+            "it resolves smaller differences on a machine whose speed varies.",
         ),
     ] = 0
     tune: Annotated[

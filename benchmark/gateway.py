@@ -1,6 +1,5 @@
 """The gateway under load: rate, also as a share of Triton's, latency, time by stage, cost of client and server."""
 
-import asyncio
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,7 +14,7 @@ from benchmark.images import read_photographs
 from benchmark.load import Load, closed_loop, open_loop, requests_of
 from benchmark.outcome import console
 from benchmark.perf_analyzer import measure
-from benchmark.processes import ServerProcesses, Use
+from benchmark.processes import ServerProcesses, Use, watched
 from benchmark.results import Condition, Environment, Figure, Record
 from benchmark.server import CLASSIFY, addresses
 from benchmark.triton_statistics import DURATIONS, Statistics, TritonModel
@@ -123,17 +122,12 @@ def measure_window(
     """Run a load while watching the server. Its processor time is that of the measured window."""
     processes = ServerProcesses.listening_at(url)
 
-    async def run() -> tuple[Load, Use, Use, Statistics]:
-        task = asyncio.create_task(loop())
-        await asyncio.sleep(WARM_UP_S)
-        before, counted = processes.use(), triton.statistics()
-        await asyncio.sleep(seconds)
-        after, counted = processes.use(), triton.statistics() - counted
-        return await task, before, after, counted
+    def look() -> tuple[Use, Statistics]:
+        return processes.use(), triton.statistics()
 
-    load, before, after, counted = asyncio.run(run())
+    load, (before, counted), (after, count) = watched(loop(), look, warm_up_s=WARM_UP_S, seconds=seconds)
     used = {name: cpu_s - before.cpu_s.get(name, 0) for name, cpu_s in after.cpu_s.items()}
-    return Measured(load=load, used=used, memory_mib=after.memory_mib, triton=counted)
+    return Measured(load=load, used=used, memory_mib=after.memory_mib, triton=count - counted)
 
 
 def figures_of(rounds: Sequence[Measured]) -> tuple[dict[str, Figure], str | None]:
@@ -193,4 +187,4 @@ def engine_rate(config: HttpConfig, triton_url: str, concurrency: int, round_: i
         requests=max(50, 8 * concurrency),
         csv_file=config.results / "perf_analyzer" / f"{config.model}_c{concurrency}_r{round_}.csv",
     )
-    return [] if cell.images_per_s is None else [cell.images_per_s]
+    return [] if cell is None else [cell.images_per_s]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from benchmark.table import Table
 
-MACHINE = "V100 16 GB, fp32, PyTorch, largest batch (paper)"
-
 
 @dataclass(frozen=True)
 class Published:

@@ -5,7 +5,6 @@ table's or a picture's; `deit benchmark report --document README.md` writes what
 """
 
 import html
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,10 +165,6 @@ def drawn(document: str, reports: Reports) -> dict[str, str]:
         if name in PICTURES and (svg := reports(match["machine"]).pictures.get(name)) is not None:
             found[name] = svg
     return found
-
-
-def image_folder(document: Path, images: Path) -> str:
-    return os.path.relpath(images, document.parent)
 
 
 def _content(name: str, report: BenchmarkReport, images: str) -> str:

@@ -11,7 +11,7 @@ from benchmark.results import Environment, Figure, Record
 from benchmark.server import addresses
 from benchmark.triton_statistics import Statistics, TritonModel
 
-Cells = dict[tuple[int, int], list[tuple[PerfAnalyzerRun, Statistics]]]
+Cells = dict[tuple[int, int], list[tuple[PerfAnalyzerRun | None, Statistics]]]
 
 
 def measure_throughput(config: ThroughputConfig, environment: Environment, *, command: str) -> list[Record]:
@@ -68,13 +68,13 @@ def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Ce
     return cells
 
 
-def figures_of(rounds: list[tuple[PerfAnalyzerRun, Statistics]]) -> tuple[dict[str, Figure], str | None]:
+def figures_of(rounds: list[tuple[PerfAnalyzerRun | None, Statistics]]) -> tuple[dict[str, Figure], str | None]:
     """The figures of the stable rounds of one cell; when there are none, why."""
-    stable = [(cell, statistics) for cell, statistics in rounds if cell.stable]
+    stable = [(cell, statistics) for cell, statistics in rounds if cell is not None]
     if not stable:
         return {}, NEVER_STABLE
     figures = {
-        name: Figure.of([value for cell, _ in stable if (value := getattr(cell, name)) is not None], unit)
+        name: Figure.of([getattr(cell, name) for cell, _ in stable], unit)
         for name, unit in (("images_per_s", "images/s"), ("p50_ms", "ms"), ("p95_ms", "ms"), ("p99_ms", "ms"))
     }
     figures["mean_batch"] = Figure.of([statistics.mean_batch for _, statistics in stable], "images")

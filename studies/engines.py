@@ -83,7 +83,7 @@ def measure_engines(config: EnginesConfig, environment: Environment, *, command:
                 requests=config.requests,
                 csv_file=config.csv / f"{model.name}_b{batch_size}_r{turn}.csv",
             )
-            if cell.images_per_s is not None:
+            if cell is not None:
                 served.setdefault((model.name, batch_size), []).append(cell.images_per_s)
             pixels = np.random.default_rng(0).integers(0, 256, (batch_size, model.size, model.size, 3), dtype=np.uint8)
             alone.setdefault((model.name, batch_size), []).extend(images_per_s([model.instances], pixels))

@@ -28,8 +28,7 @@ def real_labels(images: LabelledImages) -> Tensor:
         if match is None or not 1 <= int(match[1]) <= len(classes):
             raise DataError(
                 f"{images.source(index)} is not named ILSVRC2012_val_00000001 and so on, which identifies the image "
-                "that "
-                "ReaL labels"
+                "that ReaL labels"
             )
         truth[index, classes[int(match[1]) - 1]] = True
     return truth

@@ -1,5 +1,6 @@
 """Runs the steps, each in a separate process: a crash, a hang or a full GPU ends one step and not the check."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,19 +75,10 @@ def run_step(config: GpuCheckConfig, step: str, arguments: list[str]) -> str:
         except subprocess.TimeoutExpired:
             return f"ended after its limit of {limit_s} s"
         finally:
-            # what the step started and left running, too
-            with_group(process.pid)
+            with contextlib.suppress(ProcessLookupError):  # what the step started and left running, if anything
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    last = last_line(log_file(config, step))
-    return f"ended with status {status}: {last}"
-
-
-def with_group(pid: int) -> None:
-    """Kill a process group that may be gone already."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    return f"ended with status {status}: {last_line(log_file(config, step))}"
 
 
 def last_line(file: Path) -> str:

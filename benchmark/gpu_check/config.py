@@ -22,8 +22,7 @@ class GpuCheckConfig:
         Path | None,
         Option(
             help="Photographs, 64 or more: a folder of image files, or a parquet file. The steps training, export, "
-            "engines, "
-            "triton, http and jpegs need them."
+            "engines, triton, http and jpegs need them."
         ),
     ] = None
     checkpoint: Annotated[

@@ -13,6 +13,7 @@ from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.timing import rate
+from benchmark.results import Condition
 from deit.cuda_provider import cuda_provider, gpu_session
 from deit.model import IMAGES
 
@@ -49,7 +50,7 @@ def measured(session: Any, precision: str, batch_size: int, host: Host, device: 
         torch.device("cpu"),  # run() returns when the answer is there
         budget_s=0.1 if host.rehearse else BUDGET_S,
     )
-    conditions: dict[str, str | int | float | bool | None] = {
+    conditions: dict[str, Condition] = {
         "batch_size": batch_size,
         "engine": f"onnxruntime {onnxruntime.__version__}",
         "device": device.type,

@@ -48,7 +48,6 @@ class Host:
         precision: str,
         conditions: dict[str, Condition],
         figures: dict[str, Figure],
-        failure: str | None = None,
     ) -> Record:
         return Record(
             kind=kind,
@@ -58,7 +57,6 @@ class Host:
             environment=self.environment,
             conditions=conditions,
             figures=figures,
-            failure=failure,
         )
 
 

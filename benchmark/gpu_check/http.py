@@ -1,6 +1,5 @@
 """The step `http`: the whole path, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 
 from benchmark.gpu_check.config import GpuCheckConfig
@@ -9,7 +8,7 @@ from benchmark.gpu_check.finding import Finding, NotPossible, judged
 from benchmark.gpu_check.host import Host
 from benchmark.images import read_photographs
 from benchmark.load import closed_loop, requests_of
-from benchmark.processes import ServerProcesses
+from benchmark.processes import ServerProcesses, watched
 from benchmark.results import Figure
 from benchmark.server import CLASSIFY, Server, our_server
 
@@ -42,20 +41,13 @@ def measured(
     Args:
         conditions: what is not as by default, for the records.
     """
-    requests = requests_of(f"{server.url}{CLASSIFY}", photographs, as_form=False)
+    url = f"{server.url}{CLASSIFY}"
+    requests = requests_of(url, photographs, as_form=False)
+    warm_up_s, seconds = (0.2, 0.5) if host.rehearse else (WARM_UP_S, SECONDS)
     processes = ServerProcesses.of(server.pid)
     for in_flight in (2,) if host.rehearse else (1, 32, 128):
-        before = processes.use()
-        load = asyncio.run(
-            closed_loop(
-                f"{server.url}{CLASSIFY}",
-                requests,
-                concurrency=in_flight,
-                duration_s=0.5 if host.rehearse else SECONDS,
-                warm_up_s=0.2 if host.rehearse else WARM_UP_S,
-            )
-        )
-        after = processes.use()
+        loop = closed_loop(url, requests, concurrency=in_flight, duration_s=seconds, warm_up_s=warm_up_s)
+        load, before, after = watched(loop, processes.use, warm_up_s=warm_up_s, seconds=seconds)
         name = f"{precision}, {in_flight} in flight"
         if set(load.statuses) != {200}:
             yield judged(name, False, f"answers by status: {dict(load.statuses)}")

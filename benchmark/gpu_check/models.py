@@ -21,7 +21,7 @@ from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.timing import rate
 from benchmark.paper import published
-from benchmark.results import Figure, read, results_file
+from benchmark.results import Condition, Figure, read, results_file
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BUDGET_S = 0.5
@@ -149,7 +149,7 @@ def row(
     paper = published(name)
     if cell.precision == "fp32" and paper is not None:
         text += f"; the paper's V100 {paper.images_per_s:.0f}"
-    conditions: dict[str, str | int | float | bool | None] = {
+    conditions: dict[str, Condition] = {
         "batch_size": cell.batch_size,
         "device": device.type,
         "compiled": cell.compiled,

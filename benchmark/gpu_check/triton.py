@@ -9,7 +9,7 @@ from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.grpc_load import closed_loop
 from benchmark.gpu_check.host import Host
-from benchmark.results import Figure, read, results_file
+from benchmark.results import Condition, Figure, read, results_file
 from benchmark.server import our_server
 from benchmark.triton_statistics import TritonModel
 
@@ -62,7 +62,7 @@ def under_load(
         **{f"p{part}_ms": Figure(value=load.latency_ms(part), unit="ms") for part in (50, 95, 99)},
         "mean_batch": Figure(value=counted.mean_batch, unit="images"),
     }
-    conditions: dict[str, str | int | float | bool | None] = {
+    conditions: dict[str, Condition] = {
         "batch_size": images,
         "concurrency": in_flight,
         "client": "grpc_load",
