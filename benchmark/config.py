@@ -51,8 +51,6 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyConfig(Served):
-    """Which model to evaluate, on which data, and through which parts of the server."""
-
     data: Annotated[
         Path, Option(help="Data set with a split test (or val), a parquet or tar file, or ImageNet V2's folders.")
     ]
@@ -87,8 +85,6 @@ class AccuracyConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputConfig(Served):
-    """Batch sizes and concurrencies to measure in Triton, and models to measure in PyTorch."""
-
     batch_size: Annotated[list[int], Option(help="Images per request. Repeatable.")] = field(
         default_factory=lambda: [1, 8]
     )
@@ -111,8 +107,6 @@ class ThroughputConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig(Served):
-    """Loads to put on the gateway."""
-
     images: ImagesOption
     concurrency: Annotated[list[int], Option(help="Requests in flight, closed loop. Repeatable.")] = field(
         default_factory=lambda: [1, 8, 32]
@@ -142,8 +136,6 @@ class HttpConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class PeersConfig:
-    """Which servers to compare, and how."""
-
     images: ImagesOption
     model: Annotated[str, Option(help="Name of the fp32 model that every server serves.")]
     best_model: Annotated[
@@ -189,8 +181,6 @@ class PeersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What to report, and where."""
-
     results: Annotated[Path, Option(help="Folder of the result files.")] = RESULTS
     output: Annotated[Path, Option(help="Folder to write report.md and report.html to.")] = RESULTS
     machine: Annotated[

@@ -35,8 +35,6 @@ class Use:
 
 
 class ServerProcesses:
-    """The processes of one server."""
-
     def __init__(self, root: psutil.Process) -> None:
         self._root = root
 

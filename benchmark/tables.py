@@ -322,7 +322,6 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """Measurements that failed."""
     return [
         f"{record.kind} {record.model} ({', '.join(f'{k} {v}' for k, v in record.conditions.items())}): "
         f"{record.failure.splitlines()[0][:200]}"

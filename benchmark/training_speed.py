@@ -52,8 +52,6 @@ UNITS = {"images_per_s": "images/s", "cpu_ms": "ms"}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpeedConfig:
-    """What both sides train, and on what."""
-
     images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
     rounds: RoundsOption = 5
     workers: Annotated[

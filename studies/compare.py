@@ -39,8 +39,6 @@ from training.processes import choose_device
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Which runs to compare, on what, and where the findings go."""
-
     comparison: Annotated[Path, Argument(help="TOML file with arms and claims; see training/recipes.")]
     data: Annotated[Path, Option(help="The data set that the runs were tested on.")]
     output: Annotated[Path, Option(help="The Markdown file to write.")]

@@ -39,8 +39,6 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceConfig:
-    """Which model to fit, and on what to try it."""
-
     data: Annotated[Path, Option(help="The data set of the model's classes; its test split is used.")]
     other: Annotated[Path | None, Option(help="Photographs of other things: a data set, or a parquet file.")] = None
     model: Annotated[str, Option(help="Name of the model.")] = "deit_cifar10"

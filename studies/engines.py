@@ -30,8 +30,6 @@ from studies import run_study
 
 @dataclass(frozen=True, kw_only=True)
 class EnginesConfig:
-    """Which models of a repository to compare, and how."""
-
     model: Annotated[list[str], Option(help="Name of a model. Repeatable.")]
     model_repository: Annotated[Path, Option(help="Folder of the models, for which `deit serve` is started.")] = Path(
         "model_repository"

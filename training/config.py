@@ -423,12 +423,10 @@ class TrainConfig:
 
     @property
     def vitkd_mimic_blocks(self) -> tuple[int, ...]:
-        """Blocks to mimic."""
         return _blocks("--vitkd-mimic", self.vitkd_mimic)
 
     @property
     def vitkd_generate_blocks(self) -> tuple[int, ...]:
-        """Blocks to generate."""
         return _blocks("--vitkd-generate", self.vitkd_generate)
 
     @property

@@ -151,7 +151,6 @@ def create_learner(
 
 
 def loss_of(config: TrainConfig) -> DistillationLoss:
-    """The loss on logits of the run."""
     return DistillationLoss(
         distillation=config.distillation,
         label_weight=config.label_weight,

@@ -56,7 +56,6 @@ class ResumeState:
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, config: TrainConfig) -> None:
-        """Replace the run's resume file."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         write_pytorch(config.folder / RESUME_FILE, {"state": values})
 

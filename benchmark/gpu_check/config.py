@@ -16,8 +16,6 @@ WORK = Path("runs/gpu-check")
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCheckConfig:
-    """What to check, and with which files."""
-
     images: Annotated[
         Path | None,
         Option(

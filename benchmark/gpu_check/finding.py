@@ -34,7 +34,6 @@ class Finding:
 
 
 def judged(name: str, passed: bool, text: str, *records: Record) -> Finding:
-    """A finding that passed or failed."""
     return Finding(name=name, verdict="passed" if passed else "failed", text=text, records=records)
 
 

@@ -33,8 +33,6 @@ AIMS = {"deit_tiny": 0.4, "deit_small": 0.6, "deit_base": 0.6}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model."""
-
     precision: str
     compiled: bool
     batch_size: int

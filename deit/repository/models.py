@@ -45,12 +45,10 @@ class ModelVersion:
 
     @property
     def name(self) -> str:
-        """The model's name."""
         return self.model.name
 
     @property
     def folder(self) -> Path:
-        """The version's folder."""
         return self.model / str(self.number)
 
     @property
