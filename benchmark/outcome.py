@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmark.results import Environment, Record, append, results_file
-from benchmark.tables import failures, measured_tables
+from benchmark.tables import failures, tables
 
 console = Console(stderr=True)
 
@@ -24,7 +24,7 @@ def keep(records: Sequence[Record], environment: Environment, folder: Path) -> N
     """Add the records to the folder's file, and show their tables and failures."""
     file = results_file(folder, environment)
     append(file, records)
-    for table in measured_tables(records).values():
+    for table in tables(records).values():
         shown = rich.table.Table(title=f"{table.title}: {environment.machine}", caption=table.note)
         for place, heading in enumerate(table.headings):
             shown.add_column(heading, justify="right" if place else "left")

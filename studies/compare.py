@@ -298,7 +298,7 @@ def _number(value: float, form: str) -> str:
 def records(
     config: CompareConfig, runs: Runs, decided: Decided, environment: Environment, command: str
 ) -> Iterator[Record]:
-    """Top-1 of each decider and the disagreement of each two, so that they stand next to the paper's tables."""
+    """Top-1 of each decider and the disagreement of each two, for the report of `deit benchmark`."""
     first = next(iter(next(iter(runs.values())).values()))
     shared: dict[str, Condition] = {
         "comparison": config.comparison.stem,
