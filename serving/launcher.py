@@ -215,7 +215,7 @@ def gateway_server(
         companions.append(triton.watched)
         if settings.allow_reload:
             path = claim_control_socket(listener.getsockname()[1])
-            reloader = Reloader(triton, triton_urls[0], models, default_model, metrics, admission, control_path=path)
+            reloader = Reloader(triton, triton_urls[0], models, default_model, metrics, admission, path)
             companions.append(reloader.commands)
     app = create_app(
         settings,
