@@ -33,7 +33,7 @@ NAMES: dict[Kind, str] = {
     "peer": "other servers (`deit benchmark peers`)",
     "pair": "other servers side by side with ours (`deit benchmark peers --pairs`)",
     "accuracy": "accuracy (`deit benchmark accuracy`)",
-    "engine": "engines (`studies.engines`)",
+    "engine": "engines (`deit benchmark gpu-check`)",
     "train": "training (`studies.training_speed`)",
     "machine_limit": "matrix products (`deit benchmark gpu-check`)",
     "strategy": "strategies of distillation (`studies.compare`)",

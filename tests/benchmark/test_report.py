@@ -162,7 +162,7 @@ def test_the_newest_measurement_of_one_machine_counts(results):
 
 def test_what_was_not_measured_and_what_failed_is_told(results):
     text = markdown(read_report(results))
-    assert "engines (`studies.engines`): not measured on this machine" in text
+    assert "engines (`deit benchmark gpu-check`): not measured on this machine" in text
     assert "(server ray, concurrency 32): did not start" in text
     assert "accuracy (`deit benchmark accuracy`): not" not in text
 
