@@ -12,7 +12,7 @@ class Published:
     """A row of table 5. `top1`, `real` and `v2` are percentages; None where the paper has none."""
 
     name: str
-    timm: str | None
+    timm: str
     image_size: int
     images_per_s: float
     top1: float

@@ -21,7 +21,6 @@ class Finding:
     """One line of the table that the check ends with.
 
     Attributes:
-        name: what was checked.
         verdict: "measured" if there was nothing to compare with.
         text: the figures, or the reason.
         records: the measurements, which go into the results file.

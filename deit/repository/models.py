@@ -33,9 +33,7 @@ class ModelVersion:
     """A version of a model, with the configuration that it runs with.
 
     Attributes:
-        model: the model's folder.
         config_file: the model's config.pbtxt for a version that is served, its own for any other.
-        config: the content of `config_file`.
     """
 
     model: Path
