@@ -9,7 +9,7 @@ import time
 import torch
 from torch import nn
 
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Figure, Result
 from training.opening import open_model
 from training.processes import choose_device
 
@@ -71,26 +71,24 @@ def pytorch_model(name: str) -> tuple[nn.Module, int]:
     return trained.model, trained.preprocessing.image_size
 
 
-def measure_eager(names: list[str], device_name: str, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each model.
+def measure_eager(names: list[str], device_name: str) -> list[Result]:
+    """A result for each model.
 
     Raises:
         CheckpointError: one cannot be opened.
     """
     device = choose_device(device_name)
     opened = {name: pytorch_model(name) for name in names}  # all are found before the long part
-    records = []
+    results = []
     for name, (model, image_size) in opened.items():
         batch_size, rate = eager_rate(model, image_size, device)
-        records.append(
-            Record(
+        results.append(
+            Result(
                 kind="eager",
                 model=name,
                 precision="fp32",
-                command=command,
-                environment=environment,
                 conditions={"batch_size": batch_size, "device": device.type, "pytorch": name},
                 figures={"images_per_s": rate},
             )
         )
-    return records
+    return results

@@ -15,7 +15,7 @@ from benchmark.load import Load, closed_loop, open_loop, requests_of
 from benchmark.outcome import console
 from benchmark.perf_analyzer import measure
 from benchmark.processes import ServerProcesses, Use, watched
-from benchmark.results import Condition, Environment, Figure, Record
+from benchmark.results import Condition, Figure, Result
 from benchmark.server import CLASSIFY, addresses
 from benchmark.triton_statistics import DURATIONS, Statistics, TritonModel
 from deit.errors import BenchmarkError
@@ -36,8 +36,8 @@ class Measured:
     triton: Statistics
 
 
-def measure_http(config: HttpConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each concurrency, and one for each load of the open loop.
+def measure_http(config: HttpConfig) -> list[Result]:
+    """A result for each concurrency, and one for each load of the open loop.
 
     Raises:
         BenchmarkError, DataError: the server, the model, perf_analyzer or the photographs are missing.
@@ -81,19 +81,17 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
 
         precision = triton.description()[0].precision
 
-    def record(rounds: Sequence[Measured], alone: Sequence[float] = (), **conditions: Condition) -> Record:
+    def result(rounds: Sequence[Measured], alone: Sequence[float] = (), **conditions: Condition) -> Result:
         figures, failure = figures_of(rounds)
         if figures and alone:
             figures["engine_images_per_s"] = Figure.of(alone, "images/s")
             figures["engine_share"] = Figure(
                 value=figures["images_per_s"].value / figures["engine_images_per_s"].value, unit="share"
             )
-        return Record(
+        return Result(
             kind="http",
             model=config.model,
             precision=precision,
-            command=command,
-            environment=environment,
             conditions={
                 **conditions,
                 "images": config.images.name,
@@ -106,11 +104,11 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
 
     return [
         *(
-            record(rounds, engine[concurrency], loop="closed", concurrency=concurrency)
+            result(rounds, engine[concurrency], loop="closed", concurrency=concurrency)
             for concurrency, rounds in closed.items()
         ),
         *(
-            record(rounds, loop="open", load=share, offered_per_s=round(rates[share], 2))
+            result(rounds, loop="open", load=share, offered_per_s=round(rates[share], 2))
             for share, rounds in opened.items()
         ),
     ]

@@ -13,7 +13,7 @@ from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.timing import rate
-from benchmark.results import Condition
+from benchmark.results import Condition, Result
 from deit.cuda_provider import cuda_provider, gpu_session
 from deit.model import IMAGES
 
@@ -56,10 +56,10 @@ def measured(session: Any, precision: str, batch_size: int, host: Host, device: 
         "device": device.type,
         "instances": 1,
     }
-    record = host.record("engine", model_of(precision), precision, conditions, {"images_per_s": found})
+    result = Result("engine", model_of(precision), precision, conditions, {"images_per_s": found})
     return Finding(
         name=f"{precision}, batch {batch_size}",
         verdict="measured",
         text=f"{found.value:.0f} images/s",
-        records=(record,),
+        results=(result,),
     )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmark.results import Record
+from benchmark.results import Result
 from deit.durable import write_file
 
 Verdict = Literal["passed", "failed", "measured", "not possible here"]
@@ -23,22 +23,22 @@ class Finding:
     Attributes:
         verdict: "measured" if there was nothing to compare with.
         text: the figures, or the reason.
-        records: the measurements, which go into the results file.
+        results: the measurements, which go into the results file.
     """
 
     name: str
     verdict: Verdict
     text: str
-    records: tuple[Record, ...] = field(default=(), compare=False)
+    results: tuple[Result, ...] = field(default=(), compare=False)
 
 
-def judged(name: str, passed: bool, text: str, *records: Record) -> Finding:
-    return Finding(name=name, verdict="passed" if passed else "failed", text=text, records=records)
+def judged(name: str, passed: bool, text: str, *results: Result) -> Finding:
+    return Finding(name=name, verdict="passed" if passed else "failed", text=text, results=results)
 
 
 def write_findings(file: Path, findings: Sequence[Finding], *, seconds: float, finished: bool) -> None:
     """Replace the file of a step; it is written after each finding, so that a killed step leaves what it had."""
-    rows = [{key: value for key, value in asdict(each).items() if key != "records"} for each in findings]
+    rows = [{key: value for key, value in asdict(each).items() if key != "results"} for each in findings]
     write_file(
         file, json.dumps({"finished": finished, "seconds": round(seconds, 1), "findings": rows}, indent=1) + "\n"
     )

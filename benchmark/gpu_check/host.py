@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.results import Condition, Environment, Figure, Kind, Record
+from benchmark.results import Environment
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,9 @@ SHARED_MEMORY_MIB = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """The machine, for records; `rehearse`: everything runs on the CPU, as small as possible."""
+    """The machine; `rehearse`: everything runs on the CPU, as small as possible."""
 
     environment: Environment
-    command: str
     rehearse: bool
 
     def device(self) -> "torch.device":
@@ -40,24 +39,6 @@ class Host:
         if not torch.cuda.is_available():
             raise NotPossible(f"PyTorch {torch.__version__} finds no GPU: see the step host")
         return torch.device("cuda")
-
-    def record(
-        self,
-        kind: Kind,
-        model: str,
-        precision: str,
-        conditions: dict[str, Condition],
-        figures: dict[str, Figure],
-    ) -> Record:
-        return Record(
-            kind=kind,
-            model=model,
-            precision=precision,
-            command=self.command,
-            environment=self.environment,
-            conditions=conditions,
-            figures=figures,
-        )
 
 
 def check(config: "GpuCheckConfig", host: Host) -> Iterator[Finding]:

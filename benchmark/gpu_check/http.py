@@ -9,7 +9,7 @@ from benchmark.gpu_check.host import Host
 from benchmark.images import read_photographs
 from benchmark.load import closed_loop, requests_of
 from benchmark.processes import ServerProcesses, watched
-from benchmark.results import Figure
+from benchmark.results import Figure, Result
 from benchmark.server import CLASSIFY, Server, our_server
 
 SECONDS = 4.0
@@ -39,7 +39,7 @@ def measured(
     """With a few and with many requests in flight.
 
     Args:
-        conditions: what is not as by default, for the records.
+        conditions: what is not as by default, for the results.
     """
     url = f"{server.url}{CLASSIFY}"
     requests = requests_of(url, photographs, as_form=False)
@@ -60,7 +60,7 @@ def measured(
             "client_cores": Figure(value=load.client_cpu_s / load.duration_s, unit="cores"),
             "memory_mib": Figure(value=after.memory_mib, unit="MiB"),
         }
-        record = host.record(
+        result = Result(
             "http",
             model_of(precision),
             precision,
@@ -80,5 +80,5 @@ def measured(
             verdict="measured",
             text=f"{load.rate_per_s:.0f} images/s, p50 {percentiles[50]:.1f} ms, p99 {percentiles[99]:.1f} ms, "
             f"seconds of processor time: " + ", ".join(f"{key} {value:.1f}" for key, value in used.items()),
-            records=(record,),
+            results=(result,),
         )

@@ -21,7 +21,7 @@ from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.timing import rate
 from benchmark.paper import published
-from benchmark.results import Condition, Figure, read, results_file
+from benchmark.results import Condition, Figure, Result, read, results_file
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BUDGET_S = 0.5
@@ -153,10 +153,10 @@ def row(
         "compiled": cell.compiled,
         "pytorch": name,
     }
-    record = host.record("eager", name, cell.precision, conditions, figures)
+    result = Result("eager", name, cell.precision, conditions, figures)
     how = "compiled" if cell.compiled else "eager"
     return Finding(
-        name=f"{name} {cell.precision} {how}, batch {cell.batch_size}", verdict="measured", text=text, records=(record,)
+        name=f"{name} {cell.precision} {how}, batch {cell.batch_size}", verdict="measured", text=text, results=(result,)
     )
 
 

@@ -9,6 +9,7 @@ from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.finding import Finding
 from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.timing import rate
+from benchmark.results import Result
 
 SIDE, TINY_SIDE = 8192, 256
 BUDGET_S = 1.0
@@ -29,14 +30,14 @@ def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
             reason = str(error).splitlines()[0]
             yield Finding(name=f"{precision} product", verdict="not possible here", text=reason)
             continue
-        record = host.record(
+        result = Result(
             "machine_limit", "product", precision, {"device": device.type, "side": side}, {"gflop_per_s": found}
         )
         yield Finding(
             name=f"{precision} product",
             verdict="measured",
             text=f"{found.value / 1000:.4g} TFLOP/s at {side} x {side} x {side}",
-            records=(record,),
+            results=(result,),
         )
 
 

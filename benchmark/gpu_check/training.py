@@ -53,10 +53,10 @@ def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
         compile=not tiny,
         results=config.results,
     )
-    records = measure_training(benchmark, host.environment, command=host.command)
+    results = measure_training(benchmark)
     rates = {
-        (str(record.conditions["part"]), str(record.conditions["implementation"])): record.figures["images_per_s"].value
-        for record in records
+        (str(result.conditions["part"]), str(result.conditions["implementation"])): result.figures["images_per_s"].value
+        for result in results
     }
     ratio = rates["step", "here"] / rates["step", "timm"]
     loader = rates["loader", "here"] / rates["loader", "timm"]
@@ -66,8 +66,8 @@ def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
     )
     name = f"{benchmark.model} from {benchmark.teacher}, {precision}{'' if tiny else ', compiled'}"
     if tiny:
-        return Finding(name=name, verdict="measured", text=text, records=tuple(records))
-    return judged(name, ratio >= STEP_AIM, f"{text}; aim {STEP_AIM}", *records)
+        return Finding(name=name, verdict="measured", text=text, results=tuple(results))
+    return judged(name, ratio >= STEP_AIM, f"{text}; aim {STEP_AIM}", *results)
 
 
 def resumed(config: GpuCheckConfig, host: Host, device: torch.device) -> Finding:

@@ -9,7 +9,7 @@ from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, judged
 from benchmark.gpu_check.grpc_load import closed_loop
 from benchmark.gpu_check.host import Host
-from benchmark.results import Condition, Figure, read, results_file
+from benchmark.results import Condition, Figure, Result, read, results_file
 from benchmark.server import our_server
 from benchmark.triton_statistics import TritonModel
 
@@ -68,7 +68,7 @@ def under_load(
         "client": "grpc_load",
         "device": "cpu" if host.rehearse else "cuda",
     }
-    record = host.record("throughput", name, precision, conditions, figures)
+    result = Result("throughput", name, precision, conditions, figures)
     text = (
         f"{load.images_per_s:.0f} images/s, p50 {load.latency_ms(50):.1f} ms, p99 {load.latency_ms(99):.1f} ms, "
         f"batches of {counted.mean_batch:.0f}; stages in ms: "
@@ -76,8 +76,8 @@ def under_load(
     )
     label = f"{precision}, {in_flight} requests of {images} in flight"
     if load.failures:
-        return judged(label, False, f"{len(load.failures)} failures, first: {load.failures[0]}", record), 0.0
-    return Finding(name=label, verdict="measured", text=text, records=(record,)), load.images_per_s
+        return judged(label, False, f"{len(load.failures)} failures, first: {load.failures[0]}", result), 0.0
+    return Finding(name=label, verdict="measured", text=text, results=(result,)), load.images_per_s
 
 
 def engine_rates(config: GpuCheckConfig, host: Host) -> dict[str, float]:
