@@ -10,21 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.gpu_check.config import GpuCheckConfig
+from benchmark.gpu_check.config import LIMITS_S, GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, read_findings
-
-# Seconds after which a step is ended. On an H200 the whole check took a third of their sum.
-LIMITS_S = {
-    "host": 60,
-    "products": 60,
-    "models": 420,
-    "training": 300,
-    "export": 420,
-    "engines": 180,
-    "triton": 240,
-    "http": 240,
-    "jpegs": 300,
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmark.results import Result
+from benchmark.environment import this_environment
+from benchmark.gpu_check.config import GpuCheckConfig
+from benchmark.results import Record, Result, read, results_file
 from deit.durable import write_file
 
 Verdict = Literal["passed", "failed", "measured", "not possible here"]
@@ -34,6 +36,12 @@ class Finding:
 
 def judged(name: str, passed: bool, text: str, *results: Result) -> Finding:
     return Finding(name=name, verdict="passed" if passed else "failed", text=text, results=results)
+
+
+def earlier(config: GpuCheckConfig) -> list[Record]:
+    """What was measured on this machine today."""
+    file = results_file(config.results, this_environment())
+    return read([file]) if file.is_file() else []
 
 
 def write_findings(file: Path, findings: Sequence[Finding], *, seconds: float, finished: bool) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.gpu_check.host import Host
 from benchmark.images import read_photographs
 from benchmark.load import closed_loop, requests_of
 from benchmark.processes import ServerProcesses, watched
@@ -17,11 +16,11 @@ WARM_UP_S = 1.0
 PHOTOGRAPHS = 128
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """The fastest precision that was published, with the gateway's defaults."""
     precision, photographs = fastest(config, PHOTOGRAPHS)
     with our_server(config.repository, default_model=model_of(precision)) as server:
-        yield from measured(server, photographs, precision, config, host)
+        yield from measured(server, photographs, precision, config)
 
 
 def fastest(config: GpuCheckConfig, most: int) -> tuple[str, Sequence[bytes]]:
@@ -34,7 +33,7 @@ def fastest(config: GpuCheckConfig, most: int) -> tuple[str, Sequence[bytes]]:
 
 
 def measured(
-    server: Server, photographs: Sequence[bytes], precision: str, config: GpuCheckConfig, host: Host, **conditions: str
+    server: Server, photographs: Sequence[bytes], precision: str, config: GpuCheckConfig, **conditions: str
 ) -> Iterator[Finding]:
     """With a few and with many requests in flight.
 
@@ -43,9 +42,9 @@ def measured(
     """
     url = f"{server.url}{CLASSIFY}"
     requests = requests_of(url, photographs, as_form=False)
-    warm_up_s, seconds = (0.2, 0.5) if host.rehearse else (WARM_UP_S, SECONDS)
+    warm_up_s, seconds = (0.2, 0.5) if config.rehearse else (WARM_UP_S, SECONDS)
     processes = ServerProcesses.of(server.pid)
-    for in_flight in (2,) if host.rehearse else (1, 32, 128):
+    for in_flight in (2,) if config.rehearse else (1, 32, 128):
         loop = closed_loop(url, requests, concurrency=in_flight, duration_s=seconds, warm_up_s=warm_up_s)
         load, before, after = watched(loop, processes.use, warm_up_s=warm_up_s, seconds=seconds)
         name = f"{precision}, {in_flight} in flight"
@@ -70,7 +69,7 @@ def measured(
                 "body": "image",
                 "images": config.images.name if config.images else "",
                 "seconds": SECONDS,
-                "device": "cpu" if host.rehearse else "cuda",
+                "device": "cpu" if config.rehearse else "cuda",
                 **conditions,
             },
             figures,
