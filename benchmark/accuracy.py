@@ -13,7 +13,7 @@ from benchmark.config import AccuracyConfig
 from benchmark.images import labelled_images
 from benchmark.outcome import console
 from benchmark.repository import onnx_file
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Figure, Result
 from benchmark.server import addresses
 from deit.errors import BenchmarkError, DataError
 from deit.preprocessing import Preprocessing
@@ -57,11 +57,11 @@ class Judged:
     images: LabelledImages
     indices: tuple[int, ...]
     asked: tuple[Asked, ...]
-    records: tuple[Record, ...]
+    results: tuple[Result, ...]
 
 
-def measure_accuracy(config: AccuracyConfig, environment: Environment, *, command: str) -> Judged:
-    """A record for each way and each variant.
+def measure_accuracy(config: AccuracyConfig) -> Judged:
+    """A result for each way and each variant.
 
     Raises:
         BenchmarkError, DataError, CheckpointError: a way, a variant, the data or the checkpoint is missing.
@@ -106,13 +106,11 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
     real = real_labels(images)[indices].numpy() if config.real else None
 
     reference = asked[0].probabilities
-    records = tuple(
-        Record(
+    results = tuple(
+        Result(
             kind="accuracy",
             model=each.model.name,
             precision=each.model.precision,
-            command=command,
-            environment=environment,
             conditions={
                 "way": each.way,
                 "data": config.data.name,
@@ -132,7 +130,7 @@ def measure_accuracy(config: AccuracyConfig, environment: Environment, *, comman
         )
         for each in asked
     )
-    return Judged(images=images, indices=tuple(indices), asked=tuple(asked), records=records)
+    return Judged(images=images, indices=tuple(indices), asked=tuple(asked), results=results)
 
 
 def hits(probabilities: Probabilities, truth: npt.NDArray[np.bool_]) -> dict[str, Figure]:

@@ -1,6 +1,7 @@
 """`deit benchmark`: a command for each measurement; what it needs is imported only when it runs."""
 
 import functools
+import os
 import signal
 import sys
 
@@ -28,12 +29,12 @@ def accuracy(config: AccuracyConfig) -> None:
     """Measure a model's accuracy in PyTorch, ONNX, Triton and over HTTP, and where these and its variants differ."""
     from benchmark.accuracy import measure_accuracy
     from benchmark.environment import this_environment
-    from benchmark.outcome import keep, this_command
+    from benchmark.outcome import keep
     from benchmark.wrong_answers import write_page
 
     environment = this_environment()
-    judged = measure_accuracy(config, environment, command=this_command())
-    keep(judged.records, environment, config.results)
+    judged = measure_accuracy(config)
+    keep(judged.results, environment, config.results)
     if config.page is not None:
         write_page(config.page, judged)
         typer.echo(f"wrong answers in {config.page}")
@@ -47,11 +48,11 @@ def throughput(config: ThroughputConfig) -> None:
     With --pytorch also as in the paper: the largest batch, the mean of 30 runs.
     """
     from benchmark.environment import this_environment
-    from benchmark.outcome import keep, this_command
+    from benchmark.outcome import keep
     from benchmark.throughput import measure_throughput
 
     environment = this_environment()
-    keep(measure_throughput(config, environment, command=this_command()), environment, config.results)
+    keep(measure_throughput(config), environment, config.results)
 
 
 @app.command("http")
@@ -60,10 +61,10 @@ def http(config: HttpConfig) -> None:
     """Measure rate and latency of /classify with real photographs, and its cost in processor time and memory."""
     from benchmark.environment import this_environment
     from benchmark.gateway import measure_http
-    from benchmark.outcome import keep, this_command
+    from benchmark.outcome import keep
 
     environment = this_environment()
-    keep(measure_http(config, environment, command=this_command()), environment, config.results)
+    keep(measure_http(config), environment, config.results)
 
 
 @app.command("peers")
@@ -71,11 +72,11 @@ def http(config: HttpConfig) -> None:
 def peers(config: PeersConfig) -> None:
     """Compare ours with other servers in turns: same model, images and client."""
     from benchmark.environment import this_environment
-    from benchmark.outcome import keep, this_command
+    from benchmark.outcome import keep
     from benchmark.peers.compare import compare_servers
 
     environment = this_environment()
-    keep(compare_servers(config, environment, command=this_command()), environment, config.results)
+    keep(compare_servers(config), environment, config.results)
 
 
 @app.command("gpu-check")
@@ -117,7 +118,7 @@ def gpu_check(config: GpuCheckConfig) -> None:
 @command_of(ReportConfig)
 def report(config: ReportConfig) -> None:
     """Write the tables and pictures of earlier measurements, as Markdown and as one HTML page."""
-    from benchmark.report import drawn, filled, image_folder, markdown, page, read_report
+    from benchmark.report import drawn, filled, markdown, page, read_report
     from deit.durable import write_file
 
     reports = functools.cache(functools.partial(read_report, config.results))
@@ -127,7 +128,7 @@ def report(config: ReportConfig) -> None:
     }
     for document in config.document:
         text = document.read_text()
-        written[document] = filled(text, reports, images=image_folder(document, config.images))
+        written[document] = filled(text, reports, images=os.path.relpath(config.images, document.parent))
         written |= {config.images / f"{name}.svg": svg for name, svg in drawn(text, reports).items()}
     for path, content in written.items():
         write_file(path, content)

@@ -51,8 +51,6 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyConfig(Served):
-    """Which model to evaluate, on which data, and through which parts of the server."""
-
     data: Annotated[
         Path, Option(help="Data set with a split test (or val), a parquet or tar file, or ImageNet V2's folders.")
     ]
@@ -87,8 +85,6 @@ class AccuracyConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputConfig(Served):
-    """Batch sizes and concurrencies to measure in Triton, and models to measure in PyTorch."""
-
     batch_size: Annotated[list[int], Option(help="Images per request. Repeatable.")] = field(
         default_factory=lambda: [1, 8]
     )
@@ -111,8 +107,6 @@ class ThroughputConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig(Served):
-    """Loads to put on the gateway."""
-
     images: ImagesOption
     concurrency: Annotated[list[int], Option(help="Requests in flight, closed loop. Repeatable.")] = field(
         default_factory=lambda: [1, 8, 32]
@@ -142,16 +136,13 @@ class HttpConfig(Served):
 
 @dataclass(frozen=True, kw_only=True)
 class PeersConfig:
-    """Which servers to compare, and how."""
-
     images: ImagesOption
     model: Annotated[str, Option(help="Name of the fp32 model that every server serves.")]
     best_model: Annotated[
         str | None,
         Option(
             help="Also compare this variant of the model, which passed the gate: in our server, and in the peers "
-            "if "
-            "ONNX Runtime can run it."
+            "if ONNX Runtime can run it."
         ),
     ] = None
     model_repository: Annotated[Path, Option(help="Model repository.")] = Path("model_repository")
@@ -168,8 +159,7 @@ class PeersConfig:
         Option(
             min=0,
             help="Also run ours and each peer side by side, this many windows of each in turns, and report the ratio: "
-            "it "
-            "resolves smaller differences on a machine whose speed varies.",
+            "it resolves smaller differences on a machine whose speed varies.",
         ),
     ] = 0
     tune: Annotated[
@@ -191,8 +181,6 @@ class PeersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What to report, and where."""
-
     results: Annotated[Path, Option(help="Folder of the result files.")] = RESULTS
     output: Annotated[Path, Option(help="Folder to write report.md and report.html to.")] = RESULTS
     machine: Annotated[

@@ -5,12 +5,11 @@ Table 5 of arXiv:2012.12877; the settings are from https://github.com/facebookre
 
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Figure, Result
 from training.opening import open_model
 from training.processes import choose_device
 
@@ -21,29 +20,19 @@ LARGEST_BATCH_ON_CPU = 64
 """Far fewer keep a core busy; memory would hold thousands, and 30 runs of those take an hour."""
 
 
-@dataclass(frozen=True)
-class EagerRate:
-    """Images per second: the mean over the runs, as in the paper, and the spread."""
-
-    batch_size: int
-    images_per_s: float
-    lowest: float
-    highest: float
-    runs: int
-
-
 @torch.inference_mode()
-def eager_rate(model: nn.Module, image_size: int, device: torch.device, *, runs: int = RUNS) -> EagerRate:
-    """Time the forward pass, on batches in memory."""
+def eager_rate(model: nn.Module, image_size: int, device: torch.device, *, runs: int = RUNS) -> tuple[int, Figure]:
+    """The batch size, and images per second of the forward pass on batches in memory: the mean over the runs, as in
+    the paper, and the spread.
+    """
     model = model.eval().to(device)
     batch_size = LARGEST_BATCH_ON_CPU if device.type == "cpu" else largest_batch(model, image_size, device)
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
     for _ in range(min(WARM_UP_RUNS, runs)):
         _time_s(model, images)
     seconds = [_time_s(model, images) for _ in range(runs)]
-    return EagerRate(
-        batch_size, batch_size / statistics.fmean(seconds), batch_size / max(seconds), batch_size / min(seconds), runs
-    )
+    mean, lowest, highest = (batch_size / each for each in (statistics.fmean(seconds), max(seconds), min(seconds)))
+    return batch_size, Figure(value=mean, unit="images/s", lowest=lowest, highest=highest, runs=runs)
 
 
 def largest_batch(model: nn.Module, image_size: int, device: torch.device) -> int:
@@ -82,29 +71,24 @@ def pytorch_model(name: str) -> tuple[nn.Module, int]:
     return trained.model, trained.preprocessing.image_size
 
 
-def measure_eager(names: list[str], device_name: str, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each model.
+def measure_eager(names: list[str], device_name: str) -> list[Result]:
+    """A result for each model.
 
     Raises:
         CheckpointError: one cannot be opened.
     """
     device = choose_device(device_name)
     opened = {name: pytorch_model(name) for name in names}  # all are found before the long part
-    records = []
+    results = []
     for name, (model, image_size) in opened.items():
-        eager = eager_rate(model, image_size, device)
-        rate = Figure(
-            value=eager.images_per_s, unit="images/s", lowest=eager.lowest, highest=eager.highest, runs=eager.runs
-        )
-        records.append(
-            Record(
+        batch_size, rate = eager_rate(model, image_size, device)
+        results.append(
+            Result(
                 kind="eager",
                 model=name,
                 precision="fp32",
-                command=command,
-                environment=environment,
-                conditions={"batch_size": eager.batch_size, "device": device.type, "pytorch": name},
+                conditions={"batch_size": batch_size, "device": device.type, "pytorch": name},
                 figures={"images_per_s": rate},
             )
         )
-    return records
+    return results

@@ -1,6 +1,5 @@
 """The gateway under load: rate, also as a share of Triton's, latency, time by stage, cost of client and server."""
 
-import asyncio
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,8 +14,8 @@ from benchmark.images import read_photographs
 from benchmark.load import Load, closed_loop, open_loop, requests_of
 from benchmark.outcome import console
 from benchmark.perf_analyzer import measure
-from benchmark.processes import ServerProcesses, Use
-from benchmark.results import Condition, Environment, Figure, Record
+from benchmark.processes import ServerProcesses, Use, watched
+from benchmark.results import Condition, Figure, Result
 from benchmark.server import CLASSIFY, addresses
 from benchmark.triton_statistics import DURATIONS, Statistics, TritonModel
 from deit.errors import BenchmarkError
@@ -37,8 +36,8 @@ class Measured:
     triton: Statistics
 
 
-def measure_http(config: HttpConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each concurrency, and one for each load of the open loop.
+def measure_http(config: HttpConfig) -> list[Result]:
+    """A result for each concurrency, and one for each load of the open loop.
 
     Raises:
         BenchmarkError, DataError: the server, the model, perf_analyzer or the photographs are missing.
@@ -82,19 +81,17 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
 
         precision = triton.description()[0].precision
 
-    def record(rounds: Sequence[Measured], alone: Sequence[float] = (), **conditions: Condition) -> Record:
+    def result(rounds: Sequence[Measured], alone: Sequence[float] = (), **conditions: Condition) -> Result:
         figures, failure = figures_of(rounds)
         if figures and alone:
             figures["engine_images_per_s"] = Figure.of(alone, "images/s")
             figures["engine_share"] = Figure(
                 value=figures["images_per_s"].value / figures["engine_images_per_s"].value, unit="share"
             )
-        return Record(
+        return Result(
             kind="http",
             model=config.model,
             precision=precision,
-            command=command,
-            environment=environment,
             conditions={
                 **conditions,
                 "images": config.images.name,
@@ -107,11 +104,11 @@ def measure_http(config: HttpConfig, environment: Environment, *, command: str) 
 
     return [
         *(
-            record(rounds, engine[concurrency], loop="closed", concurrency=concurrency)
+            result(rounds, engine[concurrency], loop="closed", concurrency=concurrency)
             for concurrency, rounds in closed.items()
         ),
         *(
-            record(rounds, loop="open", load=share, offered_per_s=round(rates[share], 2))
+            result(rounds, loop="open", load=share, offered_per_s=round(rates[share], 2))
             for share, rounds in opened.items()
         ),
     ]
@@ -123,17 +120,12 @@ def measure_window(
     """Run a load while watching the server. Its processor time is that of the measured window."""
     processes = ServerProcesses.listening_at(url)
 
-    async def run() -> tuple[Load, Use, Use, Statistics]:
-        task = asyncio.create_task(loop())
-        await asyncio.sleep(WARM_UP_S)
-        before, counted = processes.use(), triton.statistics()
-        await asyncio.sleep(seconds)
-        after, counted = processes.use(), triton.statistics() - counted
-        return await task, before, after, counted
+    def look() -> tuple[Use, Statistics]:
+        return processes.use(), triton.statistics()
 
-    load, before, after, counted = asyncio.run(run())
+    load, (before, counted), (after, count) = watched(loop(), look, warm_up_s=WARM_UP_S, seconds=seconds)
     used = {name: cpu_s - before.cpu_s.get(name, 0) for name, cpu_s in after.cpu_s.items()}
-    return Measured(load=load, used=used, memory_mib=after.memory_mib, triton=counted)
+    return Measured(load=load, used=used, memory_mib=after.memory_mib, triton=count - counted)
 
 
 def figures_of(rounds: Sequence[Measured]) -> tuple[dict[str, Figure], str | None]:
@@ -193,4 +185,4 @@ def engine_rate(config: HttpConfig, triton_url: str, concurrency: int, round_: i
         requests=max(50, 8 * concurrency),
         csv_file=config.results / "perf_analyzer" / f"{config.model}_c{concurrency}_r{round_}.csv",
     )
-    return [] if cell.images_per_s is None else [cell.images_per_s]
+    return [] if cell is None else [cell.images_per_s]

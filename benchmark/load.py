@@ -28,6 +28,8 @@ TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image
 # Below the number of connections that the gateway admits.
 MAX_CONNECTIONS = 400
 
+TIMEOUT_S = 60.0
+
 REFUSALS = (429, 503)
 MAX_REFUSALS = 20
 
@@ -68,7 +70,6 @@ class Load:
     A closed loop's are those that were complete within it, an open loop's those that were due within it.
 
     Attributes:
-        duration_s: length of the window.
         client_cpu_s: processor time of this process in the window.
     """
 
@@ -249,10 +250,9 @@ async def open_loop(
 class Connections:
     """Keep-alive connections to one server, opened as they are needed, at most so many at once."""
 
-    def __init__(self, url: str, *, at_most: int, timeout_s: float = 60) -> None:
+    def __init__(self, url: str, *, at_most: int) -> None:
         parts = _split(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
-        self._timeout_s = timeout_s
         self._turns = asyncio.Semaphore(at_most)
         self._idle: list[_Connection] = []
 
@@ -273,11 +273,11 @@ class Connections:
             headers: dict[str, str] = {}
             body, error = b"", None
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(TIMEOUT_S):
                     connection = await self._connection()
                     status, headers, body = await connection.ask(request)
             except TimeoutError:
-                error = f"no answer within {self._timeout_s:g} s"
+                error = f"no answer within {TIMEOUT_S:g} s"
             except (OSError, httptools.HttpParserError) as failure:
                 error = type(failure).__name__
             done_s = clock.now_s()

@@ -1,4 +1,4 @@
-"""Writes a measurement's records to a file of today and this machine, and its tables to the terminal."""
+"""Writes a measurement's results to a file of today and this machine, and its tables to the terminal."""
 
 import shlex
 import sys
@@ -9,22 +9,23 @@ import rich.table
 import typer
 from rich.console import Console
 
-from benchmark.results import Environment, Record, append, results_file
-from benchmark.tables import failures, measured_tables
+from benchmark.results import Environment, Result, append, recorded, results_file
+from benchmark.tables import failures, tables
 
 console = Console(stderr=True)
 
 
-def this_command(*program: str) -> str:
-    """The command line, for the record; `program` is how it starts, `deit` unless given."""
-    return shlex.join([*(program or ("deit",)), *sys.argv[1:]])
+def keep(results: Sequence[Result], environment: Environment, folder: Path, *program: str) -> None:
+    """Add the results to the folder's file, and show their tables and failures.
 
-
-def keep(records: Sequence[Record], environment: Environment, folder: Path) -> None:
-    """Add the records to the folder's file, and show their tables and failures."""
+    Args:
+        environment: as it was before the measurement, which loads the machine.
+        program: how the command line starts; `deit` unless given.
+    """
+    records = recorded(results, environment, shlex.join([*(program or ("deit",)), *sys.argv[1:]]))
     file = results_file(folder, environment)
     append(file, records)
-    for table in measured_tables(records).values():
+    for table in tables(records).values():
         shown = rich.table.Table(title=f"{table.title}: {environment.machine}", caption=table.note)
         for place, heading in enumerate(table.headings):
             shown.add_column(heading, justify="right" if place else "left")

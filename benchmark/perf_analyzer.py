@@ -18,28 +18,22 @@ NEVER_STABLE = "unstable: no three windows of perf_analyzer agreed within 15 %"
 
 @dataclass(frozen=True, kw_only=True)
 class PerfAnalyzerRun:
-    """One measurement: `concurrency` requests of `batch_size` images always in flight.
+    """What was measured. Latencies are those of a request, which is a whole batch; the rate counts images."""
 
-    Latencies are those of a request, which is a whole batch; the rate counts images. `stable` is False when
-    perf_analyzer gave up before three windows agreed; figures are then missing.
-    """
-
-    batch_size: int
-    concurrency: int
-    stable: bool
-    images_per_s: float | None = None
-    p50_ms: float | None = None
-    p95_ms: float | None = None
-    p99_ms: float | None = None
+    images_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
 
 
 def measure(
     environment: Path, *, url: str, model: str, batch_size: int, concurrency: int, requests: int, csv_file: Path
-) -> PerfAnalyzerRun:
-    """Run perf_analyzer once with random pixels over gRPC and keep its CSV.
+) -> PerfAnalyzerRun | None:
+    """Run perf_analyzer once with random pixels over gRPC and keep its CSV; None if three windows never agreed.
 
     Args:
         environment: the folder that `make perf-analyzer` made.
+        batch_size, concurrency: images of a request, and requests that are always in flight.
         requests: in each of the windows that must agree within 15 % (two shared cores do no better).
 
     Raises:
@@ -58,16 +52,16 @@ def measure(
         command, env={**os.environ, "LD_LIBRARY_PATH": libraries}, capture_output=True, text=True, check=False
     )
     if done.returncode == UNSTABLE:
-        return PerfAnalyzerRun(batch_size=batch_size, concurrency=concurrency, stable=False)
+        return None
     if done.returncode != 0 or not csv_file.is_file():
         words = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise BenchmarkError(
             f"perf_analyzer exited with status {done.returncode} for {model} at {url}: {' '.join(words[-3:])}"
         )
-    return read_cell(csv_file, batch_size=batch_size)
+    return read_cell(csv_file)
 
 
-def read_cell(csv_file: Path, *, batch_size: int) -> PerfAnalyzerRun:
+def read_cell(csv_file: Path) -> PerfAnalyzerRun:
     """The one row of perf_analyzer's CSV. Its latencies are in microseconds, its rate in images."""
     with csv_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -75,9 +69,6 @@ def read_cell(csv_file: Path, *, batch_size: int) -> PerfAnalyzerRun:
         raise BenchmarkError(f"{csv_file} has {len(rows)} rows, one was measured: perf_analyzer left a level out")
     row = rows[0]
     return PerfAnalyzerRun(
-        batch_size=batch_size,
-        concurrency=int(row["Concurrency"]),
-        stable=True,
         images_per_s=float(row["Inferences/Second"]),
         p50_ms=float(row["p50 latency"]) / 1000,
         p95_ms=float(row["p95 latency"]) / 1000,

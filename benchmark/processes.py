@@ -1,12 +1,18 @@
 """Processor time and memory of a server on this machine: every process of it, found by the port that it listens on."""
 
+import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
 
+from benchmark.load import Load
 from deit.errors import BenchmarkError
+
+Seen = TypeVar("Seen")
 
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
@@ -29,8 +35,6 @@ class Use:
 
 
 class ServerProcesses:
-    """The processes of one server."""
-
     def __init__(self, root: psutil.Process) -> None:
         self._root = root
 
@@ -72,6 +76,22 @@ class ServerProcesses:
                 cpu_s[name] = cpu_s.get(name, 0) + times.user + times.system
                 memory += process.memory_full_info().pss
         return Use(cpu_s, memory / 2**20)
+
+
+def watched(
+    loop: Coroutine[Any, Any, Load], look: Callable[[], Seen], *, warm_up_s: float, seconds: float
+) -> tuple[Load, Seen, Seen]:
+    """Run a load; also what `look` gives when its measured window begins and when it ends."""
+
+    async def run() -> tuple[Load, Seen, Seen]:
+        task = asyncio.create_task(loop)
+        await asyncio.sleep(warm_up_s)
+        before = look()
+        await asyncio.sleep(seconds)
+        after = look()
+        return await task, before, after
+
+    return asyncio.run(run())
 
 
 def _program(process: psutil.Process) -> str:

@@ -5,7 +5,6 @@ table's or a picture's; `deit benchmark report --document README.md` writes what
 """
 
 import html
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ NAMES: dict[Kind, str] = {
     "peer": "other servers (`deit benchmark peers`)",
     "pair": "other servers side by side with ours (`deit benchmark peers --pairs`)",
     "accuracy": "accuracy (`deit benchmark accuracy`)",
-    "engine": "engines (`studies.engines`)",
+    "engine": "engines (`deit benchmark gpu-check`)",
     "train": "training (`studies.training_speed`)",
     "machine_limit": "matrix products (`deit benchmark gpu-check`)",
     "strategy": "strategies of distillation (`studies.compare`)",
@@ -166,10 +165,6 @@ def drawn(document: str, reports: Reports) -> dict[str, str]:
         if name in PICTURES and (svg := reports(match["machine"]).pictures.get(name)) is not None:
             found[name] = svg
     return found
-
-
-def image_folder(document: Path, images: Path) -> str:
-    return os.path.relpath(images, document.parent)
 
 
 def _content(name: str, report: BenchmarkReport, images: str) -> str:

@@ -1,7 +1,8 @@
 """Measurements as JSON lines, the form in which `deit benchmark` stores all results.
 
-A line is a Record: figures, the conditions they hold under, and the environment they were measured in. Files are called
-`<date>_<machine>.jsonl` and only grow. The report reads them and never measures.
+A measurement gives a Result: figures, and the conditions they hold under. A line is a Record: a result with the command
+and the environment that it comes from. Files are called `<date>_<machine>.jsonl` and only grow. The report reads them
+and never measures.
 """
 
 import math
@@ -107,8 +108,8 @@ class Environment:
     load_average: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+@dataclass(frozen=True)
+class Result:
     """One measurement.
 
     Attributes:
@@ -124,8 +125,6 @@ class Record:
     kind: Kind
     model: str
     precision: str
-    command: str
-    environment: Environment
     conditions: dict[str, Condition] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     failure: str | None = None
@@ -138,9 +137,9 @@ class Record:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind {self.kind!r}; known: {', '.join(get_args(Kind))}")
         if bool(self.figures) == (self.failure is not None):
-            raise ValueError("a record has figures, or says why it failed")
+            raise ValueError("a result has figures, or says why it failed")
         if self.figures and (missing := [name for name in REQUIRED[self.kind] if name not in self.figures]):
-            raise ValueError(f"a record of kind {self.kind} needs {', '.join(missing)}")
+            raise ValueError(f"a result of kind {self.kind} needs {', '.join(missing)}")
         for name, figure in self.figures.items():
             if not math.isfinite(figure.value):
                 raise ValueError(f"{name} is {figure.value}")
@@ -150,7 +149,19 @@ class Record:
         return self.figures[figure].value if figure in self.figures else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record(Result):
+    """A result with what it comes from."""
+
+    command: str
+    environment: Environment
+
+
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+def recorded(results: Sequence[Result], environment: Environment, command: str) -> list[Record]:
+    return [Record(**vars(result), environment=environment, command=command) for result in results]
 
 
 def results_file(folder: Path, environment: Environment) -> Path:

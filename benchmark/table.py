@@ -1,4 +1,4 @@
-"""A table of the report, of what was measured here or of what a paper has, and what fills a cell of it."""
+"""A table of the report, and what fills a cell of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -287,13 +287,8 @@ def _key(record: Record) -> dict[str, str]:
 
 
 def tables(records: Sequence[Record]) -> dict[str, Table]:
-    """The tables that the records fill, and the paper's, by name. Records of one machine."""
+    """The tables that the records fill, by name. Records of one machine."""
     return {name: table for name, table in every_table(records).items() if table.rows}
-
-
-def measured_tables(records: Sequence[Record]) -> dict[str, Table]:
-    """The tables that the records fill, without the paper's."""
-    return {name: table for name, table in tables(records).items() if not name.startswith("paper_")}
 
 
 def every_table(records: Sequence[Record]) -> dict[str, Table]:
@@ -306,15 +301,8 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
         "peers": PEERS.of(records),
         "pairs": PAIRS.of(records),
         "accuracy": ACCURACY.of(records),
-        "paper_teachers": paper.TEACHERS,
-        "paper_strategies": paper.STRATEGIES,
         "strategies": STRATEGIES.of(records),
-        "paper_disagreement": paper.DISAGREEMENT,
         "disagreement": disagreement(records),
-        "paper_transfer": paper.TRANSFER,
-        "paper_long": paper.LONG,
-        "paper_ablation": paper.ABLATION,
-        "paper_resolution": paper.RESOLUTION,
         "products": PRODUCTS.of(records),
         "engines": ENGINES.of(records),
         "train": TRAIN.of(records),
@@ -322,7 +310,6 @@ def every_table(records: Sequence[Record]) -> dict[str, Table]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """Measurements that failed."""
     return [
         f"{record.kind} {record.model} ({', '.join(f'{k} {v}' for k, v in record.conditions.items())}): "
         f"{record.failure.splitlines()[0][:200]}"

@@ -7,24 +7,24 @@ from rich.progress import track
 from benchmark.config import ThroughputConfig
 from benchmark.outcome import console
 from benchmark.perf_analyzer import NEVER_STABLE, PerfAnalyzerRun, measure
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Figure, Result
 from benchmark.server import addresses
 from benchmark.triton_statistics import Statistics, TritonModel
 
-Cells = dict[tuple[int, int], list[tuple[PerfAnalyzerRun, Statistics]]]
+Cells = dict[tuple[int, int], list[tuple[PerfAnalyzerRun | None, Statistics]]]
 
 
-def measure_throughput(config: ThroughputConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each cell, and with --pytorch one for each model in eager PyTorch.
+def measure_throughput(config: ThroughputConfig) -> list[Result]:
+    """A result for each cell, and with --pytorch one for each model in eager PyTorch.
 
     Raises:
         BenchmarkError: perf_analyzer, Triton or a model is missing.
     """
-    records: list[Record] = []
+    results: list[Result] = []
     if config.pytorch:
         from benchmark.eager import measure_eager  # torch, which the image that only asks Triton does not have
 
-        records += measure_eager(config.pytorch, config.device, environment, command=command)
+        results += measure_eager(config.pytorch, config.device)
     with addresses(config) as (_, triton_url):
         triton = TritonModel(triton_url, config.model)
         provenance, _ = triton.description()
@@ -32,19 +32,17 @@ def measure_throughput(config: ThroughputConfig, environment: Environment, *, co
 
     for (batch_size, concurrency), rounds in cells.items():
         figures, failure = figures_of(rounds)
-        records.append(
-            Record(
+        results.append(
+            Result(
                 kind="throughput",
                 model=config.model,
                 precision=provenance.precision,
-                command=command,
-                environment=environment,
                 conditions={"batch_size": batch_size, "concurrency": concurrency, "client": "perf_analyzer"},
                 figures=figures,
                 failure=failure,
             )
         )
-    return records
+    return results
 
 
 def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Cells:
@@ -68,13 +66,13 @@ def measure_cells(config: ThroughputConfig, triton: TritonModel, url: str) -> Ce
     return cells
 
 
-def figures_of(rounds: list[tuple[PerfAnalyzerRun, Statistics]]) -> tuple[dict[str, Figure], str | None]:
+def figures_of(rounds: list[tuple[PerfAnalyzerRun | None, Statistics]]) -> tuple[dict[str, Figure], str | None]:
     """The figures of the stable rounds of one cell; when there are none, why."""
-    stable = [(cell, statistics) for cell, statistics in rounds if cell.stable]
+    stable = [(cell, statistics) for cell, statistics in rounds if cell is not None]
     if not stable:
         return {}, NEVER_STABLE
     figures = {
-        name: Figure.of([value for cell, _ in stable if (value := getattr(cell, name)) is not None], unit)
+        name: Figure.of([getattr(cell, name) for cell, _ in stable], unit)
         for name, unit in (("images_per_s", "images/s"), ("p50_ms", "ms"), ("p95_ms", "ms"), ("p99_ms", "ms"))
     }
     figures["mean_batch"] = Figure.of([statistics.mean_batch for _, statistics in stable], "images")

@@ -30,7 +30,7 @@ from torch import Tensor
 from typer import Option
 
 from benchmark.config import RESULTS, ResultsOption, RoundsOption
-from benchmark.results import Environment, Figure, Record
+from benchmark.results import Figure, Result
 from deit.pictures import IMAGE_SUFFIXES
 from deit.preprocessing import Preprocessing
 from training.checkpoint import save_checkpoint
@@ -52,8 +52,6 @@ UNITS = {"images_per_s": "images/s", "cpu_ms": "ms"}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpeedConfig:
-    """What both sides train, and on what."""
-
     images: Annotated[Path, Option(help="Photographs: a parquet or tar file, or a data set with a split test.")]
     rounds: RoundsOption = 5
     workers: Annotated[
@@ -80,8 +78,8 @@ class TrainingSpeedConfig:
     results: ResultsOption = RESULTS
 
 
-def measure_training(config: TrainingSpeedConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record of each part and side; who is measured first alternates."""
+def measure_training(config: TrainingSpeedConfig) -> list[Result]:
+    """A result of each part and side; who is measured first alternates."""
     device = choose_device("auto")
     source = open_images(config.images, "test")
     with tempfile.TemporaryDirectory() as temporary:
@@ -132,12 +130,10 @@ def measure_training(config: TrainingSpeedConfig, environment: Environment, *, c
     if config.teacher_image_size is not None:
         teacher_built += f" at {config.teacher_image_size}"
     return [
-        Record(
+        Result(
             kind="train",
             model=config.model,
             precision=precision if part == "step" else "uint8",
-            command=command,
-            environment=environment,
             conditions={
                 "part": part,
                 "implementation": implementation,

@@ -1,14 +1,5 @@
 """Errors that the user can fix.
 
-    DeitError
-    ├── DataError          a data set or image folder that cannot be used
-    ├── PictureError       an image file that cannot become pixels
-    ├── CheckpointError    a checkpoint that cannot be read, written or resumed
-    ├── TrainingError      a run that cannot start, or whose loss is not finite
-    ├── RepositoryError    a model or model repository that cannot be published or loaded
-    ├── ServingError       Triton or the gateway cannot start or go on
-    └── BenchmarkError     a measurement that could not be made
-
 The command prints the message as one line and exits with status 1. A message names the thing, what was found and the
 next step. Anything else that reaches the top is a bug and keeps its traceback.
 """

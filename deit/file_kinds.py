@@ -1,6 +1,7 @@
 """Names the kind of a file that cannot be read as a picture, in words for its sender."""
 
 from deit.avif_header import has_brand
+from deit.picture_header import FRAME_HEADERS, JPEG_SIGNATURE, START_OF_SCAN, after_marker, next_marker
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -28,12 +29,9 @@ BY_BEGINNING = {
     b"iVBORw0K": "a PNG in base64; send the bytes, or JSON to /hf",
 }
 
-START_OF_SCAN = 0xDA
 JPEG_LS = 0xF7
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE)
-FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), JPEG_LS)
-WITHOUT_LENGTH = (0x01, *range(0xD0, 0xDA))
 
 # Segments of a JPEG's header that are looked at; each takes a few instructions.
 MOST_SEGMENTS = 4096
@@ -49,17 +47,14 @@ def file_kind(content: bytes) -> str | None:
 
 def rare_jpeg(content: bytes) -> str | None:
     """The kind of a JPEG that few programs can read, by its frame; None for a common one."""
-    position = 2
+    position = len(JPEG_SIGNATURE)
     for _ in range(MOST_SEGMENTS):
-        position = content.find(b"\xff", position)
-        marker = content[position + 1 : position + 2]
-        if position < 0 or not marker or marker[0] == START_OF_SCAN:
+        at = next_marker(content, position, len(content))
+        if at + 1 >= len(content) or content[at + 1] == START_OF_SCAN:
             return None
-        if marker[0] in FRAMES:  # length (2 bytes), bits
-            return _kind_of_frame(marker[0], content[position + 4] if position + 4 < len(content) else 8)
-        position += 1 if marker[0] in (0x00, 0xFF) else 2
-        if marker[0] not in (0x00, 0xFF, *WITHOUT_LENGTH):
-            position += max(2, int.from_bytes(content[position : position + 2], "big"))
+        if content[at + 1] in (*FRAME_HEADERS, JPEG_LS):  # length (2 bytes), bits
+            return _kind_of_frame(content[at + 1], content[at + 4] if at + 4 < len(content) else 8)
+        position = after_marker(content, at)
     return None
 
 

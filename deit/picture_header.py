@@ -152,7 +152,7 @@ def _jpeg_header(content: bytes, most_parts: int) -> Header:
     size: Size = NOTHING
     frames: list[tuple[int, int]] = []
     while True:
-        at = _next_marker(content, position, position + most_parts)
+        at = next_marker(content, position, position + most_parts)
         parts += at - position  # padding
         if at + 1 >= len(content):
             return Header("JPEG", size, scans=0, parts=parts)
@@ -160,26 +160,32 @@ def _jpeg_header(content: bytes, most_parts: int) -> Header:
         if parts > most_parts:
             return Header("JPEG", size if frames else None, scans=None, parts=parts)
         marker = content[at + 1]
-        position = at + 2
         if marker == START_OF_SCAN:
-            components = content[position + 2 : position + 3]  # after the length
+            components = content[at + 4 : at + 5]  # after the length
             is_only = len(frames) == 1 and frames[0] in [(kind, *components) for kind in SEQUENTIAL]
             return Header("JPEG", size, scans=1 if is_only else None, parts=parts, first_scan=at)
         if marker in FRAME_HEADERS:  # length (2 bytes), precision (1), height (2), width (2), components
-            frame = content[position : position + 8]
+            frame = content[at + 2 : at + 10]
             if not frames and len(frame) >= 7:
                 size = int.from_bytes(frame[5:7], "big"), int.from_bytes(frame[3:5], "big")
             frames.append((marker, *frame[7:]))
-        if marker not in WITHOUT_LENGTH:
-            position += max(2, int.from_bytes(content[position : position + 2], "big"))
+        position = after_marker(content, at)
 
 
-def _next_marker(content: bytes, position: int, end: int) -> int:
+def next_marker(content: bytes, position: int, end: int) -> int:
     """Where the next marker is; when there is none before `end`, where the search ended."""
     at = content.find(b"\xff", position, end)
     while at >= 0 and content[at + 1 : at + 2] and content[at + 1] in NO_MARKERS:
         at = content.find(b"\xff", at + 1, end)
     return at if at >= 0 else min(end, max(position, len(content)))  # the last segment may claim more than there is
+
+
+def after_marker(content: bytes, at: int) -> int:
+    """Where the segment of the marker at `at` ends, by its length, if it has one."""
+    position = at + 2
+    if content[at + 1] in WITHOUT_LENGTH:
+        return position
+    return position + max(2, int.from_bytes(content[position : position + 2], "big"))
 
 
 def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
@@ -195,14 +201,11 @@ def _cost_from_scan(content: bytes, position: int, parts: int) -> DecodingCost:
         while (index := int(np.searchsorted(markers, position))) < len(markers):
             at = int(markers[index])
             parts += 1
-            marker = content[at + 1]
-            position = at + 2
-            if marker == START_OF_SCAN:
+            if content[at + 1] == START_OF_SCAN:
                 scans += 1
-            if marker == END_OF_IMAGE or scans > MAX_SCANS or parts > most_parts:
+            if content[at + 1] == END_OF_IMAGE or scans > MAX_SCANS or parts > most_parts:
                 return DecodingCost(scans, parts)
-            if marker not in WITHOUT_LENGTH:
-                position += max(2, int.from_bytes(content[position : position + 2], "big"))
+            position = after_marker(content, at)
     return DecodingCost(scans, parts)
 
 

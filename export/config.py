@@ -29,8 +29,7 @@ class ExportConfig:
         Path,
         Option(
             help="Real images to compare with PyTorch on: a data set as for `deit train`, a parquet file, or a folder "
-            "of "
-            "images. Give images like those that will be served."
+            "of images. Give images like those that will be served."
         ),
     ]
     checkpoint: Annotated[str, Option(help=f"The model: {MODEL_SOURCES}.")]

@@ -82,11 +82,9 @@ class Engine:
             return self._load_tensorrt(onnx_file, outputs)
         if self.capability is not None:
             return self._load_tensorrt_rtx(onnx_file, outputs, self.capability)
-        if self.on_gpu:
-            return _load_cuda(onnx_file, outputs)
         threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.instances)
         if self.backend == "onnxruntime":
-            return _load_onnxruntime(onnx_file, outputs, threads)
+            return _load_onnxruntime(onnx_file, outputs, None if self.on_gpu else threads)
         return _load_openvino(onnx_file, outputs, threads, bf16=self.bf16)
 
     def _load_tensorrt(self, onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
@@ -175,35 +173,28 @@ def refuse_without_cuda() -> None:
     result = onnx.helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Exp", ["value"], ["result"])], "probe", [value], [result])
     opset = onnx.helper.make_opsetid("", 17)
-    _cuda_session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString())
+    _session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString(), threads=None)
 
 
-def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int) -> Infer:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = LOG_ERRORS
+def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int | None) -> Infer:
     try:
-        session = onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise RepositoryError(f"ONNX Runtime cannot run {onnx_file.name}: {error}") from error
-    names = list(outputs)
-    return lambda images: session.run(names, {IMAGES: images})
-
-
-def _load_cuda(onnx_file: Path, outputs: tuple[str, ...]) -> Infer:
-    try:
-        session = _cuda_session(onnx_file)
+        session = _session(onnx_file, threads)
     except RepositoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise RepositoryError(f"ONNX Runtime cannot run {onnx_file.name} on CUDA: {error}") from error
+        where = " on CUDA" if threads is None else ""
+        raise RepositoryError(f"ONNX Runtime cannot run {onnx_file.name}{where}: {error}") from error
     names = list(outputs)
     return lambda images: session.run(names, {IMAGES: images})
 
 
-def _cuda_session(graph: Path | bytes) -> Any:
+def _session(graph: Path | bytes, threads: int | None) -> Any:
+    """On the CPU with these threads, or for None on the GPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOG_ERRORS
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     try:
         return gpu_session(graph, options, [cuda_provider()])
     except GpuUnavailableError as error:

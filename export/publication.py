@@ -62,7 +62,6 @@ class Passed:
 
     @property
     def name(self) -> str:
-        """Name of the published model."""
         if self.further_outputs:
             return explaining_name(self.source, self.config)
         return model_name(self.best.judgement.precision, self.source, self.config)

@@ -110,8 +110,6 @@ class ServedPatches(nn.Module):
 
 
 class Cast(nn.Module):
-    """Changes the type of the tokens."""
-
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype

@@ -37,7 +37,6 @@ from serving.gateway.candidates import check_candidates
 from serving.gateway.capture import Capture
 from serving.gateway.client_address import networks
 from serving.gateway.connection import addresses_of, wait_until_ready
-from serving.gateway.decoder import Decoder
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Discovered, ServedModel, discover_models
 from serving.gateway.readiness import PROBE_TIMEOUT_S, Readiness, in_background
@@ -208,8 +207,7 @@ def gateway_server(
     admission, models = Admission(settings.limits), discovered.models
     metrics = Metrics(models, admission)
     default_model = choose_default(settings.default_model, discovered.names())
-    candidates = settings.candidates
-    check_candidates(candidates, discovered)
+    check_candidates(settings.candidates, discovered)
     companions: list[Companion] = []
     shared_memory_key = settings.shared_memory_key.text if settings.shared_memory_key else None
     if triton is not None:
@@ -217,35 +215,26 @@ def gateway_server(
         companions.append(triton.watched)
         if settings.allow_reload:
             path = claim_control_socket(listener.getsockname()[1])
-            reloader = Reloader(triton, triton_urls[0], models, default_model, metrics, admission, control_path=path)
+            reloader = Reloader(triton, triton_urls[0], models, default_model, metrics, admission, path)
             companions.append(reloader.commands)
     app = create_app(
+        settings,
         triton_urls,
         models=None if triton is None else models,
         broken=discovered.broken,
         default_model=default_model,
-        limits=settings.limits,
         access=access,
         admission=admission,
-        decoder=Decoder(settings.decoding, settings.limits, metrics.lose_decoder),
         metrics=metrics,
         tracing=None if traces_url(os.environ) is None else Tracing(),
         companions=companions,
-        candidates=candidates,
         capture=None if (folder := settings.capture.folder) is None else Capture(folder, settings.capture, metrics),
-        images_per_request=settings.images_per_request,
         shared_memory_key=shared_memory_key,
-        metrics_port=settings.metrics_port,
-        logs_requests=settings.log_requests,
-        speaks_other_contracts=settings.contracts,
-        root_path=settings.root_path,
     )
     return GatewayServer(
+        settings,
         app,
         admission,
-        request_timeout_s=settings.limits.request_timeout_s,
-        keep_alive_s=settings.keep_alive_s,
-        root_path=settings.root_path,
         on_ready=on_ready,
         on_stop=stop.note,
         has_failed=lambda: triton is not None and triton.failure is not None,

@@ -12,8 +12,8 @@ import typer
 from typer import Argument, Option
 
 from benchmark.environment import this_environment
-from benchmark.outcome import keep, this_command
-from benchmark.results import Condition, Environment, Figure, Record
+from benchmark.outcome import keep
+from benchmark.results import Condition, Figure, Result
 from deit.checkpoint import read_checkpoint_config
 from deit.durable import write_file
 from deit.errors import DataError
@@ -39,8 +39,6 @@ from training.processes import choose_device
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Which runs to compare, on what, and where the findings go."""
-
     comparison: Annotated[Path, Argument(help="TOML file with arms and claims; see training/recipes.")]
     data: Annotated[Path, Option(help="The data set that the runs were tested on.")]
     output: Annotated[Path, Option(help="The Markdown file to write.")]
@@ -70,8 +68,7 @@ def compare(config: CompareConfig) -> None:
     typer.echo(config.output)
     if config.results is not None:
         environment = this_environment()
-        command = this_command("python", "-m", "studies.compare")
-        keep(list(records(config, runs, decided, environment, command)), environment, config.results)
+        keep(list(results(config, runs, decided)), environment, config.results, "python", "-m", "studies.compare")
 
 
 def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str]:
@@ -297,10 +294,8 @@ def _number(value: float, form: str) -> str:
     return "" if math.isnan(value) else format(value, form)
 
 
-def records(
-    config: CompareConfig, runs: Runs, decided: Decided, environment: Environment, command: str
-) -> Iterator[Record]:
-    """Top-1 of each decider and the disagreement of each two, so that they stand next to the paper's tables."""
+def results(config: CompareConfig, runs: Runs, decided: Decided) -> Iterator[Result]:
+    """Top-1 of each decider and the disagreement of each two, for the report of `deit benchmark`."""
     first = next(iter(next(iter(runs.values())).values()))
     shared: dict[str, Condition] = {
         "comparison": config.comparison.stem,
@@ -310,13 +305,11 @@ def records(
         "training_images": first.provenance["data"]["train"]["images"],
     }
 
-    def record(kind: str, model: str, conditions: dict[str, Condition], figure: str, values: list[float]) -> Record:
-        return Record(
-            kind=kind,  # type: ignore[arg-type]  # Record checks it
+    def result(kind: str, model: str, conditions: dict[str, Condition], figure: str, values: list[float]) -> Result:
+        return Result(
+            kind=kind,  # type: ignore[arg-type]  # Result checks it
             model=model,
             precision="fp32",
-            command=command,
-            environment=environment,
             conditions=shared | conditions,
             figures={
                 figure: Figure(
@@ -328,12 +321,12 @@ def records(
     deciders = {f"teacher {spec}": [decisions] * decided.seeds for spec, decisions in decided.teachers.items()}
     deciders |= {side.replace(":", ", "): decisions for side, decisions in decided.sides().items()}
     for name, by_seed in deciders.items():
-        yield record("strategy", name, {}, "top1", [float((each == decided.labels).mean()) for each in by_seed])
+        yield result("strategy", name, {}, "top1", [float((each == decided.labels).mean()) for each in by_seed])
     for place, left in enumerate(deciders):
         for right in list(deciders)[:place]:
             pairs = zip(deciders[left], deciders[right], strict=True)
             values = [float((ours != theirs).mean()) for ours, theirs in pairs]
-            yield record("disagreement", left, {"other": right}, "disagreement", values)
+            yield result("disagreement", left, {"other": right}, "disagreement", values)
 
 
 if __name__ == "__main__":

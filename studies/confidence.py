@@ -20,8 +20,8 @@ from typer import Option
 from benchmark.answers import onnx_session
 from benchmark.config import RESULTS, ResultsOption
 from benchmark.environment import this_environment
-from benchmark.outcome import console, keep, this_command
-from benchmark.results import Environment, Figure, Record
+from benchmark.outcome import console, keep
+from benchmark.results import Figure, Result
 from deit.calibration import entropy_bits
 from deit.errors import BenchmarkError
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, IMAGES, PROBABILITIES
@@ -39,8 +39,6 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceConfig:
-    """Which model to fit, and on what to try it."""
-
     data: Annotated[Path, Option(help="The data set of the model's classes; its test split is used.")]
     other: Annotated[Path | None, Option(help="Photographs of other things: a data set, or a parquet file.")] = None
     model: Annotated[str, Option(help="Name of the model.")] = "deit_cifar10"
@@ -64,8 +62,8 @@ class Answers:
         return Answers(probabilities=self.probabilities[places], heads_differ=self.heads_differ[places])
 
 
-def measure_confidence(config: ConfidenceConfig, environment: Environment, *, command: str) -> Record:
-    """One record: errors before and after, and for each kind of unfamiliar images how well it is told apart.
+def measure_confidence(config: ConfidenceConfig) -> Result:
+    """One result: errors before and after, and for each kind of unfamiliar images how well it is told apart.
 
     Raises:
         BenchmarkError: the model is fitted already, or has one head; the data has too few images.
@@ -140,12 +138,10 @@ def measure_confidence(config: ConfidenceConfig, environment: Environment, *, co
             f"refused_{name}": Figure(value=float((entropy(answers) > limit).mean()), unit="share"),
             f"heads_differ_{name}": Figure(value=float(answers.heads_differ.mean()), unit="share"),
         }
-    return Record(
+    return Result(
         kind="confidence",
         model=config.model,
         precision=version.precision,
-        command=command,
-        environment=environment,
         conditions={
             "data": config.data.name,
             "fitted_on": len(fitted_on),
@@ -173,10 +169,10 @@ app = typer.Typer()
 def confidence(config: ConfidenceConfig) -> None:
     """Calibration error before and after a fit, and how well entropy finds unfamiliar images."""
     environment = this_environment()
-    record = measure_confidence(config, environment, command=this_command("python", "-m", "studies.confidence"))
-    for name, figure in record.figures.items():
+    result = measure_confidence(config)
+    for name, figure in result.figures.items():
         typer.echo(f"{name:<28}{figure.value:.4g} {figure.unit}")
-    keep([record], environment, config.results)
+    keep([result], environment, config.results, "python", "-m", "studies.confidence")
 
 
 if __name__ == "__main__":

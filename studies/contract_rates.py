@@ -4,7 +4,6 @@ All ask one `deit serve`, in turns. A rate is compared with that of /classify in
 the machine comes and goes; the processor time of the gateway's process hardly depends on it.
 """
 
-import asyncio
 import base64
 import json
 from collections import defaultdict
@@ -18,7 +17,7 @@ from typer import Option
 
 from benchmark.environment import this_environment
 from benchmark.load import closed_loop, media_type_of
-from benchmark.processes import ServerProcesses
+from benchmark.processes import ServerProcesses, watched
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.log import configure_logging
@@ -88,16 +87,10 @@ def http(path: str, body: bytes | dict[str, object], media_type: str = "applicat
     return f"{head}{extra}\r\n".encode() + content
 
 
-async def window(url: str, processes: ServerProcesses, request: bytes, config: ContractConfig) -> ContractRate:
+def window(url: str, processes: ServerProcesses, request: bytes, config: ContractConfig) -> ContractRate:
     """Raises BenchmarkError: some requests got no answer."""
-    asking = asyncio.create_task(
-        closed_loop(url, [request], concurrency=config.concurrency, duration_s=config.seconds, warm_up_s=WARM_UP_S)
-    )
-    await asyncio.sleep(WARM_UP_S)
-    before = processes.use()
-    await asyncio.sleep(config.seconds)
-    after = processes.use()
-    load = await asking
+    loop = closed_loop(url, [request], concurrency=config.concurrency, duration_s=config.seconds, warm_up_s=WARM_UP_S)
+    load, before, after = watched(loop, processes.use, warm_up_s=WARM_UP_S, seconds=config.seconds)
     if set(load.statuses) != {200}:
         raise BenchmarkError(f"not every request got an answer: {dict(load.statuses)}")
     answers = len(load.answers)
@@ -146,7 +139,7 @@ def contract_rates(config: ContractConfig) -> None:
         for turn in range(config.rounds):
             requests = list(requests_by_contract(picture, config.model).items())
             for name, request in requests[turn % len(requests) :] + requests[: turn % len(requests)]:
-                measured[name].append(asyncio.run(window(server.url, processes, request, config)))
+                measured[name].append(window(server.url, processes, request, config))
     typer.echo(as_table(config, len(picture), measured))
 
 

@@ -103,8 +103,6 @@ def plot_cosines(cosines: TokenCosines, title: str, path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CosinesConfig:
-    """The model whose tokens to compare, and the images."""
-
     data: Annotated[Path, Option(help="Data set with a split test (or val), or one parquet or tar file.")]
     checkpoint: Annotated[str, Option(help="Checkpoint folder, or timm's tagged name, of a distilled model.")]
     output: Annotated[Path, Option(help="Plot to write; its suffix (.png, .svg, .pdf) is the format.")]

@@ -44,8 +44,6 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
-    """The pair whose steps are measured, and how often."""
-
     model: Annotated[str, Option(help="timm's name of the student.")] = "deit_tiny_patch16_224"
     model_arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="As of deit train. Repeatable.")] = None
     teacher: Annotated[str, Option(help="timm's name of the teacher, a transformer; its weights are random.")] = (

@@ -3,7 +3,7 @@
 import typer
 
 from benchmark.environment import this_environment
-from benchmark.outcome import keep, this_command
+from benchmark.outcome import keep
 from benchmark.training_speed import TrainingSpeedConfig, measure_training
 from deit.options import command_of
 from studies import run_study
@@ -20,8 +20,8 @@ def training_speed(config: TrainingSpeedConfig) -> None:
     teacher-cache: of our step, next to one that reads the teacher's answers from --teacher-cache.
     """
     environment = this_environment()
-    command = this_command("python", "-m", "studies.training_speed")
-    keep(measure_training(config, environment, command=command), environment, config.results)
+    results = measure_training(config)
+    keep(results, environment, config.results, "python", "-m", "studies.training_speed")
 
 
 if __name__ == "__main__":

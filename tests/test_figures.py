@@ -7,6 +7,7 @@ benchmark/results, the training logs and, for the paper's own figures, benchmark
 """
 
 import json
+import os
 import re
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.paper import TABLE_5
-from benchmark.report import BLOCK, filled, image_folder, read_report
+from benchmark.report import BLOCK, filled, read_report
 from benchmark.results import read
 from tests.conftest import REPOSITORY_ROOT
 
@@ -68,7 +69,7 @@ def test_figures_with_a_unit_in_prose_are_in_a_committed_file(document: Path) ->
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_measured_blocks_are_those_of_the_committed_results(document: Path) -> None:
-    images = image_folder(document, REPOSITORY_ROOT / "docs" / "images")
+    images = os.path.relpath(REPOSITORY_ROOT / "docs" / "images", document.parent)
     text = document.read_text()
     assert text == filled(text, REPORTS, images=images), "run deit benchmark report with --document for each document"
 

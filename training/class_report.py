@@ -49,7 +49,6 @@ class ClassTally:
         self._bins.index_add_(0, (confidence * BINS).long().clamp(0, BINS - 1), columns)
 
     def result(self, processes: Processes, *, readout: str, label_names: tuple[str, ...]) -> ClassReport:
-        """The report over the images of all processes."""
         confusion, bins = processes.sum(self._confusion).cpu(), processes.sum(self._bins).cpu()
         counts, correct = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
         wrong = confusion.clone().fill_diagonal_(0)

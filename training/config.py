@@ -176,8 +176,7 @@ class TrainConfig:
         KlReduction,
         Option(
             help="How soft distillation averages: batchmean over images, as in the paper; numel over classes too, as "
-            "in "
-            "DeiT's code."
+            "in DeiT's code."
         ),
     ] = "batchmean"
     nkd_gamma: Annotated[float, Option(min=0, help="Weight that nkd gives to classes other than the label.")] = 1.0
@@ -269,8 +268,7 @@ class TrainConfig:
         Literal["step", "official"],
         Option(
             help="When the learning rate changes. step: at every step; official: once per epoch and one late, as in "
-            "DeiT's "
-            "code."
+            "DeiT's code."
         ),
     ] = "step"
     weight_decay: Annotated[
@@ -310,8 +308,7 @@ class TrainConfig:
         Option(
             "--pixel-bank",
             help="Decode all images once, keep them on the device, crop and flip them there. For small images of one "
-            "size, "
-            "on a GPU.",
+            "size, on a GPU.",
         ),
     ] = False
     evaluate_every: Annotated[
@@ -426,12 +423,10 @@ class TrainConfig:
 
     @property
     def vitkd_mimic_blocks(self) -> tuple[int, ...]:
-        """Blocks to mimic."""
         return _blocks("--vitkd-mimic", self.vitkd_mimic)
 
     @property
     def vitkd_generate_blocks(self) -> tuple[int, ...]:
-        """Blocks to generate."""
         return _blocks("--vitkd-generate", self.vitkd_generate)
 
     @property

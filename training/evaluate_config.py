@@ -12,8 +12,6 @@ from training.columns import IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What to evaluate, and on what."""
-
     data: Annotated[
         Path,
         Option(help="Data set with a split test (or val), one parquet, tar or CSV file, or ImageNet V2's folders."),

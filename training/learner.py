@@ -28,7 +28,6 @@ class Learner:
     """The state that the steps change or read.
 
     Attributes:
-        model: the student.
         objective: the student and its losses in one forward.
         step_of: the objective, compiled or spread over processes if requested.
         scaler: of fp16's gradients; does nothing in other precisions.
@@ -151,7 +150,6 @@ def create_learner(
 
 
 def loss_of(config: TrainConfig) -> DistillationLoss:
-    """The loss on logits of the run."""
     return DistillationLoss(
         distillation=config.distillation,
         label_weight=config.label_weight,

@@ -1,16 +1,14 @@
 """ReaL: the classes that people found in ImageNet's validation images (arXiv:2006.07159), as timm ships them."""
 
 import json
-import re
 from importlib.resources import files
 
 import torch
 from torch import Tensor
 
 from deit.errors import DataError
+from training.file_images import VALIDATION_NAME
 from training.images import LabelledImages
-
-NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def real_labels(images: LabelledImages) -> Tensor:
@@ -24,12 +22,11 @@ def real_labels(images: LabelledImages) -> Tensor:
     classes = json.loads(files("timm.data").joinpath("_info", "imagenet_real_labels.json").read_text())
     truth = torch.zeros(len(images), 1000, dtype=torch.bool)
     for index in range(len(images)):
-        match = NAME.search(images.file_name(index))
+        match = VALIDATION_NAME.search(images.file_name(index))
         if match is None or not 1 <= int(match[1]) <= len(classes):
             raise DataError(
                 f"{images.source(index)} is not named ILSVRC2012_val_00000001 and so on, which identifies the image "
-                "that "
-                "ReaL labels"
+                "that ReaL labels"
             )
         truth[index, classes[int(match[1]) - 1]] = True
     return truth

@@ -42,7 +42,6 @@ class ResumeState:
         answers: the teacher's answers of those steps, as training.teacher_cache collected them.
         answers_key: of the cache that collected them; another one cannot use them.
         weights: state dictionaries by what they belong to: model, optimizer, scaler, ema. None before the first save.
-        metrics: the lines of metrics.jsonl.
     """
 
     epochs_done: int = 0
@@ -56,7 +55,6 @@ class ResumeState:
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, config: TrainConfig) -> None:
-        """Replace the run's resume file."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         write_pytorch(config.folder / RESUME_FILE, {"state": values})
 

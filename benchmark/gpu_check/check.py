@@ -1,5 +1,6 @@
 """Runs the steps, each in a separate process: a crash, a hang or a full GPU ends one step and not the check."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,21 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.gpu_check.config import GpuCheckConfig
+from benchmark.gpu_check.config import LIMITS_S, GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, read_findings
-
-# Seconds after which a step is ended. On an H200 the whole check took a third of their sum.
-LIMITS_S = {
-    "host": 60,
-    "products": 60,
-    "models": 420,
-    "training": 300,
-    "export": 420,
-    "engines": 180,
-    "triton": 240,
-    "http": 240,
-    "jpegs": 300,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +62,10 @@ def run_step(config: GpuCheckConfig, step: str, arguments: list[str]) -> str:
         except subprocess.TimeoutExpired:
             return f"ended after its limit of {limit_s} s"
         finally:
-            # what the step started and left running, too
-            with_group(process.pid)
+            with contextlib.suppress(ProcessLookupError):  # what the step started and left running, if anything
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    last = last_line(log_file(config, step))
-    return f"ended with status {status}: {last}"
-
-
-def with_group(pid: int) -> None:
-    """Kill a process group that may be gone already."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    return f"ended with status {status}: {last_line(log_file(config, step))}"
 
 
 def last_line(file: Path) -> str:

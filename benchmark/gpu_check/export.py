@@ -9,26 +9,26 @@ from pathlib import Path
 
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.gpu_check.host import Host
+from benchmark.gpu_check.host import device_of
 
 NAME = "gpu_check"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """Needs a trained checkpoint and photographs; the gate itself refuses a session that is not on the GPU."""
     if config.checkpoint is None or config.images is None:
         raise NotPossible("export compares a trained model with PyTorch on photographs: give --checkpoint and --images")
-    host.device()
-    for precision in ("fp32",) if host.rehearse else PRECISIONS:
-        yield exported(config, host, precision)
+    device_of(config)
+    for precision in ("fp32",) if config.rehearse else PRECISIONS:
+        yield exported(config, precision)
 
 
-def exported(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
+def exported(config: GpuCheckConfig, precision: str) -> Finding:
     """One precision, in a separate process."""
-    done = subprocess.run(command(config, host, precision), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(config, precision), capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, flush=True)
-    name = f"deit export --engine {engine(host)} --precision {precision}"
+    name = f"deit export --engine {engine(config)} --precision {precision}"
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return judged(name, False, re.sub(r"\s+", " ", lines[-1] if lines else "it printed nothing")[:600])
@@ -42,18 +42,18 @@ def exported(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
     )
 
 
-def command(config: GpuCheckConfig, host: Host, precision: str) -> list[str]:
+def command(config: GpuCheckConfig, precision: str) -> list[str]:
     labels = () if config.checkpoint is not None and config.checkpoint.is_dir() else ("--labels", "imagenet-1k")
     architecture = () if config.architecture is None else ("--architecture", config.architecture)
     return [
         *(sys.executable, "-m", "deit", "export", "--checkpoint", str(config.checkpoint), *architecture, *labels),
         *("--images", str(config.images), "--name", NAME, "--repository", str(config.repository)),
-        *("--precision", precision, "--engine", engine(host)),
+        *("--precision", precision, "--engine", engine(config)),
     ]
 
 
-def engine(host: Host) -> str:
-    return "onnxruntime" if host.rehearse else "cuda"
+def engine(config: GpuCheckConfig) -> str:
+    return "onnxruntime" if config.rehearse else "cuda"
 
 
 def model_of(precision: str) -> str:

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmark.results import Record
+from benchmark.environment import this_environment
+from benchmark.gpu_check.config import GpuCheckConfig
+from benchmark.results import Record, Result, read, results_file
 from deit.durable import write_file
 
 Verdict = Literal["passed", "failed", "measured", "not possible here"]
@@ -21,26 +23,30 @@ class Finding:
     """One line of the table that the check ends with.
 
     Attributes:
-        name: what was checked.
         verdict: "measured" if there was nothing to compare with.
         text: the figures, or the reason.
-        records: the measurements, which go into the results file.
+        results: the measurements, which go into the results file.
     """
 
     name: str
     verdict: Verdict
     text: str
-    records: tuple[Record, ...] = field(default=(), compare=False)
+    results: tuple[Result, ...] = field(default=(), compare=False)
 
 
-def judged(name: str, passed: bool, text: str, *records: Record) -> Finding:
-    """A finding that passed or failed."""
-    return Finding(name=name, verdict="passed" if passed else "failed", text=text, records=records)
+def judged(name: str, passed: bool, text: str, *results: Result) -> Finding:
+    return Finding(name=name, verdict="passed" if passed else "failed", text=text, results=results)
+
+
+def earlier(config: GpuCheckConfig) -> list[Record]:
+    """What was measured on this machine today."""
+    file = results_file(config.results, this_environment())
+    return read([file]) if file.is_file() else []
 
 
 def write_findings(file: Path, findings: Sequence[Finding], *, seconds: float, finished: bool) -> None:
     """Replace the file of a step; it is written after each finding, so that a killed step leaves what it had."""
-    rows = [{key: value for key, value in asdict(each).items() if key != "records"} for each in findings]
+    rows = [{key: value for key, value in asdict(each).items() if key != "results"} for each in findings]
     write_file(
         file, json.dumps({"finished": finished, "seconds": round(seconds, 1), "findings": rows}, indent=1) + "\n"
     )

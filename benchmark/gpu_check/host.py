@@ -1,4 +1,4 @@
-"""The step `host`: whether this machine has what the GPU paths need. Also the machine's description for all steps."""
+"""The step `host`: whether this machine has what the GPU paths need. Also the device of all steps."""
 
 import ctypes
 import os
@@ -7,71 +7,41 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.environment import this_environment
+from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.results import Condition, Environment, Figure, Kind, Record
 
 if TYPE_CHECKING:
     import torch
-
-    from benchmark.gpu_check.config import GpuCheckConfig
 
 SHARED_MEMORY_MIB = 512
 """What two instances with batches of 128 images of 224 pixels take in /dev/shm, with room."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """The machine, for records; `rehearse`: everything runs on the CPU, as small as possible."""
+def device_of(config: GpuCheckConfig) -> "torch.device":
+    """The GPU, or the CPU in a rehearsal. Raises NotPossible where PyTorch finds no GPU."""
+    import torch
 
-    environment: Environment
-    command: str
-    rehearse: bool
-
-    def device(self) -> "torch.device":
-        """The GPU, or the CPU in a rehearsal. Raises NotPossible where PyTorch finds no GPU."""
-        import torch
-
-        if self.rehearse:
-            return torch.device("cpu")
-        if not torch.cuda.is_available():
-            raise NotPossible(f"PyTorch {torch.__version__} finds no GPU: see the step host")
-        return torch.device("cuda")
-
-    def record(
-        self,
-        kind: Kind,
-        model: str,
-        precision: str,
-        conditions: dict[str, Condition],
-        figures: dict[str, Figure],
-        failure: str | None = None,
-    ) -> Record:
-        return Record(
-            kind=kind,
-            model=model,
-            precision=precision,
-            command=self.command,
-            environment=self.environment,
-            conditions=conditions,
-            figures=figures,
-            failure=failure,
-        )
+    if config.rehearse:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise NotPossible(f"PyTorch {torch.__version__} finds no GPU: see the step host")
+    return torch.device("cuda")
 
 
-def check(config: "GpuCheckConfig", host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """Driver, PyTorch, libraries, shared memory."""
+    here = this_environment()
     yield Finding(
         name="machine",
         verdict="measured",
-        text=f"{host.environment.machine}, {host.environment.memory_gib} GiB, {host.environment.system}, "
-        f"Python {platform.python_version()}",
+        text=f"{here.machine}, {here.memory_gib} GiB, {here.system}, Python {platform.python_version()}",
     )
     yield driver()
-    yield pytorch(host)
+    yield pytorch(config)
     yield library("libcuda.so.1", "the driver, which CUDA programs load")
     yield library(f"libpython3.{sys.version_info.minor}.so.1.0", "the embedded Triton's Python backend links to it")
     yield library("libnvinfer.so.11", "TensorRT 11, for plans")
@@ -89,12 +59,12 @@ def driver() -> Finding:
     return judged("driver", done.returncode == 0, (done.stdout or done.stderr).strip().replace("\n", "; "))
 
 
-def pytorch(host: Host) -> Finding:
+def pytorch(config: GpuCheckConfig) -> Finding:
     import torch
 
     if not torch.cuda.is_available():
         text = f"{torch.__version__} finds no GPU"
-        return Finding(name="PyTorch", verdict="measured" if host.rehearse else "failed", text=text)
+        return Finding(name="PyTorch", verdict="measured" if config.rehearse else "failed", text=text)
     properties = torch.cuda.get_device_properties(0)
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return judged(

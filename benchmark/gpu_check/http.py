@@ -1,16 +1,14 @@
 """The step `http`: the whole path, JPEG files in and JSON out, with 1, 32 and 128 requests in flight."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.export import model_of, published
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.gpu_check.host import Host
 from benchmark.images import read_photographs
 from benchmark.load import closed_loop, requests_of
-from benchmark.processes import ServerProcesses
-from benchmark.results import Figure
+from benchmark.processes import ServerProcesses, watched
+from benchmark.results import Figure, Result
 from benchmark.server import CLASSIFY, Server, our_server
 
 SECONDS = 4.0
@@ -18,11 +16,11 @@ WARM_UP_S = 1.0
 PHOTOGRAPHS = 128
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """The fastest precision that was published, with the gateway's defaults."""
     precision, photographs = fastest(config, PHOTOGRAPHS)
     with our_server(config.repository, default_model=model_of(precision)) as server:
-        yield from measured(server, photographs, precision, config, host)
+        yield from measured(server, photographs, precision, config)
 
 
 def fastest(config: GpuCheckConfig, most: int) -> tuple[str, Sequence[bytes]]:
@@ -35,27 +33,20 @@ def fastest(config: GpuCheckConfig, most: int) -> tuple[str, Sequence[bytes]]:
 
 
 def measured(
-    server: Server, photographs: Sequence[bytes], precision: str, config: GpuCheckConfig, host: Host, **conditions: str
+    server: Server, photographs: Sequence[bytes], precision: str, config: GpuCheckConfig, **conditions: str
 ) -> Iterator[Finding]:
     """With a few and with many requests in flight.
 
     Args:
-        conditions: what is not as by default, for the records.
+        conditions: what is not as by default, for the results.
     """
-    requests = requests_of(f"{server.url}{CLASSIFY}", photographs, as_form=False)
+    url = f"{server.url}{CLASSIFY}"
+    requests = requests_of(url, photographs, as_form=False)
+    warm_up_s, seconds = (0.2, 0.5) if config.rehearse else (WARM_UP_S, SECONDS)
     processes = ServerProcesses.of(server.pid)
-    for in_flight in (2,) if host.rehearse else (1, 32, 128):
-        before = processes.use()
-        load = asyncio.run(
-            closed_loop(
-                f"{server.url}{CLASSIFY}",
-                requests,
-                concurrency=in_flight,
-                duration_s=0.5 if host.rehearse else SECONDS,
-                warm_up_s=0.2 if host.rehearse else WARM_UP_S,
-            )
-        )
-        after = processes.use()
+    for in_flight in (2,) if config.rehearse else (1, 32, 128):
+        loop = closed_loop(url, requests, concurrency=in_flight, duration_s=seconds, warm_up_s=warm_up_s)
+        load, before, after = watched(loop, processes.use, warm_up_s=warm_up_s, seconds=seconds)
         name = f"{precision}, {in_flight} in flight"
         if set(load.statuses) != {200}:
             yield judged(name, False, f"answers by status: {dict(load.statuses)}")
@@ -68,7 +59,7 @@ def measured(
             "client_cores": Figure(value=load.client_cpu_s / load.duration_s, unit="cores"),
             "memory_mib": Figure(value=after.memory_mib, unit="MiB"),
         }
-        record = host.record(
+        result = Result(
             "http",
             model_of(precision),
             precision,
@@ -78,7 +69,7 @@ def measured(
                 "body": "image",
                 "images": config.images.name if config.images else "",
                 "seconds": SECONDS,
-                "device": "cpu" if host.rehearse else "cuda",
+                "device": "cpu" if config.rehearse else "cuda",
                 **conditions,
             },
             figures,
@@ -88,5 +79,5 @@ def measured(
             verdict="measured",
             text=f"{load.rate_per_s:.0f} images/s, p50 {percentiles[50]:.1f} ms, p99 {percentiles[99]:.1f} ms, "
             f"seconds of processor time: " + ", ".join(f"{key} {value:.1f}" for key, value in used.items()),
-            records=(record,),
+            results=(result,),
         )

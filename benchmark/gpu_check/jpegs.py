@@ -8,7 +8,6 @@ import httpx
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.export import model_of
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.gpu_check.host import Host
 from benchmark.gpu_check.http import fastest, measured
 from benchmark.server import CLASSIFY, our_server
 
@@ -18,17 +17,17 @@ LEAST_AGREEMENT = 0.995
 """Share of the photographs whose most probable class stays."""
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """The fastest precision that was published, with the gateway's defaults otherwise."""
     precision, photographs = fastest(config, PHOTOGRAPHS)
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.nvimgcodec") is None:
         raise NotPossible("nvImageCodec is not installed; it comes with the extra gpu")
-    device, model = "cpu" if host.rehearse else "gpu", model_of(precision)
+    device, model = "cpu" if config.rehearse else "gpu", model_of(precision)
     with our_server(config.repository, default_model=model, exact=True) as server:
         exact = best_answers(server.url, photographs)
     with our_server(config.repository, default_model=model, triton_decode=device) as server:
         found = best_answers(server.url, photographs)
-        yield from measured(server, photographs, precision, config, host, decoded_in="Triton")
+        yield from measured(server, photographs, precision, config, decoded_in="Triton")
         counts = decoded_counts(server.url)
     same = sum(ours[0] == theirs[0] for ours, theirs in zip(found, exact, strict=True)) / len(exact)
     largest = max(abs(ours[1] - theirs[1]) for ours, theirs in zip(found, exact, strict=True) if ours[0] == theirs[0])

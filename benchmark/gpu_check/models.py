@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.eager import pytorch_model
 from benchmark.gpu_check.config import GpuCheckConfig
-from benchmark.gpu_check.finding import Finding, judged
-from benchmark.gpu_check.host import Host
+from benchmark.gpu_check.finding import Finding, earlier, judged
+from benchmark.gpu_check.host import device_of
 from benchmark.gpu_check.timing import rate
 from benchmark.paper import published
-from benchmark.results import Figure, read, results_file
+from benchmark.results import Condition, Figure, Result
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BUDGET_S = 0.5
@@ -33,8 +33,6 @@ AIMS = {"deit_tiny": 0.4, "deit_small": 0.6, "deit_base": 0.6}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model."""
-
     precision: str
     compiled: bool
     batch_size: int
@@ -54,20 +52,20 @@ def cells_of(model: str, *, rehearse: bool) -> list[Variant]:
     ]
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """All models compile at the same time, on the host's cores; then each measures alone."""
-    device = host.device()
+    device = device_of(config)
     models = ["deit_tiny_distilled_patch16_224"]
-    if not host.rehearse:
+    if not config.rehearse:
         models += [
             f"deit_{size}_distilled_patch16_{side}" for size, side in (("small", 224), ("base", 224), ("base", 384))
         ]
-    products = product_rates(config, host)
+    products = product_rates(config)
     context = multiprocessing.get_context("spawn")
     answers: Any = context.Queue()
     barrier, turn = context.Barrier(len(models)), context.Lock()
     children = [
-        context.Process(target=measure, args=(name, device.type, host.rehearse, barrier, turn, answers), daemon=True)
+        context.Process(target=measure, args=(name, device.type, config.rehearse, barrier, turn, answers), daemon=True)
         for name in models
     ]
     for child in children:
@@ -85,8 +83,8 @@ def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
             waiting.discard(name)
             yield from [] if work is None else [judged(name, False, work)]
             continue
-        yield row(host, name, cell, found, work, products, device)
-    yield from aims(config, host, models)
+        yield row(name, cell, found, work, products, device)
+    yield from aims(config, models)
 
 
 def measure(name: str, device_type: str, rehearse: bool, barrier: Any, turn: Any, answers: Any) -> None:
@@ -138,7 +136,7 @@ def gflop_per_image(model: nn.Module, image_size: int) -> float:
 
 
 def row(
-    host: Host, name: str, cell: Variant, found: Figure, work: float, products: dict[str, float], device: torch.device
+    name: str, cell: Variant, found: Figure, work: float, products: dict[str, float], device: torch.device
 ) -> Finding:
     """One cell, with its share of the product rate and the paper's figure."""
     figures = {"images_per_s": found}
@@ -149,22 +147,22 @@ def row(
     paper = published(name)
     if cell.precision == "fp32" and paper is not None:
         text += f"; the paper's V100 {paper.images_per_s:.0f}"
-    conditions: dict[str, str | int | float | bool | None] = {
+    conditions: dict[str, Condition] = {
         "batch_size": cell.batch_size,
         "device": device.type,
         "compiled": cell.compiled,
         "pytorch": name,
     }
-    record = host.record("eager", name, cell.precision, conditions, figures)
+    result = Result("eager", name, cell.precision, conditions, figures)
     how = "compiled" if cell.compiled else "eager"
     return Finding(
-        name=f"{name} {cell.precision} {how}, batch {cell.batch_size}", verdict="measured", text=text, records=(record,)
+        name=f"{name} {cell.precision} {how}, batch {cell.batch_size}", verdict="measured", text=text, results=(result,)
     )
 
 
-def aims(config: GpuCheckConfig, host: Host, models: list[str]) -> Iterator[Finding]:
+def aims(config: GpuCheckConfig, models: list[str]) -> Iterator[Finding]:
     """Whether the best fp16 cell of each model reaches its share."""
-    records = read([results_file(config.results, host.environment)])
+    records = earlier(config)
     for name in models:
         shares = [
             record.value("limit_share") or 0.0
@@ -176,13 +174,10 @@ def aims(config: GpuCheckConfig, host: Host, models: list[str]) -> Iterator[Find
             yield judged(f"{name}, best in fp16", max(shares) >= aim, f"{max(shares):.0%} of products, aim {aim:.0%}")
 
 
-def product_rates(config: GpuCheckConfig, host: Host) -> dict[str, float]:
+def product_rates(config: GpuCheckConfig) -> dict[str, float]:
     """GFLOP/s by precision, of the step `products`; empty where it has not run."""
-    file = results_file(config.results, host.environment)
-    if not file.is_file():
-        return {}
     return {
         record.precision: record.value("gflop_per_s") or 0.0
-        for record in read([file])
+        for record in earlier(config)
         if record.kind == "machine_limit" and record.model == "product"
     }

@@ -7,8 +7,9 @@ import torch
 
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.finding import Finding
-from benchmark.gpu_check.host import Host
+from benchmark.gpu_check.host import device_of
 from benchmark.gpu_check.timing import rate
+from benchmark.results import Result
 
 SIDE, TINY_SIDE = 8192, 256
 BUDGET_S = 1.0
@@ -16,27 +17,27 @@ OPERANDS = 3
 """Pairs of operands in turns, so that no product finds its operands in the cache."""
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """A square product of random matrices in each precision that the device has."""
-    device = host.device()
-    side = TINY_SIDE if host.rehearse else SIDE
-    precisions = ("fp32", "bf16") if host.rehearse else ("fp32", "tf32", "fp16", "bf16", "fp8")
+    device = device_of(config)
+    side = TINY_SIDE if config.rehearse else SIDE
+    precisions = ("fp32", "bf16") if config.rehearse else ("fp32", "tf32", "fp16", "bf16", "fp8")
     for precision in precisions:
         try:
             work = product(precision, side, device)
-            found = rate(work, 2 * side**3 / 1e9, "GFLOP/s", device, budget_s=0.1 if host.rehearse else BUDGET_S)
+            found = rate(work, 2 * side**3 / 1e9, "GFLOP/s", device, budget_s=0.1 if config.rehearse else BUDGET_S)
         except RuntimeError as error:  # torch's word for what a device cannot do
             reason = str(error).splitlines()[0]
             yield Finding(name=f"{precision} product", verdict="not possible here", text=reason)
             continue
-        record = host.record(
+        result = Result(
             "machine_limit", "product", precision, {"device": device.type, "side": side}, {"gflop_per_s": found}
         )
         yield Finding(
             name=f"{precision} product",
             verdict="measured",
             text=f"{found.value / 1000:.4g} TFLOP/s at {side} x {side} x {side}",
-            records=(record,),
+            results=(result,),
         )
 
 

@@ -12,11 +12,10 @@ from benchmark.environment import this_environment
 from benchmark.gpu_check.check import findings_file
 from benchmark.gpu_check.config import STEPS, GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, NotPossible, write_findings
-from benchmark.gpu_check.host import Host
-from benchmark.results import append, results_file
+from benchmark.results import append, recorded, results_file
 from deit.options import command_of
 
-Step = Callable[[GpuCheckConfig, Host], Iterator[Finding]]
+Step = Callable[[GpuCheckConfig], Iterator[Finding]]
 
 
 def run(name: str, config: GpuCheckConfig, command: str) -> None:
@@ -27,11 +26,12 @@ def run(name: str, config: GpuCheckConfig, command: str) -> None:
     findings: list[Finding] = []
     file = findings_file(config, name)
     try:
-        for finding in step(config, Host(environment=environment, command=command, rehearse=config.rehearse)):
+        for finding in step(config):
             print(f"{finding.verdict}: {finding.name}: {finding.text}", flush=True)
             findings.append(finding)
-            if finding.records:
-                append(results_file(config.results, environment), finding.records)
+            if finding.results:
+                records = recorded(finding.results, environment, command)
+                append(results_file(config.results, environment), records)
             write_findings(file, findings, seconds=time.monotonic() - began, finished=False)
     except NotPossible as reason:
         findings.append(Finding(name=name, verdict="not possible here", text=str(reason)))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from benchmark.gpu_check.config import GpuCheckConfig
 from benchmark.gpu_check.finding import Finding, NotPossible, judged
-from benchmark.gpu_check.host import Host
+from benchmark.gpu_check.host import device_of
 from benchmark.training_speed import TrainingSpeedConfig, measure_training
 from deit.checkpoint import WEIGHTS_FILE
 
@@ -26,20 +26,20 @@ STEP_AIM = 1.3
 RESUME_TOLERANCE = 2e-3
 
 
-def check(config: GpuCheckConfig, host: Host) -> Iterator[Finding]:
+def check(config: GpuCheckConfig) -> Iterator[Finding]:
     """Needs photographs."""
-    device = host.device()
+    device = device_of(config)
     if config.images is None:
         raise NotPossible("training reads photographs: give a folder or parquet file of them with --images")
-    for precision in ("fp32",) if host.rehearse else ("bf16", "fp16"):
-        yield steps(config, host, precision)
-    yield resumed(config, host, device)
+    for precision in ("fp32",) if config.rehearse else ("bf16", "fp16"):
+        yield steps(config, precision)
+    yield resumed(config, device)
 
 
-def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
+def steps(config: GpuCheckConfig, precision: str) -> Finding:
     """Steps of hard distillation, ours and timm's in turns, data left out."""
     assert config.images is not None
-    tiny = host.rehearse
+    tiny = config.rehearse
     benchmark = TrainingSpeedConfig(
         images=config.images,
         rounds=1,
@@ -53,10 +53,10 @@ def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
         compile=not tiny,
         results=config.results,
     )
-    records = measure_training(benchmark, host.environment, command=host.command)
+    results = measure_training(benchmark)
     rates = {
-        (str(record.conditions["part"]), str(record.conditions["implementation"])): record.figures["images_per_s"].value
-        for record in records
+        (str(result.conditions["part"]), str(result.conditions["implementation"])): result.figures["images_per_s"].value
+        for result in results
     }
     ratio = rates["step", "here"] / rates["step", "timm"]
     loader = rates["loader", "here"] / rates["loader", "timm"]
@@ -66,13 +66,13 @@ def steps(config: GpuCheckConfig, host: Host, precision: str) -> Finding:
     )
     name = f"{benchmark.model} from {benchmark.teacher}, {precision}{'' if tiny else ', compiled'}"
     if tiny:
-        return Finding(name=name, verdict="measured", text=text, records=tuple(records))
-    return judged(name, ratio >= STEP_AIM, f"{text}; aim {STEP_AIM}", *records)
+        return Finding(name=name, verdict="measured", text=text, results=tuple(results))
+    return judged(name, ratio >= STEP_AIM, f"{text}; aim {STEP_AIM}", *results)
 
 
-def resumed(config: GpuCheckConfig, host: Host, device: torch.device) -> Finding:
+def resumed(config: GpuCheckConfig, device: torch.device) -> Finding:
     """A run stopped by SIGTERM inside an epoch and resumed ends where an uninterrupted one ends."""
-    data = folder_of(config, host)
+    data = folder_of(config)
     runs = config.work / "runs"
     arguments = [
         *("--data", str(data), "--runs", str(runs), "--model", "deit_tiny_patch16_224", "--image-size", "64"),
@@ -91,7 +91,7 @@ def resumed(config: GpuCheckConfig, host: Host, device: torch.device) -> Finding
     )
 
 
-def folder_of(config: GpuCheckConfig, host: Host) -> Path:
+def folder_of(config: GpuCheckConfig) -> Path:
     """A small data set of two classes from the photographs."""
     from training.images import open_images
 
@@ -99,7 +99,7 @@ def folder_of(config: GpuCheckConfig, host: Host) -> Path:
     source = open_images(config.images, "test")
     target = config.work / "photographs"
     count = min(len(source), 48)
-    for split, wanted in (("train", 64 if host.rehearse else 256), ("val", 8)):
+    for split, wanted in (("train", 64 if config.rehearse else 256), ("val", 8)):
         for place in range(wanted):
             folder = target / split / f"class{place % 2}"
             folder.mkdir(parents=True, exist_ok=True)

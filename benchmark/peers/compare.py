@@ -1,7 +1,9 @@
 """Our server and its peers in turns: the same model, images and client, each server alone on the machine."""
 
 import asyncio
+import importlib.metadata
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from benchmark.peers.entrant import Entrant, Window, measure
 from benchmark.peers.side_by_side import side_by_side
 from benchmark.peers.tuning import Shape, shapes
 from benchmark.repository import only, onnx_file
-from benchmark.results import Environment, Figure, Kind, Record
+from benchmark.results import Figure, Kind, Result
 from benchmark.server import CLASSIFY, our_server
 from deit.errors import BenchmarkError
 from deit.repository.models import ModelVersion, find_model, read_version
@@ -32,8 +34,8 @@ LARGEST_DIFFERENCE = 1e-4
 LARGEST_QUANTISED_DIFFERENCE = 0.1
 
 
-def compare_servers(config: PeersConfig, environment: Environment, *, command: str) -> list[Record]:
-    """A record for each server, model and concurrency, over all rounds. A server that fails says so in its record.
+def compare_servers(config: PeersConfig) -> list[Result]:
+    """A result for each server, model and concurrency, over all rounds. A server that fails says so in its result.
 
     Raises:
         BenchmarkError, DataError: our own server, the model or the photographs are missing.
@@ -42,13 +44,14 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
     models = [read_version(find_model(config.model_repository, config.model))]
     if config.best_model is not None:
         models.append(read_version(find_model(config.model_repository, config.best_model)))
+    cores = len(os.sched_getaffinity(0))
     failures: dict[tuple[str, str], str] = {}
     entrants = []
     for model in models:
         expected = ours_for(model, images)
         entrants.append(Entrant(server=OURS, model=model, shape=None))
         for peer in config.peer if onnx_file(model) is not None else ():
-            candidates = [Entrant(server=peer, model=model, shape=shape) for shape in shapes(peer, environment.cores)]
+            candidates = [Entrant(server=peer, model=model, shape=shape) for shape in shapes(peer, cores)]
             try:
                 entrants.append(best_of(candidates, config, images, expected))
             except BenchmarkError as error:
@@ -73,19 +76,17 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
         if config.pairs and entrant.shape is not None
     }
 
-    def record(
+    def result(
         kind: Kind, server: str, model: ModelVersion, shape: Shape | None, concurrency: int, /, **found: object
-    ) -> Record:
-        return Record(
+    ) -> Result:
+        return Result(
             kind=kind,
             model=model.name,
             precision=model.precision,
-            command=command,
-            environment=environment,
             conditions={
                 "server": server,
                 "settings": "defaults" if shape is None else str(shape),
-                "version": version_of(server, config.environments, environment),
+                "version": version_of(server, config.environments),
                 "concurrency": concurrency,
                 "images": config.images.name,
                 "seconds": config.seconds,
@@ -95,15 +96,15 @@ def compare_servers(config: PeersConfig, environment: Environment, *, command: s
 
     return [
         *(
-            record("peer", entrant.server, entrant.model, entrant.shape, concurrency, **figures_of(found))
+            result("peer", entrant.server, entrant.model, entrant.shape, concurrency, **figures_of(found))
             for (entrant, concurrency), found in windows.items()
         ),
         *(
-            record("pair", entrant.server, entrant.model, entrant.shape, max(config.concurrency), figures=found)
+            result("pair", entrant.server, entrant.model, entrant.shape, max(config.concurrency), figures=found)
             for entrant, found in pairs.items()
         ),
         *(
-            record("peer", peer, model, None, concurrency, failure=failures[peer, model.name])
+            result("peer", peer, model, None, concurrency, failure=failures[peer, model.name])
             for model in models
             for peer in config.peer
             for concurrency in config.concurrency
@@ -166,7 +167,7 @@ def refuse_other_answers(
 
 
 def figures_of(windows: Sequence[Window]) -> dict[str, object]:
-    """`figures` of a record over the rounds, or its `failure`."""
+    """`figures` of a result over the rounds, or its `failure`."""
     try:
         figures = {
             "images_per_s": Figure.of([each.load.rate_per_s for each in windows], "images/s"),
@@ -187,10 +188,10 @@ def figures_of(windows: Sequence[Window]) -> dict[str, object]:
     return {"figures": figures}
 
 
-def version_of(server: str, environments: Path, environment: Environment) -> str:
+def version_of(server: str, environments: Path) -> str:
     """Version of the server's package in its environment."""
     if server == OURS:
-        return environment.versions["deit-server"]
+        return importlib.metadata.version("deit-server")
     for folder in environments.glob(f"{server}/lib/python*/site-packages/{server}-*.dist-info"):
         if match := re.fullmatch(rf"{server}-(.+)\.dist-info", folder.name):
             return match[1]

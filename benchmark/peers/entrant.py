@@ -1,6 +1,5 @@
 """A server in the comparison, and one window of load on it."""
 
-import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from benchmark.config import PeersConfig
 from benchmark.load import Load, closed_loop, requests_of
 from benchmark.peers.tuning import Shape, peer_server
-from benchmark.processes import ServerProcesses, Use
+from benchmark.processes import ServerProcesses, watched
 from benchmark.repository import only, onnx_file
 from benchmark.server import CLASSIFY, our_server
 from deit.repository.models import ModelVersion
@@ -59,17 +58,7 @@ class Window:
 
 
 def measure(url: str, images: Sequence[bytes], *, pid: int, concurrency: int, seconds: float) -> Window:
-    processes = ServerProcesses.of(pid)
-
-    async def run() -> tuple[Load, Use, Use]:
-        requests = requests_of(url, images, as_form=False)
-        loop = closed_loop(url, requests, concurrency=concurrency, duration_s=seconds, warm_up_s=WARM_UP_S)
-        task = asyncio.create_task(loop)
-        await asyncio.sleep(WARM_UP_S)
-        before = processes.use()
-        await asyncio.sleep(seconds)
-        after = processes.use()
-        return await task, before, after
-
-    load, before, after = asyncio.run(run())
+    use, requests = ServerProcesses.of(pid).use, requests_of(url, images, as_form=False)
+    loop = closed_loop(url, requests, concurrency=concurrency, duration_s=seconds, warm_up_s=WARM_UP_S)
+    load, before, after = watched(loop, use, warm_up_s=WARM_UP_S, seconds=seconds)
     return Window(load=load, server_cpu_s=after.total_cpu_s - before.total_cpu_s, memory_mib=after.memory_mib)

@@ -81,7 +81,7 @@ def peer_server(
 
 def _command(peer: str, programs: Path, port: int) -> list[str]:
     if peer == "bentoml":
-        service = "benchmark.peers.bentoml_server:Server"
+        service = "benchmark.peers.bentoml_server:BentoService"
         return [
             *(str(programs / "bentoml"), "serve", service, "--working-dir", str(CHECKOUT)),
             *("--host", "127.0.0.1", "--port", str(port)),

@@ -33,9 +33,7 @@ class ModelVersion:
     """A version of a model, with the configuration that it runs with.
 
     Attributes:
-        model: the model's folder.
         config_file: the model's config.pbtxt for a version that is served, its own for any other.
-        config: the content of `config_file`.
     """
 
     model: Path
@@ -45,12 +43,10 @@ class ModelVersion:
 
     @property
     def name(self) -> str:
-        """The model's name."""
         return self.model.name
 
     @property
     def folder(self) -> Path:
-        """The version's folder."""
         return self.model / str(self.number)
 
     @property

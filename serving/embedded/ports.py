@@ -22,7 +22,7 @@ def with_free_ports(ports: TritonPorts, *, avoids_taken: bool) -> TritonPorts:
     for field in fields(TritonPorts):
         port = getattr(ports, field.name)
         if port == 0 or (avoids_taken and port is not None and port == field.default and not _is_free(port)):
-            chosen = replace(chosen, **{field.name: _free_port()})
+            chosen = replace(chosen, **{field.name: _bind(0)})
             logger.info("Triton uses port %d for %s", getattr(chosen, field.name), field.name)
     return chosen
 
@@ -45,11 +45,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    return _bind(0)
-
-
 def _bind(port: int) -> int:
+    """The port, or a free one for 0, after binding to it for a moment. Raises OSError."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((LOOPBACK, port))

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Change:
     reason: str | None = None
 
 
+@dataclass(eq=False, repr=False)
 class Reloader:
     """Belongs to the event loop of the gateway, whose `models` it changes in place.
 
@@ -54,26 +55,15 @@ class Reloader:
         control_path: of the socket for commands.
     """
 
-    def __init__(
-        self,
-        triton: EmbeddedTriton,
-        triton_url: str,
-        models: dict[str, ServedModel],
-        default_model: str,
-        metrics: Metrics,
-        admission: Admission,
-        *,
-        control_path: Path,
-    ) -> None:
-        self._triton = triton
-        self._url = triton_url
-        self._models = models
-        self._default_model = default_model
-        self._metrics = metrics
-        self._control_path = control_path
-        self._admission = admission
-        self._turn = asyncio.Lock()
-        self._unloading: set[asyncio.Task[None]] = set()
+    triton: EmbeddedTriton
+    url: str
+    models: dict[str, ServedModel]
+    default_model: str
+    metrics: Metrics
+    admission: Admission
+    control_path: Path
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _unloading: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     @asynccontextmanager
     async def commands(self, readiness: Readiness) -> AsyncIterator[None]:
@@ -87,7 +77,7 @@ class Reloader:
             except DeitError as error:
                 return {"error": str(error)}
 
-        async with control_server(self._control_path, answer):
+        async with control_server(self.control_path, answer):
             yield
         for task in self._unloading:
             task.cancel()
@@ -101,16 +91,16 @@ class Reloader:
         async with self._turn:
             if self._unloading:  # of the reload before
                 await asyncio.gather(*self._unloading)
-            offers = await asyncio.to_thread(self._triton.snapshot.offers)
-            if self._default_model not in offers:
+            offers = await asyncio.to_thread(self.triton.snapshot.offers)
+            if self.default_model not in offers:
                 raise ServingError(
-                    f"the default model {self._default_model} is no longer in the repository; put it back, or start "
+                    f"the default model {self.default_model} is no longer in the repository; put it back, or start "
                     "again with another --default-model"
                 )
             changes = [await self._follow(name, offer, readiness) for name, offer in offers.items()]
-            changes += [self._remove(name, readiness) for name in sorted(self._triton.offers.keys() - offers.keys())]
+            changes += [self._remove(name, readiness) for name in sorted(self.triton.offers.keys() - offers.keys())]
             for change in changes:
-                self._metrics.count_load(change.outcome)
+                self.metrics.count_load(change.outcome)
                 if change.outcome == "refused":
                     logger.error("the model %s is served as before: %s", change.model, change.reason)
                 elif change.outcome != "unchanged":
@@ -118,10 +108,10 @@ class Reloader:
             return changes
 
     async def _follow(self, name: str, offer: Offer, readiness: Readiness) -> Change:
-        before = self._triton.offers.get(name)
+        before = self.triton.offers.get(name)
         if offer == before:
             return Change(name, "unchanged", self._served(name))
-        snapshot = self._triton.snapshot
+        snapshot = self.triton.snapshot
         kept = tuple(version for version in (before.versions if before else ()) if snapshot.exists(name, version))
         try:
             both = tuple(sorted({*kept, *offer.versions}))
@@ -130,32 +120,32 @@ class Reloader:
             reason = error.message() if isinstance(error, InferenceServerException) else str(error)
             await asyncio.to_thread(self._restore, name, before)
             return Change(name, "refused", self._served(name), reason)
-        self._triton.offers[name] = offer
-        self._switch({**self._models, name: model}, readiness)
+        self.triton.offers[name] = offer
+        self._switch({**self.models, name: model}, readiness)
         if both != offer.versions:
             self._later(self._load, name, offer, offer.versions)
         return Change(name, "loaded", model.versions)
 
     def _remove(self, name: str, readiness: Readiness) -> Change:
-        del self._triton.offers[name]
-        self._switch({key: model for key, model in self._models.items() if key != name}, readiness)
+        del self.triton.offers[name]
+        self._switch({key: model for key, model in self.models.items() if key != name}, readiness)
         self._later(self._unload, name)
         return Change(name, "removed")
 
     def _served(self, name: str) -> tuple[str, ...]:
         """The versions that answer now; none of a model that is not one of ours."""
-        return self._models[name].versions if name in self._models else ()
+        return self.models[name].versions if name in self.models else ()
 
     def _switch(self, models: dict[str, ServedModel], readiness: Readiness) -> None:
         """Takes effect with the next request."""
-        self._models.clear()
-        self._models.update(sorted(models.items()))
-        readiness.replace(self._models.values())
-        self._metrics.show_models(self._models)
+        self.models.clear()
+        self.models.update(sorted(models.items()))
+        readiness.replace(self.models.values())
+        self.metrics.show_models(self.models)
 
     def _later(self, action: Any, *arguments: Any) -> None:
         async def act() -> None:
-            await self._admission.drained()
+            await self.admission.drained()
             try:
                 await asyncio.to_thread(action, *arguments)
             except InferenceServerException as error:  # Triton is being started again, and will see what is right
@@ -167,7 +157,7 @@ class Reloader:
 
     def _load_and_prove(self, name: str, offer: Offer, versions: tuple[int, ...]) -> ServedModel:
         self._load(name, offer, versions)
-        with connect(self._url) as client:
+        with connect(self.url) as client:
             model = read_model(client, name, tuple(map(str, offer.versions)))
             if model is None:
                 raise ServingError(f"the model {name} was not made by `deit export`; export it again")
@@ -189,14 +179,14 @@ class Reloader:
             logger.error("the model %s could not be restored: %s", name, error.message())
 
     def _load(self, name: str, offer: Offer, versions: tuple[int, ...]) -> None:
-        self._triton.snapshot.show(name, offer, versions)
-        with connect(self._url) as client:
-            client.load_model(name, headers=self._triton.control_headers, client_timeout=LOAD_TIMEOUT_S)
+        self.triton.snapshot.show(name, offer, versions)
+        with connect(self.url) as client:
+            client.load_model(name, headers=self.triton.control_headers, client_timeout=LOAD_TIMEOUT_S)
 
     def _unload(self, name: str) -> None:
-        self._triton.snapshot.hide(name)
-        with connect(self._url) as client:
-            client.unload_model(name, headers=self._triton.control_headers, client_timeout=LOAD_TIMEOUT_S)
+        self.triton.snapshot.hide(name)
+        with connect(self.url) as client:
+            client.unload_model(name, headers=self.triton.control_headers, client_timeout=LOAD_TIMEOUT_S)
 
 
 def prove(client: InferenceServerClient, model: ServedModel, version: str) -> None:

@@ -26,6 +26,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 from deit.errors import ServingError
 from deit.repository.models import model_names
@@ -51,6 +52,7 @@ STEADY_S = 60.0
 """After this long without trouble, the next failure counts as the first."""
 
 
+@dataclass(eq=False, repr=False)
 class EmbeddedTriton:
     """The Triton of this run, over its restarts. Belongs to the main thread, from which Triton must be started.
 
@@ -63,28 +65,19 @@ class EmbeddedTriton:
         failure: why it was given up, once it was.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        snapshot: Snapshot,
-        offers: dict[str, Offer],
-        control_headers: dict[str, str],
-        shared_memory_key: str | None,
-        *,
-        most_restarts: int,
-        start_timeout_s: float,
-    ) -> None:
-        self._command = command
-        self._environment = environment
-        self._most_restarts = most_restarts
-        self._start_timeout_s = start_timeout_s
-        self.snapshot = snapshot
-        self.offers = offers
-        self.control_headers = control_headers
-        self.shared_memory_key = shared_memory_key
-        self.failure: ServingError | None = None
-        self.process = TritonProcess(command, environment)
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    snapshot: Snapshot
+    offers: dict[str, Offer]
+    control_headers: dict[str, str]
+    shared_memory_key: str | None
+    most_restarts: int
+    start_timeout_s: float
+    failure: ServingError | None = field(default=None, init=False)
+    process: TritonProcess = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.process = TritonProcess(self.command, self.environment)
 
     @asynccontextmanager
     async def watched(self, readiness: Readiness) -> AsyncIterator[None]:
@@ -100,7 +93,7 @@ class EmbeddedTriton:
             reason = await self._trouble(readiness)
             if time.monotonic() - steady_since_s > STEADY_S:
                 restarts = 0
-            if restarts >= self._most_restarts:
+            if restarts >= self.most_restarts:
                 times = f", after {restarts} restarts in a row" if restarts else ""
                 self.failure = ServingError(f"{reason}{times}")
                 return
@@ -108,7 +101,7 @@ class EmbeddedTriton:
             restarts += 1
             logger.error(
                 "%s; starting Triton again in %.0f s (%d of at most %d in a row)",
-                *(reason, pause_s, restarts, self._most_restarts),
+                *(reason, pause_s, restarts, self.most_restarts),
             )
             await asyncio.sleep(pause_s)
             readiness.lose_all("Triton is started again", may_return=False)  # earlier findings were about the last one
@@ -139,12 +132,12 @@ class EmbeddedTriton:
     def _restart(self) -> None:
         self.process.kill()
         remove_shared_memory()
-        self.process = TritonProcess(self._command, self._environment)
+        self.process = TritonProcess(self.command, self.environment)
 
     async def _until_ready(self, readiness: Readiness) -> None:
         """Return when every model answers or did not load, or when it is clear that this start failed too."""
         started_s = time.monotonic()
-        while not self.process.has_ended and time.monotonic() - started_s < self._start_timeout_s:
+        while not self.process.has_ended and time.monotonic() - started_s < self.start_timeout_s:
             close_shared_memory()
             if readiness.is_settled():
                 logger.info("Triton is ready again after %.1f s", time.monotonic() - started_s)

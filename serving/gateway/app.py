@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from deit import __version__
-from deit.candidate import CandidateModel
 from serving.gateway.admission import Admission
 from serving.gateway.api_keys import ApiKeys
 from serving.gateway.authentication import KEY_SCHEMES, Authentication, is_open
@@ -50,7 +49,7 @@ from serving.gateway.shadow import Shadow
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.tracing import Tracing
 from serving.gateway.tritons import Triton, Tritons
-from serving.settings import Limits
+from serving.settings import ServeSettings
 
 Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
 """Tasks that run while the application does, such as the watch over an embedded Triton."""
@@ -71,26 +70,19 @@ class Access:
 
 
 def create_app(
+    settings: ServeSettings,
     triton_urls: Sequence[str],
     *,
     models: Mapping[str, ServedModel] | None,
     broken: Mapping[str, str],
     default_model: str,
-    limits: Limits,
     access: Access,
     admission: Admission,
-    decoder: Decoder,
     metrics: Metrics,
-    tracing: Tracing | None = None,
-    companions: Sequence[Companion] = (),
-    candidates: Mapping[str, CandidateModel] | None = None,
-    capture: Capture | None = None,
-    images_per_request: int | None = None,
-    shared_memory_key: str | None = None,
-    metrics_port: int | None = None,
-    logs_requests: bool = True,
-    speaks_other_contracts: bool = True,
-    root_path: str = "",
+    tracing: Tracing | None,
+    companions: Sequence[Companion],
+    capture: Capture | None,
+    shared_memory_key: str | None,
 ) -> FastAPI:
     """The application for the Tritons at these addresses.
 
@@ -98,17 +90,16 @@ def create_app(
         models: what a single Triton serves, if this process decides that; None if it is learnt from Triton.
         broken: why it does not serve others, by name.
         companions: tasks that run alongside the single Triton.
-        candidates: shadows and canaries by model; they override the repository's.
         capture: keeps a share of the pictures; None for none.
-        images_per_request: most images in a request to Triton; None for each model's default.
         shared_memory_key: the key for registering shared memory with the Tritons; None to send pixels in requests.
     """
+    limits, decoder = settings.limits, Decoder(settings.decoding, settings.limits, metrics.lose_decoder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lone = None if models is None else Triton(triton_urls[0], models, broken, shared_memory_key=shared_memory_key)
         tritons = Tritons(metrics.show_models, *(() if lone is None else (lone,)))
-        shared = Candidates(tritons, candidates or {}, metrics)
+        shared = Candidates(tritons, settings.candidates, metrics)
         shadow = Shadow(admission, metrics)
         metrics.watch(tritons, shared.of)
         app.state.gateway = GatewayState(
@@ -120,14 +111,14 @@ def create_app(
             classifier=Classifier(
                 tritons,
                 decoder,
-                Joiner(images_per_request, metrics.count_model_request),
+                Joiner(settings.images_per_request, metrics.count_model_request),
                 shadow,
-                capture,
                 max_pixels=limits.max_image_pixels,
                 count_jpeg=metrics.count_jpeg,
+                capture=capture,
             ),
             decoder=decoder,
-            shows_metrics=metrics_port is None,
+            shows_metrics=settings.metrics_port is None,
         )
         await decoder.start()
         async with contextlib.AsyncExitStack() as stack:
@@ -151,14 +142,14 @@ def create_app(
         title="deit-server",
         summary="Classifies images with distilled DeiT models.",
         version=__version__,
-        servers=[{"url": root_path}] if root_path else None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=lifespan,
         redirect_slashes=False,  # it would redirect to whatever stands in Host
         docs_url=None,  # FastAPI's would load Swagger UI from elsewhere; ours brings it along
         redoc_url=None,
     )
     app.state.metrics = metrics
-    contracts = (hugging_face, open_inference, vertex, sagemaker) if speaks_other_contracts else ()
+    contracts = (hugging_face, open_inference, vertex, sagemaker) if settings.contracts else ()
     routes = [route for each in (router, *(contract.router for contract in contracts)) for route in each.routes]
     # Not by include_router, which makes the search for a route take 0.1 ms; and what takes pictures is found first.
     app.router.routes += sorted(routes, key=lambda route: "POST" not in getattr(route, "methods", ()))
@@ -167,34 +158,22 @@ def create_app(
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    _add_middleware(
-        app,
-        limits=limits,
-        access=access,
-        admission=admission,
-        metrics=metrics,
-        metrics_port=metrics_port,
-        tracing=tracing,
-        logs_requests=logs_requests,
-    )
+    _add_middleware(app, settings, access, admission, metrics, tracing)
     _describe_keys(app, asks_for_keys=access.keys is not None)
     return app
 
 
 def _add_middleware(
     app: FastAPI,
-    *,
-    limits: Limits,
+    settings: ServeSettings,
     access: Access,
     admission: Admission,
     metrics: Metrics,
-    metrics_port: int | None,
     tracing: Tracing | None,
-    logs_requests: bool,
 ) -> None:
     """From the innermost to the outermost, which is the last one added."""
     app.add_middleware(AdmissionControl, admission=admission)
-    app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
+    app.add_middleware(BodyGuard, max_bytes=settings.limits.max_body_bytes)
     if access.keys is not None:
         app.add_middleware(Authentication, keys=access.keys, rate_limit=access.rate_limit)
     if access.cors_origins:
@@ -205,13 +184,13 @@ def _add_middleware(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", DEADLINE_HEADER],
             expose_headers=["Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Request-ID"],
         )
-    if metrics_port is not None:
-        app.add_middleware(MetricsPort, metrics=metrics, port=metrics_port)
+    if settings.metrics_port is not None:
+        app.add_middleware(MetricsPort, metrics=metrics, port=settings.metrics_port)
     app.add_middleware(
         RequestEnvelope,
         metrics=metrics,
         tracing=tracing,
-        logs_requests=logs_requests,
+        logs_requests=settings.log_requests,
         trusted_proxies=access.trusted_proxies,
     )
 

@@ -48,6 +48,7 @@ class AnsweredImage:
     stages_s: dict[str, float]
 
 
+@dataclass(frozen=True, eq=False)
 class Classifier:
     """Answers questions about images, each image on its own.
 
@@ -56,24 +57,13 @@ class Classifier:
         count_jpeg: called for each JPEG that Triton was asked to decode, with whether it did.
     """
 
-    def __init__(
-        self,
-        tritons: Tritons,
-        decoder: Decoder,
-        joiner: Joiner,
-        shadow: Shadow,
-        capture: Capture | None = None,
-        *,
-        max_pixels: int,
-        count_jpeg: Callable[[bool], None],
-    ) -> None:
-        self._tritons = tritons
-        self._decoder = decoder
-        self._joiner = joiner
-        self._shadow = shadow
-        self._capture = capture
-        self._max_pixels = max_pixels
-        self._count_jpeg = count_jpeg
+    tritons: Tritons
+    decoder: Decoder
+    joiner: Joiner
+    shadow: Shadow
+    max_pixels: int
+    count_jpeg: Callable[[bool], None]
+    capture: Capture | None = None
 
     async def answer(
         self, upload: Upload, question: Question, *, deadline: Deadline, record: RequestRecord
@@ -100,7 +90,7 @@ class Classifier:
             assert asked.pixels is not None
             began_s = time.monotonic()
             inside = await look_inside(
-                self._tritons, question.explainer, asked.model, asked.pixels, deadline=deadline, record=record
+                self.tritons, question.explainer, asked.model, asked.pixels, deadline=deadline, record=record
             )
             asked.stages_s["explain"] = time.monotonic() - began_s
         return ImageAnswer(
@@ -129,11 +119,11 @@ class Classifier:
                 heads_agree=None if heads is None else bool(heads[0].argmax() == heads[1].argmax()),
             )
         )
-        if self._capture is not None and isinstance(image, Upload) and self._capture.takes(record.request_id):
+        if self.capture is not None and isinstance(image, Upload) and self.capture.takes(record.request_id):
             name, version = asked.model.name, answer.version
-            self._capture.keep(Captured(image, record.request_id, name, version, labels, answer.probabilities))
+            self.capture.keep(Captured(image, record.request_id, name, version, labels, answer.probabilities))
         if question.shadow is not None and isinstance(image, Upload):
-            self._shadow.begin(self._shadow_image(image, asked, question.shadow, deadline.allowed_s, record.request_id))
+            self.shadow.begin(self._shadow_image(image, asked, question.shadow, deadline.allowed_s, record.request_id))
         return asked
 
     def _shadow_image(
@@ -166,7 +156,7 @@ class Classifier:
             answer=answered.answer,
             candidate=candidate,
             bytes=len(image.content) + pixels.nbytes,
-            is_possible=lambda: reads_the_same or self._decoder.idle > 1,  # one stays free for a caller
+            is_possible=lambda: reads_the_same or self.decoder.idle > 1,  # one stays free for a caller
             ask=ask,
         )
 
@@ -192,7 +182,7 @@ class Classifier:
         may_leave_decoding = not (question.explainer or question.with_pixels or question.shadow or prepared)
         while True:
             try:
-                model = await self._tritons.model(question.model, question.version, besides=failed)
+                model = await self.tritons.model(question.model, question.version, besides=failed)
             except NotReady:
                 if not question.is_canary or record.canary is None or record.canary.model != question.model:
                     raise
@@ -205,7 +195,7 @@ class Classifier:
                 raise InvalidParameter(f"the model {model.name} has one head; leave heads out")
             jpeg, pixels, stages_s = None, None, {}
             if may_leave_decoding and isinstance(image, Upload):
-                jpeg = jpeg_of(image, model, self._max_pixels)
+                jpeg = jpeg_of(image, model, self.max_pixels)
             if jpeg is None:
                 if prepared is None or prepared[0] != model.preprocessing:
                     prepared = model.preprocessing, await self._pixels(image, model, deadline)
@@ -214,12 +204,12 @@ class Classifier:
                 pixels, stages_s = prepared[1].pixels, prepared[1].stages_s
             to_send = pixels if jpeg is None else jpeg
             assert to_send is not None
-            triton = self._tritons.pick(model, besides=failed)
+            triton = self.tritons.pick(model, besides=failed)
             if triton is None:  # what it serves has changed while the image was decoded
                 continue
             try:
                 with record.model_call(model.name) as headers:
-                    answer = await self._joiner.classify(
+                    answer = await self.joiner.classify(
                         triton.client,
                         model,
                         to_send,
@@ -230,7 +220,7 @@ class Classifier:
                         headers=headers,
                     )
             except LeftToGateway:
-                self._count_jpeg(False)
+                self.count_jpeg(False)
                 may_leave_decoding = False
                 continue
             except NotReady as problem:
@@ -240,7 +230,7 @@ class Classifier:
                 failed = None if isinstance(problem, VersionChanged) else triton  # what it serves is asked again
                 continue
             if jpeg is not None:
-                self._count_jpeg(True)
+                self.count_jpeg(True)
             return AnsweredImage(model, pixels, answer, {**stages_s, "model": time.monotonic() - asked_s})
 
     async def _pixels(self, image: Upload | ReadyPixels, model: ServedModel, deadline: Deadline) -> ModelInput:
@@ -252,7 +242,7 @@ class Classifier:
             raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG, WebP or AVIF")
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                return await self._decoder.model_input(image.content, model.preprocessing, header=image.header)
+                return await self.decoder.model_input(image.content, model.preprocessing, header=image.header)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the image was not decoded {deadline.allowed_s:g} s after the request began"

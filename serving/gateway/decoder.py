@@ -51,7 +51,6 @@ class Decoder:
 
     @property
     def idle(self) -> int:
-        """Number of idle processes."""
         return self._idle.qsize()
 
     async def start(self) -> None:

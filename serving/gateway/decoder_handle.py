@@ -191,7 +191,6 @@ class DecoderProcess:
         self._finish().decoding.set_exception(DecoderLost(f"the image was not decoded within {HANG_S:g} s"))
 
     def _finish(self) -> "DecodingJob":
-        """Clear the current work and return it."""
         assert self._work is not None
         work, self._work = self._work, None
         work.hang.cancel()

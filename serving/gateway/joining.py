@@ -77,7 +77,6 @@ class Joiner:
         self._traffic: dict[Destination, Traffic] = {}
 
     def limit(self, model: ServedModel) -> int:
-        """Most images in a request to this model."""
         return min(self._images_per_request or (IMAGES_ON_GPU if model.is_on_gpu else 1), model.largest_batch)
 
     async def classify(

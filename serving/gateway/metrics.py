@@ -76,115 +76,83 @@ class Metrics:
 
     def __init__(self, models: Mapping[str, ServedModel], admission: Admission) -> None:
         self.registry = registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=registry)
+        histogram = functools.partial(Histogram, registry=registry)
+        gauge = functools.partial(Gauge, registry=registry)
         self._admission = admission
         self._served = WhatIsServed(models)
         registry.register(self._served)
-        self._requests = Counter(
-            "deit_requests", "Requests by answer; 499 when the client left", ["route", "status"], registry=registry
+        self._requests = counter("deit_requests", "Requests by answer; 499 when the client left", ["route", "status"])
+        self._problems = counter("deit_problems", "Requests and images that were refused", ["problem"])
+        self._seconds = histogram(
+            "deit_request_seconds", "Seconds from the header to the answer", ["route"], buckets=SECONDS
         )
-        self._problems = Counter(
-            "deit_problems", "Requests and images that were refused", ["problem"], registry=registry
+        self._stage_seconds = histogram(
+            "deit_stage_seconds", "Seconds of one image", ["stage", "model", "version"], buckets=SECONDS
         )
-        self._seconds = Histogram(
-            "deit_request_seconds",
-            "Seconds from the header to the answer",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
+        self._images = counter("deit_images", "Images that were answered", ["model", "version"])
+        self._request_images = histogram("deit_request_images", "Images of one request", buckets=IMAGES)
+        self._model_request_images = histogram(
+            "deit_model_request_images", "Images in one request to Triton", ["model"], buckets=IMAGES
         )
-        self._stage_seconds = Histogram(
-            "deit_stage_seconds",
-            "Seconds of one image",
-            ["stage", "model", "version"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._images = Counter("deit_images", "Images that were answered", ["model", "version"], registry=registry)
-        self._request_images = Histogram(
-            "deit_request_images", "Images of one request", buckets=IMAGES, registry=registry
-        )
-        self._model_request_images = Histogram(
-            "deit_model_request_images",
-            "Images in one request to Triton",
-            ["model"],
-            buckets=IMAGES,
-            registry=registry,
-        )
-        self._heads = Counter(
-            "deit_heads",
-            "Images with heads=true, by whether both heads agree",
-            ["model", "version", "agree"],
-            registry=registry,
+        self._heads = counter(
+            "deit_heads", "Images with heads=true, by whether both heads agree", ["model", "version", "agree"]
         )
         # Looking up the metric for some labels takes longer than counting, so it is done once.
         self._predictions = functools.cache(
-            Counter(
-                "deit_predictions",
-                "Images by their most probable class",
-                ["model", "version", "label"],
-                registry=registry,
-            ).labels
+            counter("deit_predictions", "Images by their most probable class", ["model", "version", "label"]).labels
         )
         self._confidences = functools.cache(
-            Histogram(
+            histogram(
                 "deit_confidence",
                 "Probability of the most probable class of an image",
                 ["model", "version"],
                 buckets=CONFIDENCES,
-                registry=registry,
             ).labels
         )
         of_shadow = ["model", "candidate", "candidate_version"]
-        self._shadow_images = Counter(
+        self._shadow_images = counter(
             "deit_shadow_images",
             "Images for a shadow: its most probable class agrees or differs; dropped while the server was busy; failed",
             ["model", "version", "candidate", "candidate_version", "outcome"],
-            registry=registry,
         )
-        self._shadow_differences = Histogram(
+        self._shadow_differences = histogram(
             "deit_shadow_difference",
             "Largest difference of a probability between a shadow and the answer that was given",
             of_shadow,
             buckets=DIFFERENCES,
-            registry=registry,
         )
-        self._shadow_seconds = Histogram(
+        self._shadow_seconds = histogram(
             "deit_shadow_seconds",
             "Seconds of a shadow's model stage; compare with deit_stage_seconds",
             of_shadow,
             buckets=SECONDS,
-            registry=registry,
         )
-        self._canary_requests = Counter(
+        self._canary_requests = counter(
             "deit_canary_requests",
             "Requests in a canary's share: it answered or failed, or was unavailable and the model answered",
             ["model", "candidate", "outcome"],
-            registry=registry,
         )
-        self._captured_images = Counter(
+        self._captured_images = counter(
             "deit_captured_images",
             "Images to be captured: written, dropped because writing was behind, refused by a full folder, or failed",
             ["outcome"],
-            registry=registry,
         )
-        self._jpegs = Counter(
+        self._jpegs = counter(
             "deit_triton_jpegs",
             "JPEGs that Triton was asked to decode: decoded, or left to the gateway's decoders",
             ["outcome"],
-            registry=registry,
         )
-        self._lost_decoders = Counter(
-            "deit_decoders_lost", "Decoding processes that ended and were replaced", registry=registry
-        )
+        self._lost_decoders = counter("deit_decoders_lost", "Decoding processes that ended and were replaced")
         self._in_flight, self._images_in_flight, self._image_limit = (
-            Gauge(name, text, registry=registry, multiprocess_mode="livesum")
+            gauge(name, text, multiprocess_mode="livesum")
             for name, text in (
                 ("deit_requests_in_flight", "Requests not yet answered"),
                 ("deit_images_in_flight", "Images that wait or are being processed"),
                 ("deit_image_limit", "Images in flight above which more are refused"),
             )
         )
-        self._loads = Counter("deit_model_loads", "Models by outcome of a reload", ["outcome"], registry=registry)
+        self._loads = counter("deit_model_loads", "Models by outcome of a reload", ["outcome"])
         self._show_load()
 
     def watch(self, tritons: Tritons, candidate_of: Callable[[ServedModel], CandidateModel | None]) -> None:

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -48,30 +49,23 @@ SECURITY_HEADERS = {
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+@dataclass(eq=False)
 class RequestEnvelope:
     """Around everything: an id and a record for each request, headers for each answer, a 500 for unexpected errors.
 
     Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        tracing: Tracing | None,
-        logs_requests: bool,
-        trusted_proxies: Sequence[Network] = (),
-    ) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._tracing = tracing
-        self._logs_requests = logs_requests
-        self._trusted_proxies = trusted_proxies
-        self._refusals = Refusals()
+    app: ASGIApp
+    metrics: Metrics
+    tracing: Tracing | None
+    logs_requests: bool
+    trusted_proxies: Sequence[Network] = ()
+    _refusals: Refusals = field(default_factory=Refusals, init=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["method"] == "HEAD":  # as GET; the server, which has its own scope, leaves the body out
             scope = {**scope, "method": "GET"}
@@ -81,11 +75,11 @@ class RequestEnvelope:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        client = client_address(scope, self._trusted_proxies)
+        client = client_address(scope, self.trusted_proxies)
         record = RequestRecord(request_id=request_id, started_s=time.monotonic(), root_path=root_path, client=client)
         scope.setdefault("state", {})["record"] = record
-        if self._tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
-            record.trace = self._tracing.begin(headers, scope["method"])
+        if self.tracing is not None and scope["path"] not in UNLOGGED_ROUTES:
+            record.trace = self.tracing.begin(headers, scope["method"])
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -98,9 +92,9 @@ class RequestEnvelope:
                     answered.setdefault(name, value)
             await send(message)
 
-        self._metrics.begin()
+        self.metrics.begin()
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = CLIENT_LEFT
         except asyncio.CancelledError:
@@ -118,10 +112,10 @@ class RequestEnvelope:
     def _end(self, scope: Scope, record: RequestRecord, status: int) -> None:
         seconds = time.monotonic() - record.started_s
         route = route_of(scope)
-        self._metrics.end(record, route=route, status=status, seconds=seconds)
+        self.metrics.end(record, route=route, status=status, seconds=seconds)
         if record.trace is not None:
             record.trace.end(route=route, status=status, request_id=record.request_id)
-        if self._logs_requests and route not in UNLOGGED_ROUTES:
+        if self.logs_requests and route not in UNLOGGED_ROUTES:
             if status in (429, 503):
                 self._refusals.count(status, record.client)
             else:

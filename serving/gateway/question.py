@@ -10,7 +10,6 @@ class Question:
     """Checked against the requested model.
 
     Attributes:
-        model: its name.
         version: None for the newest of the Triton that answers.
         abstains: from images unlike those that the model knows.
         explainer: the model that explains it, for explanation and embedding.

@@ -18,7 +18,6 @@ class ImageRecord:
         version: of the model that answered.
         stages_s: seconds by stage: waiting for a decoder, decoding, preprocessing, the model.
         best_label: the most probable class; "others" for one of very many.
-        confidence: its probability.
         heads_agree: whether both heads have the same most probable class; None if they were not requested.
     """
 
@@ -48,7 +47,6 @@ class RequestRecord:
     started_s: when its header was complete, by `time.monotonic()`; its deadline counts from there.
     root_path: the path under which a proxy exposes this server; "" for its root.
     client: the address that it came from.
-    key_name: the name of its key.
     canary: set for a request in the share of one.
     receive_s: from `started_s` until the body was complete.
     problems: names of what was refused: the request, or some of its images.

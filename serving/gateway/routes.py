@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -139,35 +140,28 @@ async def classify(request: Request) -> Response:
     return await while_client_waits(request, work.response(uploads))
 
 
+@dataclass(frozen=True, eq=False)
 class ClassifyRequest:
     """The images of one request, answered."""
 
-    def __init__(
-        self,
-        gateway: GatewayState,
-        question: Question,
-        deadline: Deadline,
-        ticket: Ticket,
-        record: RequestRecord,
-    ) -> None:
-        self._gateway = gateway
-        self._question = question
-        self._deadline = deadline
-        self._ticket = ticket
-        self._record = record
-        self._turns = asyncio.Semaphore(IMAGES_AT_ONCE)
+    gateway: GatewayState
+    question: Question
+    deadline: Deadline
+    ticket: Ticket
+    record: RequestRecord
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IMAGES_AT_ONCE))
 
     async def response(self, uploads: list[Upload]) -> Response:
         """The whole answer; a lone image that is refused raises its Problem."""
         body: BaseModel
         if len(uploads) == 1:
             answer = await self._answer(uploads[0])
-            body = ClassificationBody(model=self._question.model, **dict(answer))
+            body = ClassificationBody(model=self.question.model, **dict(answer))
         else:
             results = await gather(*(self._result(upload) for upload in uploads))
-            body = ImageResults(model=self._question.model, results=results)
+            body = ImageResults(model=self.question.model, results=results)
         content = body.model_dump_json(exclude_none=True)
-        return Response(content, media_type="application/json", headers=self._record.headers())
+        return Response(content, media_type="application/json", headers=self.record.headers())
 
     async def lines(self, uploads: list[Upload]) -> AsyncIterator[str]:
         """Results as JSON lines, in the order in which they finish."""
@@ -185,19 +179,19 @@ class ClassifyRequest:
 
     async def _result(self, upload: Upload) -> ImageResult:
         try:
-            async with self._turns:
+            async with self.turns:
                 answer = await self._answer(upload)
         except Problem as problem:
-            self._record.problems.append(problem.name)
+            self.record.problems.append(problem.name)
             return ImageResult.model_validate(
-                {"filename": upload.filename, "problem": problem.body(self._record.root_path)}
+                {"filename": upload.filename, "problem": problem.body(self.record.root_path)}
             )
         return ImageResult(filename=upload.filename, **dict(answer))
 
     async def _answer(self, upload: Upload) -> ImageAnswer:
-        with self._ticket.image(upload.pixels_to_expect(self._gateway.limits.max_image_pixels)):
-            return await self._gateway.classifier.answer(
-                upload, self._question, deadline=self._deadline, record=self._record
+        with self.ticket.image(upload.pixels_to_expect(self.gateway.limits.max_image_pixels)):
+            return await self.gateway.classifier.answer(
+                upload, self.question, deadline=self.deadline, record=self.record
             )
 
 

@@ -15,6 +15,7 @@ from deit.errors import ServingError
 from deit.options import named
 from serving.gateway.admission import Admission
 from serving.gateway.protocol import GuardedProtocol
+from serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,10 @@ class GatewayServer(uvicorn.Server):
 
     def __init__(
         self,
+        settings: ServeSettings,
         app: FastAPI,
         admission: Admission,
         *,
-        request_timeout_s: float,
-        keep_alive_s: float,
-        root_path: str,
         on_ready: Callable[[], object],
         on_stop: Callable[[], None],
         has_failed: Callable[[], bool],
@@ -53,9 +52,9 @@ class GatewayServer(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # asyncio takes fractions too
-            root_path=root_path,
-            timeout_graceful_shutdown=math.ceil(request_timeout_s) + 1,
+            timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]  # asyncio takes fractions too
+            root_path=settings.root_path,
+            timeout_graceful_shutdown=math.ceil(settings.limits.request_timeout_s) + 1,
         )
         super().__init__(config)
         self._admission = admission

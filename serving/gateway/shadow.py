@@ -30,7 +30,6 @@ MOST_WAITING_BYTES = 32 * 2**20
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ShadowImage:
     """Attributes:
-    answer: the caller's answer.
     bytes: memory that this holds while it waits.
     is_possible: checked when its turn comes.
     ask: the candidate's answer to the same image, and the seconds that the model took.

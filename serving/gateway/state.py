@@ -33,7 +33,6 @@ class GatewayState:
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
-        """The models that are served now."""
         return self.tritons.models()
 
     def raise_if_not_ready(self) -> None:

@@ -128,4 +128,4 @@ def test_perf_analyzer_drives_the_embedded_triton(client: httpx.Client, tmp_path
         requests=50,
         csv_file=tmp_path / "cell.csv",
     )
-    assert not cell.stable or cell.images_per_s > 1  # on a busy machine no three windows need agree
+    assert cell is None or cell.images_per_s > 1  # on a busy machine no three windows need agree
