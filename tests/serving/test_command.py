@@ -2,29 +2,19 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from typer.main import get_command
 
 from serving import command, triton_command
 from serving.launcher import choose_default
-from tests.conftest import REPOSITORY_ROOT
+from tests.short_commands import deit
 
 SERVE, TRITON = ({option.name: option for option in get_command(each.app).params} for each in (command, triton_command))
 
 
 def run(*arguments, name="serve", **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "deit", name, *arguments],
-        cwd=REPOSITORY_ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return deit(name, *arguments, environment={**os.environ, **environment})
 
 
 @pytest.mark.parametrize("options", [SERVE, TRITON], ids=["serve", "triton"])
