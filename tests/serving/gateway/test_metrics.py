@@ -16,12 +16,6 @@ from tests.serving.raw_http import connection, exchange, read_all, status
 JPEG = encoded(photograph(96, 64))
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
-
-
 def samples(client):
     """(name, labels) -> value"""
     families = text_string_to_metric_families(client.get("/metrics").text)
