@@ -22,10 +22,11 @@ serve: .venv/serving ## Install what serving needs and serve the model that ship
 
 # Files of tests run side by side, each whole and in one process: two processes for each core, because half of the files
 # mostly wait, and at most four; each with one thread of torch, because threads that share a core wait for each other.
+# Bytecode is kept: hundreds of processes start, each of which would compile our code anew.
 PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN | awk '{ print ($$1 < 2) ? 2 : 4 }')
 .PHONY: test
 test: .venv/development ## Install everything and run the tests, in several processes.
-	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv/bin/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .PHONY: soak
 soak: .venv/development ## Run the long tests too: hours of load, faults and kills on an idle machine.

@@ -1,20 +1,17 @@
 """`deit benchmark accuracy`: four ways to ask the model that ships, on a data set of pictures."""
 
 import html
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmark.accuracy import disagreement, hits
 from benchmark.results import read
-from tests.conftest import REPOSITORY_ROOT, encoded, photograph
+from tests.conftest import REPOSITORY_ROOT, encoded, photograph, write_parquet
 
 NAMES = (REPOSITORY_ROOT / "model_repository" / "deit_cifar10" / "labels.txt").read_text().splitlines()
 
@@ -22,15 +19,10 @@ NAMES = (REPOSITORY_ROOT / "model_repository" / "deit_cifar10" / "labels.txt").r
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """40 pictures, which the model that ships has never seen anything like, one of them torn."""
-    rows = [{"bytes": encoded(photograph(64, 48, seed), "PNG"), "path": f"{seed}.png"} for seed in range(40)]
-    rows[7]["bytes"] = rows[7]["bytes"][:60]
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}
-    schema = pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    images = [encoded(photograph(64, 48, seed), "PNG") for seed in range(40)]
+    images[7] = images[7][:60]
     file = tmp_path / "pictures.parquet"
-    pq.write_table(pa.table({"image": rows, "label": [seed % 10 for seed in range(40)]}, schema=schema), file)
+    write_parquet(file, images, [seed % 10 for seed in range(40)], tuple(NAMES))
     return file
 
 

@@ -203,17 +203,17 @@ def test_a_folder_without_results_names_the_next_step(tmp_path):
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_shows_tables_and_pictures_and_nothing_sticks_out(results, width):
+def test_the_page_shows_tables_and_pictures_and_nothing_sticks_out(results):
     """In Chromium, on a phone and on a wide screen; wide tables scroll within their box."""
     executable = find_chromium()
     if executable is None:
         pytest.skip("needs Chromium: make chromium")
     with chromium(executable) as browser:
-        shown = browser.new_page(viewport={"width": width, "height": 800})
-        shown.set_content(page(read_report(results)))
-        assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        for selector, count in (("figure svg", 4), ("table", 9)):
-            boxes = [each.bounding_box() for each in shown.locator(selector).all()]
-            assert len(boxes) == count
-            assert all(box["width"] > 150 and box["height"] > 30 for box in boxes)
+        for width in (390, 1280):
+            shown = browser.new_page(viewport={"width": width, "height": 800})
+            shown.set_content(page(read_report(results)))
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            for selector, count in (("figure svg", 4), ("table", 9)):
+                boxes = [each.bounding_box() for each in shown.locator(selector).all()]
+                assert len(boxes) == count
+                assert all(box["width"] > 150 and box["height"] > 30 for box in boxes)

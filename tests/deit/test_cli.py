@@ -6,20 +6,17 @@ import pytest
 
 from deit import __version__
 from deit.installation import how_to_install
-
-DEIT = Path(sys.executable).with_name("deit")
-
-
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([DEIT, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+from tests.short_commands import deit
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"deit-server {__version__}\n"
+    program = Path(sys.executable).with_name("deit")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    assert done.stdout == f"deit-server {__version__}\n"
 
 
 def test_help_names_every_subcommand() -> None:
-    text = run("--help").stdout
+    text = deit("--help").stdout
     assert all(name in text for name in ("train", "evaluate", "export", "serve", "benchmark"))
 
 
@@ -36,13 +33,13 @@ def test_help_names_every_subcommand() -> None:
     ],
 )
 def test_wrong_usage_exits_with_2_and_names_the_finding(arguments: list[str], finding: str) -> None:
-    done = run(*arguments)
+    done = deit(*arguments)
     assert done.returncode == 2
     assert finding in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_failed_work_exits_with_1_and_one_line(tmp_path: Path) -> None:
-    done = run("models", "list", "--repository", "nowhere", cwd=tmp_path)
+    done = deit("models", "list", "--repository", "nowhere", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
         "deit: the model repository nowhere does not exist; write one with `deit export`, or name another folder\n"

@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from tests.conftest import REPOSITORY_ROOT
+from tests.short_commands import deit
 
 PAGE = (REPOSITORY_ROOT / "docs" / "deploy.md").read_text()
 
@@ -64,5 +63,5 @@ def test_options_exist(start):
     (command,) = [each for each in commands() if each.startswith(start)]
     arguments = shlex.split(command.replace("docker compose run --rm export", "deit export"))
     arguments = arguments[arguments.index("deit") + 1 :]
-    done = subprocess.run([sys.executable, "-m", "deit", *arguments, "--help"], capture_output=True, text=True)
+    done = deit(*arguments, "--help")
     assert done.returncode == 0, done.stderr

@@ -155,7 +155,13 @@ def test_every_layout_is_trained_on_evaluated_exported_and_served_alike(tmp_path
     assert top1 > 0.8  # so it reads each kind as it was made
     repository = tmp_path / "models"
     export_models(
-        ExportConfig(checkpoint=str(first / "checkpoint"), images=tmp_path / "parquet", repository=repository, name="m")
+        ExportConfig(
+            checkpoint=str(first / "checkpoint"),
+            images=tmp_path / "parquet",
+            repository=repository,
+            name="m",
+            engine="onnxruntime",
+        )
     )
     with serving(repository) as url, httpx.Client(base_url=url, timeout=60) as client:
         answers = [client.post("/classify", files={"image": io.BytesIO(content)}) for _, content in judged]

@@ -63,6 +63,7 @@ def version(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             repository=tmp_path_factory.mktemp("models"),
             engine="onnxruntime",
             parity_images=64,
+            calibrate=False,
         )
     )
     return version

@@ -79,8 +79,8 @@ def test_the_papers_recipe_goes_from_folders_to_answers(
     assert evaluation["accuracy"]["joint_top1"] == pytest.approx(last["val_joint_top1"], abs=1e-5)
 
     repository = tmp_path / "models"
-    parity = ("--parity-images", str(min(len(images), 64)))
-    deit("export", "--checkpoint", student, "--name", "deit_ti", "--images", data, "--repository", repository, *parity)
+    judged = ("--images", data, "--parity-images", str(min(len(images), 64)), "--engine", "onnxruntime")
+    deit("export", "--checkpoint", student, "--name", "deit_ti", *judged, "--repository", repository)
 
     trained = open_model(str(student), "--checkpoint")
     preprocessing = trained.preprocessing

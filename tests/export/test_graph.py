@@ -4,12 +4,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 
 from deit.errors import RepositoryError
 from export.graph import check_graph, export_graph
 from export.joint import JointClassifier
-from export.served import served_form
 from tests.training.conftest import TINY, tiny_student
 
 
@@ -44,15 +42,6 @@ def test_layer_normalisation_stays_one_operator(onnx_file: Path) -> None:
     assert operators.count("LayerNormalization") == 5  # two in each of two blocks and the last one
     assert "ReduceMean" not in operators
     assert graph.opset_import[0].version >= 17
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_uint8_images_are_cast_once_and_not_read_otherwise(tmp_path: Path, dtype: torch.dtype) -> None:
-    """By the served form, in every precision; the exporter alone would take the batch size from them too."""
-    export_graph(served_form(JointClassifier(tiny_student(), TINY), dtype), 16, tmp_path / "model.onnx")
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    assert [node.op_type for node in graph.node if "images" in node.input] == ["Cast"]
-    assert any(node.op_type == "Shape" for node in graph.node)
 
 
 def test_a_graph_that_does_more_with_uint8_than_cast_it_is_refused(onnx_file: Path, tmp_path: Path) -> None:

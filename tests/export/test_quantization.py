@@ -21,15 +21,27 @@ from tests.export.conftest import LABELS
 from tests.training.conftest import TINY, tiny_student
 from training.images import ParquetImages, decode
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> JointClassifier:
+    return JointClassifier(tiny_student(), TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def graph_in_float(classifier: JointClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("graph") / "float.onnx"
+    export_graph(served_form(classifier), 16, file)
+    return file
+
 
 @pytest.mark.parametrize(("method", "products"), [("static", 13), ("mixed", 11)])
 def test_scales_are_per_output_channel_and_found_on_the_images(
-    tmp_path: Path, method: str, products: int, caplog: pytest.LogCaptureFixture
+    graph_in_float: Path, tmp_path: Path, method: str, products: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The patches, and two blocks with six products by weights each, one of which reads GELU's output."""
-    export_graph(served_form(JointClassifier(tiny_student(), TINY)), 16, tmp_path / "float.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, method=method)
+    quantize(graph_in_float, tmp_path / "int8.onnx", IMAGES, method=method)
     assert "pre-processing" not in caplog.text, "advice that the user of deit export cannot follow"
     graph = onnx.load(tmp_path / "int8.onnx").graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -46,12 +58,11 @@ def test_scales_are_per_output_channel_and_found_on_the_images(
 
 
 @pytest.mark.parametrize(("method", "products"), [("static", 13), ("mixed", 11)])
-def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products: int) -> None:
+def test_for_gpus_every_zero_point_is_zero(
+    classifier: JointClassifier, graph_in_float: Path, tmp_path: Path, method: str, products: int
+) -> None:
     """Zero points of activations and weights, which keep a scale for each output channel; the answers stay close."""
-    classifier = JointClassifier(tiny_student(), TINY).eval()
-    export_graph(served_form(classifier), 16, tmp_path / "float.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, method=method, symmetric=True)
+    quantize(graph_in_float, tmp_path / "int8.onnx", IMAGES, method=method, symmetric=True)
     graph = onnx.load(tmp_path / "int8.onnx").graph
     assert [node.op_type for node in graph.node if "images" in node.input] == ["Cast"]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -66,14 +77,12 @@ def test_for_gpus_every_zero_point_is_zero(tmp_path: Path, method: str, products
 
     session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
     with torch.inference_mode():
-        expected = classifier(torch.from_numpy(images))[0].numpy()
-    np.testing.assert_allclose(session.run(["probabilities"], {"images": images})[0], expected, atol=0.02)
+        expected = classifier(torch.from_numpy(IMAGES))[0].numpy()
+    np.testing.assert_allclose(session.run(["probabilities"], {"images": IMAGES})[0], expected, atol=0.02)
 
 
-def test_quantizing_before_transposing_changes_no_answer(tmp_path: Path) -> None:
-    export_graph(served_form(JointClassifier(tiny_student(), TINY)), 16, tmp_path / "float.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    quantize(tmp_path / "float.onnx", tmp_path / "after.onnx", images, method="static", symmetric=True)
+def test_quantizing_before_transposing_changes_no_answer(graph_in_float: Path, tmp_path: Path) -> None:
+    quantize(graph_in_float, tmp_path / "after.onnx", IMAGES, method="static", symmetric=True)
     graph = onnx.load(tmp_path / "after.onnx")
     quantize_before_transposing(graph)
     onnx.save(graph, tmp_path / "before.onnx")
@@ -82,7 +91,7 @@ def test_quantizing_before_transposing_changes_no_answer(tmp_path: Path) -> None
     assert len(moved) == 2  # what each block's attention gathered
     after, before = (
         onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"]).run(
-            None, {"images": images}
+            None, {"images": IMAGES}
         )
         for name in ("after", "before")
     )

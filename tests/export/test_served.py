@@ -48,6 +48,16 @@ def test_the_served_form_is_the_same_function_with_less_work(classifier: JointCl
             torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_uint8_images_are_cast_once_and_not_read_otherwise(
+    graphs: dict[torch.dtype, Path], dtype: torch.dtype
+) -> None:
+    """The exporter alone would take the batch size from them too."""
+    graph = onnx.load(graphs[dtype]).graph
+    assert [node.op_type for node in graph.node if "images" in node.input] == ["Cast"]
+    assert any(node.op_type == "Shape" for node in graph.node)
+
+
 def test_a_model_that_reads_every_token_keeps_them_all() -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, num_heads=3, global_pool="avg", class_token=False

@@ -2,29 +2,20 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from typer.main import get_command
 
 from serving import command, triton_command
 from serving.launcher import choose_default
-from tests.conftest import REPOSITORY_ROOT
+from tests.serving.conftest import write_model
+from tests.short_commands import deit
 
 SERVE, TRITON = ({option.name: option for option in get_command(each.app).params} for each in (command, triton_command))
 
 
 def run(*arguments, name="serve", **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "deit", name, *arguments],
-        cwd=REPOSITORY_ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return deit(name, *arguments, environment={**os.environ, **environment})
 
 
 @pytest.mark.parametrize("options", [SERVE, TRITON], ids=["serve", "triton"])
@@ -117,9 +108,26 @@ def test_a_model_without_config_is_one_line(tmp_path):
     assert_failed(run("--port=0", f"--model-repository={tmp_path}"), "half", "config.pbtxt")
 
 
+def test_a_config_that_triton_does_not_read_is_one_line(tmp_path):
+    write_model(tmp_path / "spoilt")
+    (tmp_path / "spoilt" / "config.pbtxt").write_text("input [")
+    assert_failed(run("--port=0", f"--model-repository={tmp_path}"), "spoilt", "config.pbtxt")
+
+
+def test_a_model_without_a_version_is_one_line(tmp_path):
+    write_model(tmp_path / "spoilt", versions=0)
+    assert_failed(run("--port=0", f"--model-repository={tmp_path}"), "spoilt", "serves no version")
+
+
 def test_a_folder_that_is_no_models_name_is_one_line(tmp_path):
     (tmp_path / "a; reboot").mkdir()
     assert_failed(run("--port=0", f"--model-repository={tmp_path}"), "a; reboot")
+
+
+def test_a_default_model_that_is_not_there_is_one_line(model_repository):
+    result = run("--port=0", f"--model-repository={model_repository}", "--default-model=big")
+    assert_failed(result, "--default-model (DEIT_DEFAULT_MODEL) is big, which is not served; choose from: tiny")
+    assert "starting Triton" not in result.stderr
 
 
 def test_a_triton_that_cannot_be_reached_is_one_line():

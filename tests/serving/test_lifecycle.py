@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
-from tests.serving.conftest import commands, eventually, free_ports, is_alive, shared_memory, write_model
+from tests.serving.conftest import commands, eventually, free_ports, is_alive, running, shared_memory, write_model
 
 
 def test_sigterm_finishes_requests_and_then_stops_both(deit_serve, model_repository):
@@ -113,22 +113,6 @@ def test_the_next_start_removes_what_a_killed_one_left(deit_serve, model_reposit
     assert not shared_memory(killed)
 
 
-def test_a_triton_elsewhere_is_used(deit_serve, model_repository):
-    with_triton = deit_serve("--model-repository", model_repository).wait_until_ready()
-    argv = Path(f"/proc/{with_triton.children()[0]}/cmdline").read_bytes().decode().split("\0")
-    (port,) = [argument.partition("=")[2] for argument in argv if argument.startswith("--grpc-port")]
-    without = deit_serve(f"--triton-url=127.0.0.1:{port}").wait_until_ready()
-    assert "tritonserver" not in commands(without.children())
-    answer = httpx.post(f"{without.url}/classify", content=encoded(photograph(96, 64)))
-    assert answer.json()["model"] == "tiny"
-
-
-def test_triton_opens_its_http_port_only_when_asked(deit_serve, model_repository, free_port):
-    server = deit_serve("--model-repository", model_repository, f"--triton-http-port={free_port}")
-    server.wait_until_ready()
-    assert httpx.get(f"http://127.0.0.1:{free_port}/v2/health/ready").status_code == 200
-
-
 def break_graph(model):
     (model / "1" / "model.onnx").write_bytes(b"not a graph")
 
@@ -136,14 +120,6 @@ def break_graph(model):
 def break_names(model):
     config = model / "config.pbtxt"
     config.write_text(config.read_text().replace('"class_probabilities"', '"klass_probabilities"'))
-
-
-def break_config(model):
-    (model / "config.pbtxt").write_text("input [")
-
-
-def remove_version(model):
-    shutil.rmtree(model / "1")
 
 
 def remove_labels(model):
@@ -165,27 +141,27 @@ def contradict_preprocessing(model):
     config.write_text(config.read_text().replace('\\"image_size\\": 32', '\\"image_size\\": 64'))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (break_graph, "model.onnx does not load"),
-        (break_names, "klass_probabilities"),
-        (break_config, "config.pbtxt"),
-        (remove_version, "version"),
-        (remove_labels, "labels.txt"),
-        (ask_for_unknown_accelerator, "magic"),
-        (promise_a_gpu, "GPU"),
-        (contradict_preprocessing, "[-1, 64, 64, 3]"),
-    ],
-)
-def test_a_model_that_does_not_load_is_one_line_with_its_name(deit_serve, tmp_path, spoil, reason):
-    write_model(tmp_path / "spoilt")
-    spoil(tmp_path / "spoilt")
+SPOILT = {
+    "graph": (break_graph, "model.onnx does not load"),
+    "names": (break_names, "klass_probabilities"),
+    "labels": (remove_labels, "labels.txt"),
+    "accelerator": (ask_for_unknown_accelerator, "'magic' is not known"),
+    "gpu": (promise_a_gpu, "no GPUs are available"),
+    "preprocessing": (contradict_preprocessing, "[-1, 64, 64, 3]"),
+}
+
+
+def test_models_that_do_not_load_are_named_with_their_reasons(deit_serve, tmp_path):
+    for name, (spoil, _) in SPOILT.items():
+        write_model(tmp_path / name)
+        spoil(tmp_path / name)
     server = deit_serve("--model-repository", tmp_path)
     assert server.wait() == 1
-    (line,) = [line for line in server.lines if line.startswith("deit: ")]
-    assert "spoilt" in line
-    assert reason in line
+    said = server.output.partition("\ndeit: ")[2]
+    reasons = dict(re.findall(r"the model (\w+) is not served: (.*?)(?=; the model \w+ is not|\Z)", said, re.DOTALL))
+    assert reasons.keys() == SPOILT.keys()
+    for name, (_, reason) in SPOILT.items():
+        assert reason in reasons[name]
     assert "Traceback" not in server.output
     assert not server.children()
 
@@ -213,31 +189,36 @@ def test_a_model_whose_engine_is_missing_is_one_line_with_the_way_out(tmp_path):
     assert "tiny runs on OpenVINO, which cannot be imported here (No module named 'openvino'); install" in done.stderr
 
 
-def test_what_the_backend_cannot_honour_is_a_warning(deit_serve, tmp_path):
-    write_model(tmp_path / "tiny")
-    with (tmp_path / "tiny" / "config.pbtxt").open("a") as config:
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A server of `a`, which asks for an accelerator that is not here, and `b`, the default."""
+    repository = tmp_path_factory.mktemp("several")
+    for name in ("a", "b"):
+        write_model(repository / name)
+    with (repository / "a" / "config.pbtxt").open("a") as config:
         config.write('optimization { execution_accelerators { cpu_execution_accelerator [ { name: "openvino" } ] } }\n')
-    server = deit_serve("--model-repository", tmp_path).wait_until_ready()
-    (warning,) = [line for line in server.lines if "warning" in line]
+    (repository / ".b.unfinished").mkdir()
+    (port,) = free_ports(1)
+    options = ("--default-model=b", f"--triton-http-port={port}")
+    with running("--model-repository", repository, *options) as server:
+        yield server.wait_until_ready()
+
+
+def test_what_the_backend_cannot_honour_is_a_warning(several):
+    (warning,) = [line for line in several.lines if "warning" in line]
     assert "OpenVINOExecutionProvider is not in the installed onnxruntime" in warning
 
 
-def test_several_models_are_served_and_one_is_the_default(deit_serve, tmp_path):
-    for name in ("a", "b"):
-        write_model(tmp_path / name)
-    (tmp_path / ".b.unfinished").mkdir()
-    server = deit_serve("--model-repository", tmp_path, "--default-model=b").wait_until_ready()
+def test_several_models_are_served_and_one_is_the_default(several):
     content = encoded(photograph(96, 64))
-    assert httpx.post(f"{server.url}/classify", content=content).json()["model"] == "b"
-    assert httpx.post(f"{server.url}/classify?model=a", content=content).json()["model"] == "a"
-    assert [model["name"] for model in httpx.get(f"{server.url}/models").json()["models"]] == ["a", "b"]
+    assert httpx.post(f"{several.url}/classify", content=content).json()["model"] == "b"
+    assert httpx.post(f"{several.url}/classify?model=a", content=content).json()["model"] == "a"
+    assert [model["name"] for model in httpx.get(f"{several.url}/models").json()["models"]] == ["a", "b"]
 
 
-def test_a_default_model_that_is_not_there_is_one_line(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository, "--default-model=big")
-    assert server.wait() == 1
-    assert "deit: --default-model (DEIT_DEFAULT_MODEL) is big, which is not served; choose from: tiny" in server.output
-    assert "starting Triton" not in server.output
+def test_triton_opens_its_http_port_when_asked(several):
+    (option,) = [each for each in several.process.args if each.startswith("--triton-http-port=")]
+    assert httpx.get(f"http://127.0.0.1:{option.partition('=')[2]}/v2/health/ready").status_code == 200
 
 
 def test_the_soft_limit_of_open_files_does_not_limit_connections():

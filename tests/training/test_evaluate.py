@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,6 @@ from training.evaluate_command import app
 from training.evaluate_config import EvaluateConfig
 from training.images import open_images
 from training.model import Normalize, Teacher, create_model
-from training.processes import Processes
 from training.real_labels import real_labels
 
 CPU = torch.device("cpu")
@@ -123,27 +119,6 @@ def test_the_command_tells_every_read_out_with_its_crop(checkpoint: Path, colour
     assert report["evaluation"]["disagreement"][deciders.index("teacher")][deciders.index("joint_logit")] == 0
 
 
-def test_processes_count_every_image_once(checkpoint: Path, colours_data: Path, tmp_path: Path) -> None:
-    settings = {"data": colours_data, "checkpoint": str(checkpoint), "workers": 0, "device": "cpu"}
-    alone = evaluate_checkpoint(EvaluateConfig(**settings))
-    arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "deit"),
-            *("evaluate", *arguments, "--output", str(tmp_path / "two.json")),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert alone is not None
-    two = json.loads((tmp_path / "two.json").read_text())["evaluation"]
-    assert (two["images"], two["accuracy"]) == (48, alone.evaluation.accuracy)
-    assert two["disagreement"] == [list(row) for row in alone.evaluation.disagreement]
-
-
 def test_a_weights_file_is_evaluated_as_the_architecture_it_is_given(tmp_path: Path) -> None:
     model = create_model("deit_tiny_patch16_224", num_classes=1000, image_size=224, drop_path=0, model_args={})
     torch.save({"model": model.state_dict()}, tmp_path / "released.pth")
@@ -173,8 +148,3 @@ def test_data_of_another_number_of_classes_is_refused(checkpoint: Path, tmp_path
     data = imagenet_validation(tmp_path, ["ILSVRC2012_val_00000003.JPEG"])
     with pytest.raises(TrainingError, match="decides among 3 classes, .* has 1000"):
         evaluate_checkpoint(EvaluateConfig(data=data, checkpoint=str(checkpoint), device="cpu"))
-
-
-def test_processes_need_no_companion() -> None:
-    assert Processes().sum(torch.tensor([3])).tolist() == [3]
-    assert Processes().union({1}) == {1}

@@ -10,10 +10,8 @@ import pytest
 
 from deit.errors import TrainingError
 from tests.training.test_images import image_folder
-from tests.training.test_loop import CONVNET, TWO_PROCESSES, config, metrics_of, same, start, weights_of
+from tests.training.test_loop import CONVNET, config, metrics_of, same, weights_of
 from training.config import TrainConfig
-from training.evaluate_checkpoint import evaluate_checkpoint
-from training.evaluate_config import EvaluateConfig
 from training.loop import train
 from training.resume import stop_request
 
@@ -126,22 +124,6 @@ def test_a_run_in_the_background_of_a_shell_ignores_ctrl_c() -> None:
             assert not is_asked()
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_two_processes_agree_on_what_batch_norm_has_seen(colours_data: Path, tmp_path: Path) -> None:
-    """So what they report together is what the checkpoint does: each one's last batches were others."""
-    settings = {**PLAIN, "model": "resnet18", "model_arg": CONVNET, "batch_size": 4, "epochs": 1, "ema_decay": 0.9}
-    two = config(colours_data, tmp_path, name="two", **settings)
-    process = start(TWO_PROCESSES, two)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    (line,) = metrics_of(two.folder)
-    for checkpoint, prefix in (("checkpoint", "test"), ("checkpoint-ema", "test_ema")):
-        report = evaluate_checkpoint(
-            EvaluateConfig(data=colours_data, checkpoint=str(two.folder / checkpoint), workers=0, device="cpu")
-        )
-        assert report is not None
-        assert report.evaluation.loss["class"] == pytest.approx(line[f"{prefix}_class_loss"], abs=2e-5)
 
 
 def test_a_resumed_run_with_the_same_settings_changes_nothing(run: TrainConfig) -> None:

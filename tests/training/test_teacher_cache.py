@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deit.errors import DataError, TrainingError
-from tests.training.test_loop import CONVNET, EVERYTHING, TWO_PROCESSES, config, metrics_of, same, start, weights_of
+from tests.training.test_loop import CONVNET, EVERYTHING, config, metrics_of, same, weights_of
 from training.config import TrainConfig
 from training.loop import train
 from training.teacher_cache import Form, TeacherCache
@@ -68,17 +68,6 @@ def test_hard_labels_from_the_cache_give_the_same_bits_without_the_teacher(
     # a longer run reads what is there and asks for the rest
     train(replace(writing, name="longer", epochs=3))
     assert (tmp_path / "cache" / "epoch-0003.npz").is_file()
-
-
-def test_what_two_processes_write_one_reads_in_two_turns(
-    colours_data: Path, teacher: Path, unusable: str, tmp_path: Path
-) -> None:
-    one = config(colours_data, tmp_path, name="one", teacher=unusable, teacher_cache=tmp_path / "cache", **AUGMENTED)
-    process = start(TWO_PROCESSES, replace(one, name="two", teacher=str(teacher)))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    train(one)
-    assert same(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"))
 
 
 def test_a_run_stopped_within_an_epoch_leaves_whole_epochs_alone(

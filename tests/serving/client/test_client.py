@@ -16,6 +16,7 @@ import pytest
 from serving.client import AsyncClient, Client, Refused, Unreachable
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import LABELS, MODEL
+from tests.short_commands import deit
 
 JPEG = encoded(photograph(96, 64))
 
@@ -32,14 +33,8 @@ def pictures(tmp_path):
     return folder
 
 
-def deit_classify(url, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "deit", "classify", *map(str, arguments)],
-        env={**environment, "DEIT_URL": url, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def deit_classify(url, *arguments):
+    return deit("classify", *map(str, arguments), environment={"DEIT_URL": url})
 
 
 def test_the_client_gives_what_the_api_gives(server, pictures):

@@ -61,6 +61,11 @@ class Callers:
         return [status for status, _ in self.answers[index:]]
 
 
+def modes(server):
+    """Who may read the pictures that lie in shared memory."""
+    return {stat.S_IMODE(region.stat().st_mode) for region in shared_memory(server)}
+
+
 @pytest.mark.parametrize(
     ("victim", "by"),
     [(triton_of, signal.SIGKILL), (stub_of, signal.SIGKILL), (triton_of, signal.SIGSTOP)],
@@ -71,6 +76,7 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
         "--model-repository", model_repository, f"--request-timeout-s={REQUEST_TIMEOUT_S}"
     ).wait_until_ready()
     first = [pid for pid in server.children() if pid not in server.decoders()]
+    assert modes(server) == {0o600}
     with Callers(server.url) as callers:
         eventually(lambda: callers.statuses_since(0).count(200) > 20, timeout_s=100)
         at = len(callers.answers)
@@ -85,6 +91,7 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
     assert "starting Triton again in 0 s (1 of at most 5 in a row)" in server.output
     assert "Traceback" not in server.output
     assert len(shared_memory(server)) <= 2
+    assert modes(server) == {0o600}
 
 
 def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_path):
@@ -101,19 +108,6 @@ def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_
         eventually(lambda: callers.statuses_since(-10).count(200) == 10, timeout_s=100)
     assert not is_alive(stubs[0])
     assert "is stopped; starting Triton again" in server.output
-
-
-def test_no_other_user_may_read_the_pictures_in_shared_memory(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository).wait_until_ready()
-
-    def modes():
-        return {stat.S_IMODE(region.stat().st_mode) for region in shared_memory(server)}
-
-    assert modes() == {0o600}
-    os.kill(triton_of(server), signal.SIGKILL)
-    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
-    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, timeout_s=100)
-    assert modes() == {0o600}
 
 
 @pytest.mark.soak
@@ -135,9 +129,9 @@ def test_errors_come_within_a_second_and_recovery_by_itself_every_time(deit_serv
     assert max(seconds for _, seconds in callers.answers) < 1
 
 
-def test_a_pause_of_triton_is_survived_without_a_restart(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository).wait_until_ready()
-    triton = triton_of(server)
+def test_without_restarts_a_pause_is_survived_and_a_death_ends_it_with_status_1(deit_serve, model_repository):
+    server = deit_serve("--model-repository", model_repository, "--triton-restarts=0").wait_until_ready()
+    triton, children = triton_of(server), server.children()
     os.kill(triton, signal.SIGSTOP)
     eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
     refusal = httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60)
@@ -147,12 +141,7 @@ def test_a_pause_of_triton_is_survived_without_a_restart(deit_serve, model_repos
     eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
     assert httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60).status_code == 200
     assert triton_of(server) == triton
-
-
-def test_without_restarts_it_ends_with_status_1_and_the_reason(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository, "--triton-restarts=0").wait_until_ready()
-    children = server.children()
-    os.kill(triton_of(server), signal.SIGKILL)
+    os.kill(triton, signal.SIGKILL)
     assert server.wait() == 1
     assert "deit: Triton ended with status -9" in server.output
     assert not any(map(is_alive, children))
@@ -197,12 +186,13 @@ def test_a_dead_triton_elsewhere_is_found_and_found_again(deit_serve, model_repo
     owner = deit_serve(*repository, "--triton-restarts=0").wait_until_ready()
     port = next(a.partition("=")[2] for a in arguments(triton_of(owner)) if a.startswith("--grpc-port"))
     server = deit_serve(f"--triton-url=127.0.0.1:{port}").wait_until_ready()
+    assert "tritonserver" not in commands(server.children())
     os.kill(triton_of(owner), signal.SIGKILL)
     eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, timeout_s=60)
     assert owner.wait() == 1
     deit_serve(*repository, f"--triton-grpc-port={port}").wait_until_ready()
     eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, timeout_s=60)
-    assert httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60).status_code == 200
+    assert httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60).json()["model"] == "tiny"
 
 
 def arguments(pid):

@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -38,6 +36,7 @@ from tests.serving.conftest import (
     write_model,
     write_version,
 )
+from tests.short_commands import deit
 
 PICTURES = [encoded(photograph(64, 48, seed=seed), "PNG") for seed in range(8)]
 
@@ -67,14 +66,9 @@ def client(server):
         yield client
 
 
-def deit_models(*arguments):
-    command = [sys.executable, "-m", "deit", "models", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 def reload(server):
     """`deit models reload` of this server."""
-    return deit_models("reload", "--port", server.url.rpartition(":")[2])
+    return deit("models", "reload", "--port", server.url.rpartition(":")[2])
 
 
 def reloaded(server):
@@ -235,7 +229,7 @@ def test_a_rollback_and_a_reload_go_back_to_the_version_before(server, repositor
     shutil.copy(repository / "back" / "config.pbtxt", repository / "back" / "1")  # as a published version has it
     publish(repository / "back", 2, seed=5)
     assert "back: loaded, serving version 2" in reloaded(server)
-    done = deit_models("rollback", "back", "--repository", str(repository))
+    done = deit("models", "rollback", "back", "--repository", str(repository))
     assert done.returncode == 0, done.stderr
     with Load(server.url, "back") as load:
         assert "back: loaded, serving version 1" in reloaded(server)
@@ -309,7 +303,7 @@ def test_the_socket_of_a_killed_server_is_removed_by_the_next_one_and_that_of_a_
 
 
 def test_without_a_server_that_takes_commands_the_way_to_one_is_told(free_port):
-    done = deit_models("reload", "--port", str(free_port))
+    done = deit("models", "reload", "--port", str(free_port))
     assert done.returncode == 1
     assert "deit serve --allow-reload" in done.stderr
 

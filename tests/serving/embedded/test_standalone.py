@@ -4,14 +4,13 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import httpx
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from tests.serving.conftest import commands, deit_triton, descendants, eventually, free_ports, is_alive
+from tests.short_commands import deit
 
 
 def answers(url: str) -> bool:
@@ -77,6 +76,6 @@ def test_sigterm_stops_it_and_leaves_nothing(model_repository, arguments, host):
     ],
 )
 def test_wrong_usage_is_told(arguments, complaint):
-    done = subprocess.run([sys.executable, "-m", "deit", "triton", *arguments], capture_output=True, text=True)
+    done = deit("triton", *arguments)
     assert done.returncode == 2
     assert complaint in done.stderr

@@ -1,8 +1,6 @@
 """Shadow and canary in a running server: who answers whom, what is counted, and that nobody waits or fails for it."""
 
 import re
-import subprocess
-import sys
 from base64 import b64encode
 from dataclasses import replace
 
@@ -26,6 +24,7 @@ from tests.serving.conftest import HALF, LABELS, PREPROCESSING, config_pbtxt, ev
 from tests.serving.embedded.test_reload import Load, reloaded, torn
 from tests.serving.gateway.test_metrics import labels, samples
 from tests.serving.gateway.test_tritons import MODEL
+from tests.short_commands import deit
 
 PHOTOGRAPHS = [photograph(64, 48, seed=seed) for seed in range(4)]
 PICTURES = [encoded(each, "PNG") for each in PHOTOGRAPHS]
@@ -216,9 +215,7 @@ def test_a_candidate_that_does_not_load_is_refused_and_the_model_serves_on(serve
     config.parameters[CANDIDATE_PARAMETER].string_value = named.to_json()
     write_file(repository / "tiny" / "config.pbtxt", config_text(config, [1, 3]))
     try:
-        port = server.url.rpartition(":")[2]
-        command = [sys.executable, "-m", "deit", "models", "reload", "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = deit("models", "reload", "--port", server.url.rpartition(":")[2])
         assert done.returncode == 1
         assert "tiny: refused, serving version 1: " in done.stdout
         assert asked(client, "after").json()["version"] == "1"

@@ -4,7 +4,6 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -22,12 +21,6 @@ from tests.serving.conftest import LABELS, PREPROCESSING
 
 PROBLEM = "application/problem+json"
 LIMITS = PictureLimits(max_pixels=10**8)
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import encodings.aliases
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +20,6 @@ PICTURE = encoded(photograph(96, 64))
 
 def part(content=PICTURE, disposition=b'form-data; name="image"; filename="a.jpg"'):
     return b"--x\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + content + b"\r\n"
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 def post(client, body, content_type="multipart/form-data; boundary=x"):

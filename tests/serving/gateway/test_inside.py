@@ -3,7 +3,6 @@
 import base64
 import io
 
-import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -53,12 +52,6 @@ def server(repository):
         *("--model-repository", repository, "--default-model=tiny", "--max-wait-s=60", "--request-timeout-s=60")
     ) as process:
         yield process.wait_until_ready()
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

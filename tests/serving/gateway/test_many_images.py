@@ -4,7 +4,6 @@ import base64
 import io
 import json
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,12 +12,6 @@ from deit.model_input import model_input
 from deit.pictures import PictureLimits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import PREPROCESSING
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.gateway.metrics import CONFIDENCES
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually
+from tests.serving.conftest import eventually, free_ports, running
 from tests.serving.raw_http import connection, exchange, read_all, status
 
 JPEG = encoded(photograph(96, 64))
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 def samples(client):
@@ -122,22 +116,29 @@ def test_health_has_no_line_and_a_file_of_the_page_has_one(client, server):
     assert "GET /static/ 200" in next(line for line in server.lines if "find-me-3" in line)
 
 
-def test_metrics_can_have_a_port_of_their_own(deit_serve, model_repository, free_port):
-    server = deit_serve("--model-repository", model_repository, f"--metrics-port={free_port}").wait_until_ready()
-    url = f"http://127.0.0.1:{free_port}"
+KEY = "a-key-of-the-first-user-0123456789"
+
+
+@pytest.fixture(scope="module")
+def apart(model_repository):
+    """A server that asks for a key, and the address of its metrics."""
+    (port,) = free_ports(1)
+    options = ("--model-repository", model_repository, f"--metrics-port={port}")
+    with running(*options, environment={"DEIT_API_KEYS": KEY}) as server:
+        yield server.wait_until_ready(), f"http://127.0.0.1:{port}"
+
+
+def test_metrics_can_have_a_port_of_their_own_that_needs_no_key(apart):
+    server, url = apart
     assert "deit_requests_in_flight" in httpx.get(f"{url}/metrics").text
-    assert httpx.get(f"{server.url}/metrics").status_code == 404
+    assert httpx.get(f"{server.url}/metrics", headers={"X-API-Key": KEY}).status_code == 404
     for path in ("/", "/healthz", "/models", "/docs"):
         assert httpx.get(url + path).status_code == 404
     assert httpx.post(f"{url}/classify", content=JPEG).status_code == 404
 
 
-def test_the_port_of_the_metrics_needs_no_key_and_has_the_limits_of_the_other(deit_serve, model_repository, free_port):
-    server = deit_serve(
-        *("--model-repository", model_repository, f"--metrics-port={free_port}"),
-        environment={"DEIT_API_KEYS": "a-key-of-the-first-user-0123456789"},
-    ).wait_until_ready()
-    url = f"http://127.0.0.1:{free_port}"
+def test_the_port_of_the_metrics_has_the_limits_of_the_other(apart):
+    server, url = apart
 
     def threads():
         return len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))

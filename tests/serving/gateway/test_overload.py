@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually
+from tests.serving.conftest import eventually, running
 
 
 def test_what_is_too_much_is_429_with_retry_after_and_the_rest_is_right(deit_serve, model_repository):
@@ -37,43 +37,46 @@ def test_what_is_too_much_is_429_with_retry_after_and_the_rest_is_right(deit_ser
         assert ask(contents[0]).status_code == 200
 
 
-def test_a_refusal_does_not_wait_for_the_body(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository, "--max-in-flight-bytes=1000").wait_until_ready()
-    header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 900\r\n\r\n"
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(connect(server.url)) for _ in range(2)]
-        connections[0].sendall(header + b"\xff" * 800)
+@pytest.fixture(scope="module")
+def short_of_memory(model_repository):
+    """A server that holds 1.5 MB of bodies."""
+    with running("--model-repository", model_repository, "--max-in-flight-bytes=1500000") as server:
+        yield server.wait_until_ready()
+
+
+HEADER = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n"
+
+
+def test_a_refusal_does_not_wait_for_the_body(short_of_memory):
+    with connect(short_of_memory.url) as first:
+        first.sendall(HEADER + b"\xff" * 900_000)
         refusal = b""
         while b"overloaded" not in refusal:
             # the first may not have been seen yet; then the second waits for its body too, and is asked anew
-            with connect(server.url) as late:
+            with connect(short_of_memory.url) as late:
                 late.settimeout(2)
-                late.sendall(header)
+                late.sendall(HEADER)
                 with contextlib.suppress(TimeoutError):
                     refusal = late.recv(4096)
         assert refusal.startswith(b"HTTP/1.1 429 ")
         assert b"retry-after: 1\r\n" in refusal.lower()
 
 
-def test_uploads_that_stand_still_keep_nobody_out(deit_serve, model_repository):
+def test_uploads_that_stand_still_keep_nobody_out(short_of_memory):
     """What they declare is not memory yet."""
-    server = deit_serve("--model-repository", model_repository, "--max-in-flight-bytes=20000000").wait_until_ready()
-    header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 10000000\r\n\r\n"
     with contextlib.ExitStack() as stack:
         for _ in range(26):
-            stack.enter_context(connect(server.url)).sendall(header + b"\xff\xd8")
-        eventually(lambda: "deit_requests_in_flight 27.0" in httpx.get(f"{server.url}/metrics").text)
-        answer = httpx.post(f"{server.url}/classify", content=encoded(photograph(96, 64)), timeout=60)
+            stack.enter_context(connect(short_of_memory.url)).sendall(HEADER + b"\xff\xd8")
+        eventually(lambda: "deit_requests_in_flight 27.0" in httpx.get(f"{short_of_memory.url}/metrics").text)
+        answer = httpx.post(f"{short_of_memory.url}/classify", content=encoded(photograph(96, 64)), timeout=60)
         assert answer.status_code == 200
 
 
-def test_bodies_that_arrive_share_the_memory_that_there_is(deit_serve, model_repository):
-    server = deit_serve("--model-repository", model_repository, "--max-in-flight-bytes=1500000").wait_until_ready()
-    header = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n"
-    with connect(server.url) as first, connect(server.url) as second:
+def test_bodies_that_arrive_share_the_memory_that_there_is(short_of_memory):
+    with connect(short_of_memory.url) as first, connect(short_of_memory.url) as second:
         for connection in (first, second):
-            connection.sendall(header)
-        eventually(lambda: "deit_requests_in_flight 3.0" in httpx.get(f"{server.url}/metrics").text)
+            connection.sendall(HEADER)
+        eventually(lambda: "deit_requests_in_flight 3.0" in httpx.get(f"{short_of_memory.url}/metrics").text)
         for connection in (first, second):
             connection.sendall(b"\xff" * 800_000)
         (refused,), _, _ = select.select([first, second], [], [], 30)

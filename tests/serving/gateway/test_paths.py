@@ -1,16 +1,9 @@
 """Paths and methods that are nearly right."""
 
-import httpx
 import pytest
 
 from tests.conftest import encoded, photograph
 from tests.serving.raw_http import exchange, status
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/models", "/models/tiny", "/metrics", "/static/app.js"])

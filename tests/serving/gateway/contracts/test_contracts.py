@@ -29,12 +29,6 @@ def base64_of(content):
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def classified(client):
     """What /classify says of each picture: every class, best first."""
     return [
