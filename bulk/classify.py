@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bulk.config import BulkConfig
+from bulk.config import BATCH_ON_CPU, BATCH_ON_GPU, BulkConfig
 from bulk.model import Session, read_model
 from bulk.results import Job, begin
 from bulk.sources import Part, digest_of, find_parts
@@ -49,7 +49,7 @@ def classify_dataset(config: BulkConfig) -> int:
         output=config.output,
         model=model,
         top_k=job.top_k,
-        batch_size=config.batch_size or (32 if config.gpus else 4),
+        batch_size=config.batch_size or (BATCH_ON_GPU if config.gpus else BATCH_ON_CPU),
         max_image_pixels=config.max_image_pixels,
     )
     if left := [part for part in parts if part.number not in done]:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from typer import Option
 
+BATCH_ON_CPU, BATCH_ON_GPU = 4, 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class BulkConfig:
@@ -52,8 +54,8 @@ class BulkConfig:
         int | None,
         Option(
             min=1,
-            help="Images that the model computes at once. Default: 4 on CPUs, whose caches hold no more, and 32 with "
-            "--gpus. Raise it on a large GPU.",
+            help=f"Images that the model computes at once. Default: {BATCH_ON_CPU} on CPUs, whose caches hold no more, "
+            f"and {BATCH_ON_GPU} with --gpus. Raise it on a large GPU.",
         ),
     ] = None
     part_images: Annotated[

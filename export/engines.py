@@ -173,27 +173,27 @@ def refuse_without_cuda() -> None:
     result = onnx.helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Exp", ["value"], ["result"])], "probe", [value], [result])
     opset = onnx.helper.make_opsetid("", 17)
-    _session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString(), threads=None)
+    _session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString(), cpu_threads=None)
 
 
-def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], threads: int | None) -> Infer:
+def _load_onnxruntime(onnx_file: Path, outputs: tuple[str, ...], cpu_threads: int | None) -> Infer:
     try:
-        session = _session(onnx_file, threads)
+        session = _session(onnx_file, cpu_threads)
     except RepositoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class
-        where = " on CUDA" if threads is None else ""
+        where = " on CUDA" if cpu_threads is None else ""
         raise RepositoryError(f"ONNX Runtime cannot run {onnx_file.name}{where}: {error}") from error
     names = list(outputs)
     return lambda images: session.run(names, {IMAGES: images})
 
 
-def _session(graph: Path | bytes, threads: int | None) -> Any:
-    """On the CPU with these threads, or for None on the GPU."""
+def _session(graph: Path | bytes, cpu_threads: int | None) -> Any:
+    """On the CPU with these threads; for None on the GPU, or an error where none can be used."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOG_ERRORS
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if cpu_threads is not None:
+        options.intra_op_num_threads = cpu_threads
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     try:
         return gpu_session(graph, options, [cuda_provider()])

@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from typer import Option
 
 from benchmark.environment import this_environment
 from benchmark.load import closed_loop, requests_of
-from benchmark.processes import ServerProcesses
+from benchmark.processes import ServerProcesses, watched
 from benchmark.server import CLASSIFY, free_port, running
 from deit.errors import BenchmarkError
 from deit.log import configure_logging
@@ -198,38 +197,27 @@ def measure(config: JoiningConfig, images_per_request: int) -> Joined:
     Image.fromarray(pixels).resize((config.picture_side, config.picture_side)).save(picture, "JPEG")
     with gateway(config, images_per_request) as (url, pid):
         requests = requests_of(url + CLASSIFY, [picture.getvalue()], as_form=False)
-        loop = partial(
-            closed_loop,
-            url,
-            requests,
-            concurrency=config.concurrency,
-            duration_s=config.seconds,
-            warm_up_s=WARM_UP_S,
-        )
         processes = ServerProcesses.of(pid)
 
-        async def run() -> Joined:
-            task = asyncio.create_task(loop())
-            await asyncio.sleep(WARM_UP_S)
-            before, earlier = processes.use(), joined_so_far(url)
-            await asyncio.sleep(config.seconds)
-            after, later = processes.use(), joined_so_far(url)
-            load = await task
-            if set(load.statuses) != {200}:
-                raise BenchmarkError(f"not every image got an answer: {dict(load.statuses)}")
-            used_s = after.cpu_s[GATEWAY] - before.cpu_s[GATEWAY]
-            sent, images = later[0] - earlier[0], later[1] - earlier[1]
-            return Joined(
-                images_per_request=images / sent,
-                images_per_s=load.rate_per_s,
-                gateway_ms=1000 * used_s / images,
-                gateway_cores=used_s / config.seconds,
-                call_ms=call_ms,
-                p50_ms=load.latency_ms(50),
-                p99_ms=load.latency_ms(99),
-            )
+        def look() -> tuple[float, float, float]:
+            return processes.use().cpu_s[GATEWAY], *joined_so_far(url)
 
-        return asyncio.run(run())
+        loop = closed_loop(
+            url, requests, concurrency=config.concurrency, duration_s=config.seconds, warm_up_s=WARM_UP_S
+        )
+        load, before, after = watched(loop, look, warm_up_s=WARM_UP_S, seconds=config.seconds)
+    if set(load.statuses) != {200}:
+        raise BenchmarkError(f"not every image got an answer: {dict(load.statuses)}")
+    used_s, sent, images = (later - earlier for earlier, later in zip(before, after, strict=True))
+    return Joined(
+        images_per_request=images / sent,
+        images_per_s=load.rate_per_s,
+        gateway_ms=1000 * used_s / images,
+        gateway_cores=used_s / config.seconds,
+        call_ms=call_ms,
+        p50_ms=load.latency_ms(50),
+        p99_ms=load.latency_ms(99),
+    )
 
 
 def measure_calls(config: JoiningConfig, images_per_request: int) -> float:

@@ -73,7 +73,7 @@ def publish(
             return version
         _refuse_other_interface(model, named, label_names)
         _keep_configurations(model)
-        ends = _candidate(model)  # with the served version, which it was compared with
+        ends = _candidate(model)
         with new_folder(model / str(version), staging=staging) as folder:
             fill(folder)
             (folder / CONFIG_FILE).write_text(config_text(named, [version]))
@@ -130,7 +130,7 @@ def serve_version(repository: Path, name: str, number: int) -> None:
         version = published_version(model, number)
         if findings := examine_version(version):
             raise RepositoryError(f"version {number} of {name} is not sound, nothing was changed: {findings[0]}")
-        ends = _candidate(model)  # with the served version, which it was compared with
+        ends = _candidate(model)
         write_file(model / CONFIG_FILE, config_text(version.config, [number]))
         _say_what_ends(model, ends)
 
@@ -155,9 +155,11 @@ def remove(repository: Path, name: str, number: int | None = None) -> None:
 
 def _refuse_a_candidate(model: Path, number: int | None) -> None:
     """A model whose candidate is gone would lose that share of its requests at Triton's next start."""
-    for other in set(model_folders(model.parent)) - {model.name}:
+    for other in model_folders(model.parent):
         candidate = _candidate(model.parent / other)
-        if candidate and candidate.model == model.name and (number is None or str(number) == candidate.version):
+        if other == model.name or candidate is None or candidate.model != model.name:
+            continue
+        if number is None or str(number) == candidate.version:
             end = models_command(candidate.mode, other, "--percent", 0, repository=model.parent)
             raise RepositoryError(f"{model.name} is the {candidate.mode} of {other}: {end} ends that")
 
@@ -191,6 +193,7 @@ def _candidate(model: Path) -> CandidateModel | None:
 
 
 def _say_what_ends(model: Path, candidate: CandidateModel | None) -> None:
+    """A candidate ends with the served version that it was compared with."""
     if candidate is not None:
         logger.warning("%s: %s ends", model.name, candidate)
 
