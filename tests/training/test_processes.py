@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmark.server import free_port
 from tests.conftest import COLOURS
 from tests.training.conftest import TINY, tiny_student
 from tests.training.test_loop import CONVNET, TWO_PROCESSES, arguments_of, config, metrics_of, same, weights_of
@@ -21,13 +22,19 @@ from training.evaluate_config import EvaluateConfig
 from training.loop import train
 from training.processes import Processes
 
-# Commands in turn, because processes take long to import torch. As after a restart by torchrun, each joins them anew.
+# Commands in turn, forked, because processes take long to import torch. Each meets its companion at a port of its own:
+# torchrun's store still holds the companion's address from the command before.
 COMMANDS = """
 import json, os, sys
+import training.loop, training.evaluate_checkpoint
 from deit.cli import app
-for attempt, arguments in enumerate(json.loads(sys.argv[1])):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
-    app(arguments, standalone_mode=False)
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+for port, arguments in json.loads(sys.argv[1]):
+    if (command := os.fork()) == 0:
+        os.environ["MASTER_PORT"] = str(port)
+        app(arguments)
+    if os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]):
+        sys.exit(f"{arguments} failed")
 """
 
 
@@ -45,8 +52,9 @@ def runs(colours_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["train", *arguments_of(student(colours_data, runs, "student", runs / "teacher" / "checkpoint"))],
         ["evaluate", *map(str, evaluation), "--workers", "0", "--device", "cpu"],
     ]
+    turns = [(free_port(), command) for command in commands]
     done = subprocess.run(
-        [sys.executable, *TWO_PROCESSES, "--no-python", sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        [sys.executable, *TWO_PROCESSES, "--no-python", sys.executable, "-c", COMMANDS, json.dumps(turns)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
