@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import psutil
 from benchmark.config import Served
 from benchmark.load import media_type_of
 from deit.errors import BenchmarkError
+from deit.ports import free_ports
 
 CLASSIFY = "/classify"
 
@@ -44,7 +44,7 @@ def our_server(
         exact: with the pixels of Pillow and timm.
         triton_decode: "gpu" or "cpu" where Triton is to decode JPEGs.
     """
-    port, grpc, metrics = free_port(), free_port(), free_port()
+    port, grpc, metrics = free_ports(3)
     url = f"http://127.0.0.1:{port}"
     command = [
         *(sys.executable, "-m", "deit", "serve", "--model-repository", str(repository), "--port", str(port)),
@@ -97,13 +97,6 @@ def answers(url: str, image: bytes) -> bool:
     """Whether a server classifies the image."""
     headers = {"Content-Type": media_type_of(image)}
     return httpx.post(url, content=image, headers=headers, timeout=60).status_code == 200
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

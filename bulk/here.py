@@ -54,7 +54,7 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
                 ) from None
             logger.warning("a process died; new ones continue with the %d parts left", len(left))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _work: Work

@@ -24,8 +24,8 @@ from deit.errors import ServingError
 from deit.jpeg_step import STEP
 from deit.model import EXPLAIN_SUFFIX
 from deit.options import named
+from deit.ports import LOOPBACK
 from deit.repository.models import model_names
-from serving.embedded.command_line import LOOPBACK
 from serving.embedded.control import claim_control_socket
 from serving.embedded.ports import with_free_ports
 from serving.embedded.reload import Reloader

@@ -29,11 +29,12 @@ from typer import Option
 from benchmark.environment import this_environment
 from benchmark.load import closed_loop, requests_of
 from benchmark.processes import ServerProcesses, watched
-from benchmark.server import CLASSIFY, free_port, running
+from benchmark.server import CLASSIFY, running
 from deit.errors import BenchmarkError
 from deit.log import configure_logging
 from deit.model import IMAGES, PREPROCESSING_PARAMETER, PROBABILITIES
 from deit.options import command_of
+from deit.ports import free_ports
 from deit.preprocessing import Preprocessing
 from serving.gateway.triton_client import TritonClient
 from studies import run_study
@@ -162,7 +163,7 @@ async def serve_engine(port: int, images_per_s: float) -> None:
 @contextlib.contextmanager
 def engine(config: JoiningConfig) -> Iterator[int]:
     """Run a simulated engine as a process, and give its port."""
-    port = free_port()
+    (port,) = free_ports(1)
     start = f"asyncio.run(study.serve_engine({port}, {config.engine_images_per_s}))"
     code = f"import asyncio, studies.images_per_request as study; {start}"
     with running([sys.executable, "-c", code], name="the simulated engine"):
@@ -172,7 +173,7 @@ def engine(config: JoiningConfig) -> Iterator[int]:
 @contextlib.contextmanager
 def gateway(config: JoiningConfig, images_per_request: int) -> Iterator[tuple[str, int]]:
     """Run `deit serve` in front of a simulated engine, and give its address and the id of its first process."""
-    port = free_port()
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with engine(config) as engine_port:
         command = [

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmark.peers.classifier import PeerSettings
 from benchmark.peers.environments import environment
-from benchmark.server import CLASSIFY, answers, free_port, running
+from benchmark.server import CLASSIFY, answers, running
+from deit.ports import free_ports
 
 SERVERS = Path(__file__).parent
 CHECKOUT = SERVERS.parents[1]
@@ -60,7 +61,7 @@ def peer_server(
     settings = PeerSettings(
         onnx_file=str(onnx_file.absolute()),
         preprocessing=preprocessing,
-        port=free_port(),
+        port=free_ports(1)[0],
         workers=shape.workers,
         threads=shape.threads,
         max_batch_size=shape.max_batch_size,

@@ -8,10 +8,9 @@ Sources: `src/command_line_parser.cc` of https://github.com/triton-inference-ser
 import secrets
 from pathlib import Path
 
+from deit.ports import LOOPBACK
 from serving.gateway.shared_pixels import KEY_NAME
 from serving.settings import TritonPorts
-
-LOOPBACK = "127.0.0.1"
 
 EXIT_TIMEOUT_S = 10
 """How long a stopping Triton waits for requests. The gateway has finished its own by then."""

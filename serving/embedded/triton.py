@@ -29,8 +29,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from deit.errors import ServingError
+from deit.ports import LOOPBACK
 from deit.repository.models import model_names
-from serving.embedded.command_line import CONTROL_HEADER, LOOPBACK, triton_options
+from serving.embedded.command_line import CONTROL_HEADER, triton_options
 from serving.embedded.jpeg_step import write_step
 from serving.embedded.ports import check_port_is_free
 from serving.embedded.process import TritonProcess

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from deit.ports import free_ports
 from tests.conftest import REPOSITORY_ROOT
-from tests.serving.conftest import free_ports, model_repository, server  # noqa: F401
+from tests.serving.conftest import model_repository, server  # noqa: F401
 
 UP_TIMEOUT_S = 1500  # with the images built from nothing
 

@@ -17,9 +17,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deit.ports import free_ports
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 from tests.deploy.manifests import KUBERNETES, OVERLAYS, composed, containers, identity, kustomization, kustomized
-from tests.serving.conftest import eventually, free_ports, running
+from tests.serving.conftest import eventually, running
 
 # Kinds of operators, and the modules of their models, which take seconds to import; other kinds are of Kubernetes.
 OPERATORS = {

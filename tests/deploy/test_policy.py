@@ -13,9 +13,10 @@ import yaml
 from typer.main import get_command
 
 from benchmark.command import app as benchmark
+from deit.ports import free_ports
 from tests.conftest import REPOSITORY_ROOT
 from tests.deploy.manifests import COMPOSE_FILES, composed, composed_plainly, has_compose
-from tests.serving.conftest import eventually, free_ports
+from tests.serving.conftest import eventually
 
 ONE_SHOT = {"benchmark", "export"}
 OF_OTHERS = {"grafana", "otel-collector"}

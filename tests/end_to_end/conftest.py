@@ -1,6 +1,5 @@
 """`deit serve` as its users start it: a process, asked over HTTP."""
 
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,12 +11,7 @@ from typing import IO
 
 import httpx
 
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+from deit.ports import free_ports
 
 
 @contextmanager
@@ -26,11 +20,11 @@ def serving(repository: Path, *options: str, grpc_port: int | None = None, max_w
 
     A busy machine answers late, and `max_wait_s` keeps the gateway from refusing requests for it.
     """
-    port = free_port()
+    port, grpc, metrics = free_ports(3)
     command = [
         *(Path(sys.executable).with_name("deit"), "serve", "--model-repository", repository, "--port", str(port)),
         *("--max-wait-s", str(max_wait_s), *options),
-        *("--triton-grpc-port", str(grpc_port or free_port()), "--triton-metrics-port", str(free_port())),
+        *("--triton-grpc-port", str(grpc_port or grpc), "--triton-metrics-port", str(metrics)),
     ]
     with (
         tempfile.TemporaryFile("w+") as log,

@@ -12,15 +12,16 @@ import onnxruntime
 import pytest
 
 from benchmark.perf_analyzer import measure
+from deit.ports import free_ports
 from deit.preprocessing import Preprocessing, resize_and_crop
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
-from tests.end_to_end.conftest import free_port, serving
+from tests.end_to_end.conftest import serving
 from training.images import ParquetImages
 
 REPOSITORY = REPOSITORY_ROOT / "model_repository"
 MODEL = REPOSITORY / "deit_cifar10"
 
-GRPC_PORT = free_port()
+(GRPC_PORT,) = free_ports(1)
 
 
 @pytest.fixture(scope="module")

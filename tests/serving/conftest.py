@@ -27,6 +27,7 @@ from deit.model import (
     PREPROCESSING_PARAMETER,
     PROBABILITIES,
 )
+from deit.ports import free_ports
 from deit.preprocessing import Preprocessing
 from deit.repository.layout import CONFIG_FILE, ONNX_FILE
 from tests.conftest import REPOSITORY_ROOT
@@ -232,14 +233,6 @@ class DeitServe:
                     self.url = match[1] or match[2]
                     self._is_ready.set()
         self._is_ready.set()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.contextmanager

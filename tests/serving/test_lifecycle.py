@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deit.ports import free_ports
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
-from tests.serving.conftest import commands, eventually, free_ports, is_alive, running, shared_memory, write_model
+from tests.serving.conftest import commands, eventually, is_alive, running, shared_memory, write_model
 
 
 def test_sigterm_finishes_requests_and_then_stops_both(deit_serve, model_repository):

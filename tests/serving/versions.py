@@ -22,6 +22,7 @@ from tritonclient.grpc import model_config_pb2
 
 from deit.errors import RepositoryError
 from deit.model import IMAGES, PROBABILITIES
+from deit.ports import free_ports
 from deit.preprocessing import Preprocessing, resize_and_crop
 from deit.repository.candidates import try_candidate
 from deit.repository.config import config_text
@@ -36,7 +37,6 @@ from tests.serving.conftest import (
     DeitServe,
     config_pbtxt,
     eventually,
-    free_ports,
     two_headed_classifier,
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.server import free_port
+from deit.ports import free_ports
 from tests.conftest import COLOURS
 from tests.training.conftest import TINY, tiny_student
 from tests.training.test_loop import CONVNET, TWO_PROCESSES, arguments_of, config, metrics_of, same, weights_of
@@ -52,7 +52,7 @@ def runs(colours_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["train", *arguments_of(student(colours_data, runs, "student", runs / "teacher" / "checkpoint"))],
         ["evaluate", *map(str, evaluation), "--workers", "0", "--device", "cpu"],
     ]
-    turns = [(free_port(), command) for command in commands]
+    turns = list(zip(free_ports(len(commands)), commands, strict=True))
     done = subprocess.run(
         [sys.executable, *TWO_PROCESSES, "--no-python", sys.executable, "-c", COMMANDS, json.dumps(turns)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from tests.serving.conftest import commands, deit_triton, descendants, eventually, free_ports, is_alive
+from deit.ports import free_ports
+from tests.serving.conftest import commands, deit_triton, descendants, eventually, is_alive
 from tests.short_commands import deit
 
 
@@ -17,6 +18,14 @@ def answers(url: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(url).status_code == 200
     return False
+
+
+def wait_until_open(process, url: str) -> None:
+    def is_open() -> bool:
+        assert process.poll() is None, process.stderr.read()
+        return answers(url)
+
+    eventually(is_open, 100)
 
 
 def inferences(port: int) -> float:
@@ -29,8 +38,7 @@ def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
     grpc, metrics, http = free_ports(3)
     ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}", f"--triton-http-port={http}"]
     with deit_triton("--model-repository", model_repository, "--host=0.0.0.0", "--insecure", *ports) as process:
-        health = f"http://127.0.0.1:{http}/v2/health/ready"
-        eventually(lambda: answers(health), 100)
+        wait_until_open(process, f"http://127.0.0.1:{http}/v2/health/ready")
         with InferenceServerClient(f"127.0.0.2:{grpc}") as client:  # not only 127.0.0.1
             assert client.is_model_ready("tiny")
         assert not answers(f"http://127.0.0.2:{http}/v2/health/ready"), "HTTP stays on loopback's own address"
@@ -56,7 +64,7 @@ def test_sigterm_stops_it_and_leaves_nothing(model_repository, arguments, host):
     grpc, metrics = free_ports(2)
     ports = [f"--triton-grpc-port={grpc}", f"--triton-metrics-port={metrics}"]
     with deit_triton("--model-repository", model_repository, *arguments, *ports) as process:
-        eventually(lambda: answers(f"http://{host}:{metrics}/metrics"), 100)
+        wait_until_open(process, f"http://{host}:{metrics}/metrics")
         with InferenceServerClient(f"{host}:{grpc}") as client:
             eventually(lambda: client.is_model_ready("tiny"))
         family = descendants(process.pid)

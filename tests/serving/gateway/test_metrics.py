@@ -8,9 +8,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deit.ports import free_ports
 from serving.gateway.metrics import CONFIDENCES
 from tests.conftest import encoded, photograph
-from tests.serving.conftest import eventually, free_ports, running
+from tests.serving.conftest import eventually, running
 from tests.serving.raw_http import connection, exchange, read_all, status
 
 JPEG = encoded(photograph(96, 64))
