@@ -176,7 +176,8 @@ def children_of(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):  # it ends meanwhile
         for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, read_at_once(task / "children").split())
+            with contextlib.suppress(OSError):  # this thread alone does
+                found += map(int, read_at_once(task / "children").split())
     return found
 
 
