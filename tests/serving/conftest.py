@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import numpy as np
@@ -169,6 +170,27 @@ def photographs(shared_data: Path) -> list[bytes]:
     return [row["image"]["bytes"] for row in rows]
 
 
+class Shown(Protocol):
+    """A server whose words explain a failure."""
+
+    url: str
+
+    @property
+    def last_lines(self) -> str: ...
+
+
+OPEN: set[Shown] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the servers of the test said last."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"last lines of the server at {each.url}", each.last_lines) for each in OPEN]
+    return report
+
+
 class DeitServe:
     """A `deit serve` process on free ports; `url` is set once it is ready."""
 
@@ -183,6 +205,7 @@ class DeitServe:
             start_new_session=True,
         )
         self.lines: list[str] = []
+        OPEN.add(self)
         self.url = ""
         self._is_ready = threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -203,10 +226,15 @@ class DeitServe:
     def output(self) -> str:
         return "".join(self.lines)
 
+    @property
+    def last_lines(self) -> str:
+        return "".join(self.lines[-40:])
+
     def close(self) -> None:
         """Killed, because Triton takes seconds to stop; test_lifecycle.py holds that nothing is left behind."""
         self.process.kill()
         self.wait()
+        OPEN.discard(self)
 
     def children(self) -> list[int]:
         """Triton and its Python stubs; they have a process group of their own."""
@@ -219,10 +247,11 @@ class DeitServe:
 
     def decoders(self) -> list[int]:
         """The processes that decode images."""
-        children = self.children()
-        return [
-            pid for pid in children if b"serving.gateway.decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        return self.running(b"serving.gateway.decoder_process")
+
+    def running(self, module: bytes) -> list[int]:
+        """Its processes that run this module of Python."""
+        return [pid for pid in self.children() if module in read_proc(f"{pid}/cmdline")]
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -250,7 +279,7 @@ def running(*arguments: str | Path, environment: dict[str, str] | None = None) -
 
 @contextlib.contextmanager
 def deit_triton(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """`deit triton` as a process, killed at the end."""
+    """`deit triton` as a process, killed at the end; a failure shows what it said."""
     process = subprocess.Popen(
         [sys.executable, "-m", "deit", "triton", *map(str, arguments)],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -262,15 +291,23 @@ def deit_triton(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        sys.stderr.write(process.communicate()[1])
+
+
+def read_proc(path: str) -> bytes:
+    """A file of /proc, empty when its process or thread has ended: both may at any moment."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path("/proc", path).read_bytes()
+    return b""
 
 
 def descendants(pid: int) -> list[int]:
     """The processes below this one."""
     found = [pid]
     for each in found:
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for thread in Path(f"/proc/{each}/task").iterdir():
+                found += map(int, read_proc(f"{each}/task/{thread.name}/children").split())
     return found[1:]
 
 
@@ -306,15 +343,13 @@ def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:
 
 def is_alive(pid: int) -> bool:
     """The process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    state = read_proc(f"{pid}/stat").rpartition(b")")[2].split()
+    return bool(state) and state[0] not in (b"Z", b"X")
 
 
 def commands(pids: list[int]) -> list[str]:
-    """The program of each process, without its folder."""
-    return [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
+    """The program of each process, without its folder; empty for one that has ended."""
+    return [read_proc(f"{pid}/cmdline").split(b"\0")[0].rpartition(b"/")[2].decode() for pid in pids]
 
 
 def shared_regions(pid: int) -> set[str]:

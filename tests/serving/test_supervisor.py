@@ -1,12 +1,10 @@
 """`deit serve --gateways N`: one port, one page of metrics, and a gateway that ends is replaced."""
 
-import contextlib
 import os
 import re
 import signal
 import socket
 from dataclasses import fields
-from pathlib import Path
 
 import httpx
 import pytest
@@ -31,12 +29,7 @@ def answered(url: str) -> float:
 
 
 def gateways(server) -> list[int]:
-    found = []
-    for pid in server.children():
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if b"serving.gateway_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+    return server.running(b"serving.gateway_process")
 
 
 def test_they_share_the_port_and_the_metrics_and_outlive_each_other(deit_serve, model_repository):

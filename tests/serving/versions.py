@@ -33,6 +33,7 @@ from tests.conftest import encoded, photograph
 from tests.serving.conftest import (
     HALF,
     LABELS,
+    OPEN,
     START_TIMEOUT_S,
     DeitServe,
     config_pbtxt,
@@ -111,16 +112,22 @@ class TritonHere:
 
     def __init__(self, repository: Path) -> None:
         self.grpc, self.metrics = free_ports(2)
+        self.url = f"127.0.0.1:{self.grpc}"
+        OPEN.add(self)
         self._repository = repository
+        self._log = repository.with_name(f"triton-{self.grpc}.log")
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         ports = [f"--triton-grpc-port={self.grpc}", f"--triton-metrics-port={self.metrics}"]
         command = [sys.executable, "-m", "deit", "triton", "--model-repository", str(self._repository), *ports]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def last_lines(self) -> str:
+        return "".join(self._log.read_text().splitlines(keepends=True)[-40:])
 
     @property
     def runs(self) -> bool:
@@ -138,6 +145,10 @@ class TritonHere:
             self._process.wait(60)
             self._process = None
         eventually(self._port_is_free)  # the kernel has killed Triton, whose port is free a moment later
+
+    def close(self) -> None:
+        self.end(signal.SIGKILL)
+        OPEN.discard(self)
 
     def _port_is_free(self) -> bool:
         with socket.socket() as probe:
@@ -166,12 +177,12 @@ class Stack:
 
     def close(self) -> None:
         for triton in self.tritons:
-            triton.end(signal.SIGKILL)
+            triton.close()
         for gateway in self.gateways:
             gateway.close()
 
     def _new_gateway(self) -> DeitServe:
-        urls = ",".join(f"127.0.0.1:{triton.grpc}" for triton in self.tritons)
+        urls = ",".join(triton.url for triton in self.tritons)
         options = ["--port=0", "--max-wait-s=60", "--request-timeout-s=60", "--decoders=1", "--no-log-requests"]
         return DeitServe([f"--triton-url={urls}", *options])
 
@@ -230,8 +241,8 @@ class Stack:
         deadline = time.monotonic() + START_TIMEOUT_S
         for gateway in self.gateways:
             gateway.wait_until_ready()
-            while f"deit_tritons {count}.0" not in (page := httpx.get(f"{gateway.url}/metrics").text):
-                assert time.monotonic() < deadline, "\n".join(page.splitlines()[-60:] + gateway.lines[-20:])
+            while f"deit_tritons {count}.0" not in (page := httpx.get(f"{gateway.url}/metrics", timeout=60).text):
+                assert time.monotonic() < deadline, page
                 for triton in self.tritons:
                     triton.keep()
                 time.sleep(0.05)

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,10 +19,8 @@ from deit.preprocessing import resize_and_crop
 from deit.repository.layout import ONNX_FILE
 from tests.conftest import encoded, photograph
 from tests.deit.test_hostile_pictures import expected_outcomes, hostile_files
-from tests.serving.conftest import MODEL, PREPROCESSING, descendants, eventually, is_alive, running
+from tests.serving.conftest import MODEL, PREPROCESSING, eventually, is_alive, running
 from tests.serving.gateway.test_hostile_uploads import BUSY, PROMISED, assert_survives
-
-PROGRAM = b"serving.embedded.jpeg_process"
 
 pytest.importorskip("nvidia.nvimgcodec", reason="needs nvidia-nvimgcodec-cu13, which `make` installs")
 
@@ -54,10 +51,8 @@ def expected(model_repository):
 def counted(server):
     """JPEGs that Triton was asked to decode, by what became of them."""
     lines = httpx.get(f"{server.url}/metrics", timeout=60).text
-    return {
-        outcome: float(count)
-        for outcome, count in re.findall(r'^deit_triton_jpegs_total{outcome="(\w+)"} (\S+)$', lines, re.MULTILINE)
-    }
+    counts = re.findall(r'^deit_triton_jpegs_total{outcome="(\w+)"} (\S+)$', lines, re.MULTILINE)
+    return {"decoded": 0.0} | {outcome: float(count) for outcome, count in counts}
 
 
 def probabilities(result):
@@ -74,7 +69,7 @@ def jpegs():
 
 
 def test_pictures_of_different_sizes_in_one_request_are_answered_as_exactly_decoded_ones(server, expected):
-    before = counted(server).get("decoded", 0)
+    before = counted(server)["decoded"]
     files, damaged = list(jpegs()), encoded(photograph(96, 64))[:-200]
     fields = [("image", each) for each in [*files[:5], encoded(photograph(80, 80), "PNG"), damaged, *files[5:]]]
     answer = httpx.post(f"{server.url}/classify?top_k=10", files=fields, timeout=60)
@@ -117,8 +112,7 @@ def test_every_hostile_file_is_answered_as_recorded_within_its_time(server, shar
 
 
 def processes(server):
-    pids = descendants(server.process.pid)
-    return [pid for pid in pids if PROGRAM in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return server.running(b"serving.embedded.jpeg_process")
 
 
 def test_when_its_processes_are_killed_every_picture_is_still_answered(server):
@@ -138,7 +132,7 @@ def test_when_its_processes_are_killed_every_picture_is_still_answered(server):
             counted(server)["decoded"] > before["decoded"] + 20
         )
 
-    eventually(is_decoded_in_triton)
+    eventually(is_decoded_in_triton, 100)
     assert server.pid_of("tritonserver") == triton
 
 

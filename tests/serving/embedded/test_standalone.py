@@ -16,7 +16,7 @@ from tests.short_commands import deit
 
 def answers(url: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url).status_code == 200
+        return httpx.get(url, timeout=60).status_code == 200
     return False
 
 
@@ -29,7 +29,7 @@ def wait_until_open(process, url: str) -> None:
 
 
 def inferences(port: int) -> float:
-    page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
     return float(re.search(r"^nv_inference_request_success\{.*\} (\S+)", page, re.MULTILINE)[1])
 
 
@@ -54,7 +54,7 @@ def test_it_serves_others_and_ends_when_a_model_is_lost(model_repository):
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 1
         assert "two years of security fixes" in said
-        assert re.fullmatch(r"deit: the process \d+, which ran a model, ended with signal 9", said.splitlines()[-1])
+        assert re.search(r"^deit: the process \d+, which ran a model, ended with signal 9$", said, re.MULTILINE)
         assert "Traceback" not in said
         eventually(lambda: not any(map(is_alive, family)))
 
