@@ -1,6 +1,7 @@
 """A running server follows its model repository: real Triton, real load, real corrupt files."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -125,7 +126,8 @@ def test_a_client_that_leaves_before_its_answer_harms_nobody(deit_serve, model_r
     for said in (b"reload\n", b"", b"reload", b"x" * 100_000):
         with socket.socket(socket.AF_UNIX) as left:
             left.connect(path)
-            left.sendall(said)
+            with contextlib.suppress(ConnectionError):  # the server may refuse so long a line before all has come
+                left.sendall(said)
     with socket.socket(socket.AF_UNIX) as stays, stays.makefile("rw") as lines:
         stays.connect(path)
         lines.write("reload\n")
@@ -163,7 +165,7 @@ def test_two_reloads_under_load_fail_no_request_and_mix_no_versions(server, repo
 
 
 def metrics(server):
-    return httpx.get(f"{server.url}/metrics").text
+    return httpx.get(f"{server.url}/metrics", timeout=60).text
 
 
 @pytest.mark.soak
@@ -255,7 +257,7 @@ def test_a_version_whose_preprocessing_is_not_known_is_not_served(server, reposi
     assert f"{name}: loaded, serving version {published}\n" in reloaded(server)
     assert client.classify(PICTURES[0], model=name).version == published
     other = {"model": name, "version": "2" if published == "1" else "1"}
-    assert httpx.post(f"{server.url}/classify", params=other, content=PICTURES[0]).status_code == 404
+    assert httpx.post(f"{server.url}/classify", params=other, content=PICTURES[0], timeout=60).status_code == 404
 
 
 def test_the_default_model_cannot_be_removed(server, repository, client):

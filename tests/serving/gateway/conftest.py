@@ -10,5 +10,8 @@ __all__ = ["checkpoint", "labelled"]
 
 @pytest.fixture(scope="module")
 def client(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    early = httpx.Limits(
+        keepalive_expiry=2
+    )  # the server closes idle connections after 5 s: a request must not meet that
+    with httpx.Client(base_url=server.url, timeout=60, limits=early) as client:
         yield client

@@ -60,17 +60,19 @@ def connections(server, count, address="127.0.0.1"):
         yield [stack.enter_context(socket.create_connection((host, int(port)), 60, (address, 0))) for _ in range(count)]
 
 
-def ask(connected, request=GET):
-    connected.sendall(request)
-    return status(read_answer(connected))
+def ask(*connected):
+    """The statuses. All requests are sent before any answer is read: who is silent for five seconds is cut off."""
+    for each in connected:
+        each.sendall(GET)
+    return {status(read_answer(each)) for each in connected}
 
 
 def test_connections_that_are_only_kept_keep_nobody_out(server):
     with connections(server, MAX_CONNECTIONS) as kept:
-        assert {ask(each) for each in kept} == {200}
+        assert ask(*kept) == {200}
         with connections(server, 20) as others:
-            assert {ask(each) for each in others} == {200}
-        assert ask(kept[-1]) == 200, "those that waited longest went"
+            assert ask(*others) == {200}
+        assert ask(kept[-1]) == {200}, "those that waited longest went"
         with pytest.raises((AssertionError, ConnectionResetError, BrokenPipeError)):
             ask(kept[0])
 
@@ -83,9 +85,9 @@ def test_a_client_that_holds_all_connections_with_requests_that_never_end_keeps_
         for each in crowd:
             each.sendall(beginning)
         with connections(server, 20) as others:
-            assert {ask(each) for each in others} == {200}
+            assert ask(*others) == {200}
         with connections(server, 1, "127.0.0.2") as (another,):
-            assert ask(another) in (200, 429)
+            assert ask(another) <= {200, 429}
 
 
 def test_a_crowd_ends_no_request_that_is_being_answered(server):

@@ -32,13 +32,14 @@ def port(ingress):
 
 @pytest.fixture(scope="module", params=["", "/vision"], ids=["removed by the proxy", "left by the proxy"])
 def client(request, port):
-    with httpx.Client(base_url=f"http://[::1]:{port}{request.param}", timeout=60) as client:
+    early = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S / 2)  # a request must not meet the server's closing
+    with httpx.Client(base_url=f"http://[::1]:{port}{request.param}", timeout=60, limits=early) as client:
         yield client
 
 
 @pytest.mark.parametrize("host", ["[::1]", "127.0.0.1"])
 def test_both_families_are_answered(port, host):
-    assert httpx.get(f"http://{host}:{port}/readyz").status_code == 200
+    assert httpx.get(f"http://{host}:{port}/readyz", timeout=60).status_code == 200
 
 
 def test_the_root_path_is_known_whether_or_not_the_proxy_removes_it(client):
@@ -52,7 +53,7 @@ def test_the_root_path_is_known_whether_or_not_the_proxy_removes_it(client):
 def test_a_problem_resolves_where_callers_are(client, port):
     refused = client.post("/classify", content=b"no picture").json()
     assert refused["type"] == "/vision/problems/unsupported-type"
-    assert httpx.get(urljoin(f"http://[::1]:{port}/vision/classify", refused["type"])).status_code == 200
+    assert httpx.get(urljoin(f"http://[::1]:{port}/vision/classify", refused["type"]), timeout=60).status_code == 200
     files = [("image", ("a.jpg", each)) for each in (PICTURE, b"no picture")]
     assert client.post("/classify", files=files).json()["results"][1]["problem"]["type"] == refused["type"]
 
@@ -62,13 +63,13 @@ def test_the_description_names_the_root_path(client):
 
 
 def test_the_page_has_a_slash_at_its_end(port):
-    answer = httpx.get(f"http://[::1]:{port}/vision")
+    answer = httpx.get(f"http://[::1]:{port}/vision", timeout=60)
     assert (answer.status_code, urljoin("/vision", answer.headers["location"])) == (307, "/vision/")
 
 
 @pytest.mark.parametrize("path", ["/visionary/healthz", "/vision/vision/healthz"])
 def test_another_path_is_not_the_root_path(port, path):
-    assert httpx.get(f"http://[::1]:{port}{path}").status_code == 404
+    assert httpx.get(f"http://[::1]:{port}{path}", timeout=60).status_code == 404
 
 
 def test_the_page_and_the_documentation_work_under_the_root_path(port):
@@ -90,8 +91,8 @@ def test_the_page_and_the_documentation_work_under_the_root_path(port):
 
 def test_an_idle_connection_stays_open_as_long_as_it_is_told(port):
     with socket.create_connection(("::1", port), timeout=60) as connected:
+        asked_s = time.monotonic()
         connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         assert b"alive" in read_answer(connected)
-        answered_s = time.monotonic()
         assert read_all(connected) == b""
-        assert KEEP_ALIVE_S - 0.5 < time.monotonic() - answered_s < 20
+        assert KEEP_ALIVE_S <= time.monotonic() - asked_s < 20

@@ -52,7 +52,7 @@ def guarded(model_repository):
 
 
 def test_the_keys_are_described(guarded):
-    schema = httpx.get(f"{guarded.url}/openapi.json").json()
+    schema = httpx.get(f"{guarded.url}/openapi.json", timeout=60).json()
     assert set(schema["components"]["securitySchemes"]) == {"bearer", "header"}
     assert "401" in schema["paths"]["/classify"]["post"]["responses"]
     assert "security" not in schema["paths"]["/healthz"]["get"]

@@ -67,7 +67,9 @@ def test_uploads_that_stand_still_keep_nobody_out(short_of_memory):
     with contextlib.ExitStack() as stack:
         for _ in range(26):
             stack.enter_context(connect(short_of_memory.url)).sendall(HEADER + b"\xff\xd8")
-        eventually(lambda: "deit_requests_in_flight 27.0" in httpx.get(f"{short_of_memory.url}/metrics").text)
+        eventually(
+            lambda: "deit_requests_in_flight 27.0" in httpx.get(f"{short_of_memory.url}/metrics", timeout=60).text
+        )
         answer = httpx.post(f"{short_of_memory.url}/classify", content=encoded(photograph(96, 64)), timeout=60)
         assert answer.status_code == 200
 
@@ -76,7 +78,9 @@ def test_bodies_that_arrive_share_the_memory_that_there_is(short_of_memory):
     with connect(short_of_memory.url) as first, connect(short_of_memory.url) as second:
         for connection in (first, second):
             connection.sendall(HEADER)
-        eventually(lambda: "deit_requests_in_flight 3.0" in httpx.get(f"{short_of_memory.url}/metrics").text)
+        eventually(
+            lambda: "deit_requests_in_flight 3.0" in httpx.get(f"{short_of_memory.url}/metrics", timeout=60).text
+        )
         for connection in (first, second):
             connection.sendall(b"\xff" * 800_000)
         (refused,), _, _ = select.select([first, second], [], [], 30)

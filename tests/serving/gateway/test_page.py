@@ -68,6 +68,7 @@ def page(browser, served):
     )
     page.on("request", lambda request: requests.append(request.url))
     page.goto(served.url)
+    page.locator("#model option").first.wait_for(state="attached")  # until then a picture is not sent
     yield page
     context.close()
     assert not errors
