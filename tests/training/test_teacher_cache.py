@@ -185,5 +185,5 @@ def test_the_best_logits_and_the_mass_of_the_rest_survive() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"teacher": "x", "features": "vitkd"}])
 def test_a_cache_without_logits_to_keep_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="--teacher-cache keeps logits and decisions: it needs a --teacher"):
+    with pytest.raises(ValueError, match="--teacher-cache stores logits and classes: it needs a --teacher"):
         TrainConfig(data=tmp_path, name="run", teacher_cache=tmp_path, **changes)
