@@ -61,7 +61,7 @@ def begin(output: str, job: Job) -> set[int]:
     names = {each.base_name for each in found if each.is_file and not each.base_name.startswith(".")}
     if JOB_FILE not in names:
         if names:
-            raise DataError(f"{output} is not empty and holds no answers of an earlier run; give an empty folder")
+            raise DataError(f"{output} is not empty and not the output of an earlier run; give an empty folder")
         _write(output, JOB_FILE, json.dumps(asdict(job), indent=2).encode())
         return set()
     with files_of.open_input_stream(f"{root}/{JOB_FILE}") as stream:

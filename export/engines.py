@@ -198,7 +198,7 @@ def _session(graph: Path | bytes, cpu_threads: int | None) -> Any:
     try:
         return gpu_session(graph, options, [cuda_provider()])
     except GpuUnavailableError as error:
-        raise RepositoryError(f"--engine cuda computes on a GPU, and none can be used here: {error}") from error
+        raise RepositoryError(f"--engine cuda needs a GPU, and none can be used here: {error}") from error
 
 
 def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Infer:

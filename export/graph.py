@@ -60,7 +60,8 @@ def export_graph(
 
 def _cast_first(model: onnx.ModelProto) -> None:
     """Let everything that reads the uint8 images read what they are cast to: torch's exporter takes the batch size from
-    the images themselves, and TensorRT does nothing with uint8 but cast it (https://github.com/NVIDIA/TensorRT/issues/3985).
+    the images themselves, and TensorRT does nothing with uint8 but cast it
+    (https://github.com/NVIDIA/TensorRT/issues/3985).
     """
     nodes = model.graph.node
     cast = next((node for node in nodes if node.op_type == "Cast" and list(node.input) == [IMAGES]), None)
@@ -88,12 +89,12 @@ def check_graph(path: Path) -> None:
     """
     graph = onnx.load(path, load_external_data=False).graph
     if any(tensor.external_data for tensor in graph.initializer):
-        raise RepositoryError(f"{path} keeps weights in other files; a served model is one file")
+        raise RepositoryError(f"{path} keeps weights in other files; a served model must be one file")
     readers = [node.op_type for node in graph.node if IMAGES in node.input]
     if readers != ["Cast"]:
         raise RepositoryError(
-            f"{path} reads its uint8 input {IMAGES} in {', '.join(readers) or 'no operator'}, and TensorRT takes one "
-            "Cast alone"
+            f"{path} reads its uint8 input {IMAGES} in {', '.join(readers) or 'no operator'}, and TensorRT accepts "
+            "only one Cast"
         )
     try:
         onnx.checker.check_model(path, full_check=True)

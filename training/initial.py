@@ -110,7 +110,7 @@ def _fit_depth(state: dict[str, Tensor], depth: int) -> list[str]:
 
 
 def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Initialise a head that decides among another number of classes."""
+    """Initialise a head for another number of classes."""
     heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
     changes = []
     for head in (heads,) if isinstance(heads, str) else heads:

@@ -215,7 +215,7 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
         names = known if set(label_names) <= set(known) else ()
     if not names and num_classes != len(label_names):
         raise TrainingError(
-            f"the teacher {spec} decides among {num_classes} classes without names, the data has {len(label_names)}: "
+            f"the teacher {spec} has {num_classes} classes without names, but the data has {len(label_names)}: "
             "take a teacher trained on this data (`deit train` without --teacher trains one)"
         )
     if not names or names == label_names:

@@ -51,7 +51,7 @@ class Form:
     """How an answer is kept, as 16-bit numbers.
 
     Attributes:
-        classes: number of classes that the teacher decides among.
+        classes: number of classes of the teacher.
         best: None keeps the decision, in 2 bytes; a number keeps that many of the largest logits and the mass of all
             others, in 4 x best + 2 bytes.
         temperature: of the softmax whose mass is kept.

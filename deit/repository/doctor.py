@@ -122,7 +122,7 @@ def _labels(version: ModelVersion) -> Iterator[str]:
         return
     if list(output.dims) != [count]:
         yield (
-            f"{version.model} names {count} classes, the model decides among {list(output.dims)}: write one "
+            f"{version.model} names {count} classes, but the model has {list(output.dims)}: write one "
             "name a line, in the order of the classes"
         )
 

@@ -60,6 +60,6 @@ def _lock(descriptor: int, repository: Path) -> None:
         if time.monotonic() > deadline:
             raise RepositoryError(
                 f"another process has been writing {repository} for {LOCK_WAIT_S:.0f} s: let that `deit export` or "
-                "`deit models` finish, or end it"
+                "`deit models` finish, or stop it"
             )
         time.sleep(0.05)

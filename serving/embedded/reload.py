@@ -165,7 +165,7 @@ class Reloader:
                 prove(client, model, version)
             if model.candidate is not None and model.candidate.model == name:
                 if model.other is None:
-                    raise ServingError(f"its {model.candidate} does not answer as a classifier; the log says why")
+                    raise ServingError(f"its {model.candidate} does not work as a classifier; the log says why")
                 prove(client, model.other, model.other.version)
         return model
 
@@ -202,6 +202,6 @@ def prove(client: InferenceServerClient, model: ServedModel, version: str) -> No
     row = result.as_numpy(PROBABILITIES)[0]
     if not np.isfinite(row).all() or row.min() < 0 or abs(row.sum() - 1) > SUM_TOLERANCE:
         raise ServingError(
-            f"version {version} of the model {model.name} gives no probabilities: they add up to {row.sum():g}; "
-            "export it again"
+            f"version {version} of the model {model.name} does not return probabilities: they add up to "
+            f"{row.sum():g}; export it again"
         )

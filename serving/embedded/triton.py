@@ -195,7 +195,7 @@ def embedded_triton(
             traces_url=traces_url,
         )
         logger.info(
-            "starting Triton %d.%d (release 24.10) with %s; it lacks the security fixes since October 2024 and %s",
+            "starting Triton %d.%d (release 24.10) with %s; it lacks security fixes made since October 2024 and %s",
             *wheel.version,
             ", ".join(offers),
             "therefore listens on loopback only"

@@ -116,7 +116,7 @@ def find_wheel() -> TritonWheel:
     installed = metadata.version(WHEEL)
     if installed not in TRITON_OF_WHEEL:
         raise ServingError(
-            f"{WHEEL} {installed} is installed, but this server knows {', '.join(TRITON_OF_WHEEL)}; "
+            f"{WHEEL} {installed} is installed, but this server supports only {', '.join(TRITON_OF_WHEEL)}; "
             f"{how_to_install('serving')}"
         )
     package = Path(spec.origin).parent
@@ -152,7 +152,7 @@ def check_numpy() -> None:
     version = metadata.version("numpy")
     if int(version.partition(".")[0]) >= 2:
         raise ServingError(
-            f"numpy {version} is installed, with which the embedded Triton answers wrongly; it needs one below 2: "
+            f"numpy {version} is installed, with which the embedded Triton gives wrong results; it needs one below 2: "
             f"{how_to_install('serving')}"
         )
 

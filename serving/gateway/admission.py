@@ -166,7 +166,7 @@ class Admission:
             Draining, Overloaded
         """
         if self._is_closed:
-            raise Draining("the server is shutting down; another may answer")
+            raise Draining("the server is shutting down; retry on another")
         self._check_bytes(self._limits.max_body_bytes if declared_bytes is None else declared_bytes)
         self._check_images(self._small)
         ticket = Ticket(self)

@@ -76,7 +76,8 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
         if file is None and from_environment is None:
             return None
         raise ServingError(
-            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md says how), or leave it out"
+            f"{file or ENVIRONMENT_VARIABLE} does not contain a key; add one (docs/serving.md says how), or leave it "
+            "out"
         )
     return ApiKeys(digests)
 

@@ -75,11 +75,11 @@ class Authentication:
         name = self._keys.name_of(key)
         if name is None:
             await asyncio.sleep(WRONG_KEY_S)
-            raise Unauthorized("the key is not known here")
+            raise Unauthorized("the key is unknown")
         if self._rate_limit is not None and answering_route(scope["path"]) is not None:
             wait_s = self._buckets.setdefault(name, TokenBucket(self._rate_limit)).wait_s()
             if wait_s > 0:
-                raise RateLimited("the key was used more often than its limit", retry_after_s=math.ceil(wait_s))
+                raise RateLimited("the key exceeded its rate limit", retry_after_s=math.ceil(wait_s))
         return name
 
 

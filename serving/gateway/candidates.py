@@ -93,5 +93,5 @@ def check_candidates(candidates: Mapping[str, CandidateModel], discovered: Disco
         if served is not None and tried is not None and tried.labels != served.labels:
             raise ServingError(
                 f"{named(f'--{candidate.mode}')}: {candidate.model} has other class names than {name}, so it cannot "
-                "answer in its place"
+                "replace it"
             )

@@ -239,7 +239,7 @@ class Classifier:
                 raise InvalidParameter(f"pixels for the model {model.name} have the shape {list(model.input_shape)}")
             return ModelInput(image.pixels, {})
         if not image.content:
-            raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG, WebP or AVIF")
+            raise MalformedRequest("the body is empty; send an image in JPEG, PNG, WebP or AVIF")
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await self.decoder.model_input(image.content, model.preprocessing, header=image.header)

@@ -96,7 +96,7 @@ class Decoder:
             NotReady: no decoder runs, and none can be started.
         """
         if self._start_failure is not None and self.findings():
-            raise NotReady("no process can be started that decodes images")
+            raise NotReady("the processes that decode images cannot be started")
         asked_s = time.monotonic()
         header = read_header(content) if header is None else header
         is_large = header.pixels is None or header.pixels >= LARGE_PIXELS  # as admission takes them

@@ -67,7 +67,7 @@ async def look_inside(
     asked = await tritons.model(explainer, None)
     triton = tritons.pick(asked) if asked.explains(model) else None
     if triton is None:
-        raise NotReady(f"the model {explainer} explains another version of {model.name} at present")
+        raise NotReady(f"the model {explainer} currently explains another version of {model.name}")
     count = 2 if asked.has_heads else 1
     names = (CLASS_RELEVANCE, DISTILLATION_RELEVANCE)[:count] + (CLASS_FEATURES, DISTILLATION_FEATURES)[:count]
     with record.model_call(asked.name) as headers:
@@ -85,7 +85,7 @@ async def look_inside(
         for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     if not all(np.isfinite(each).all() for each in found.values()):
-        raise Internal("the model gave no usable explanation")
+        raise Internal("the model did not return a usable explanation")
     values = [found[name] for name in names]
     return Inside(pixels, tuple(values[:count]), tuple(values[count:]))
 

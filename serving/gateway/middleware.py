@@ -186,7 +186,7 @@ class BodyGuard:
                 async with asyncio.timeout(BODY_STALL_S):
                     message = await receive()
             except TimeoutError as error:
-                raise BodyTimeout(f"nothing more of the body came for {BODY_STALL_S:g} s") from error
+                raise BodyTimeout(f"the body stalled for {BODY_STALL_S:g} s") from error
             is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:

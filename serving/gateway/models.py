@@ -318,7 +318,9 @@ def _read_labels(
         labels[int(index)] = label[0] if label else ""
         total += float(value)
     if not abs(total - 1) <= SUM_TOLERANCE:  # nor is it a number
-        raise ServingError(f"version {version} of the model {name} gives no probabilities: they add up to {total:g}")
+        raise ServingError(
+            f"version {version} of the model {name} does not return probabilities: they add up to {total:g}"
+        )
     unnamed = labels.count("")
     if unnamed:
         raise ServingError(

@@ -279,7 +279,7 @@ def answers_of(
             heads=(outputs[CLASS_PROBABILITIES][row], outputs[DISTILLATION_PROBABILITIES][row]) if with_heads else None,
         )
         if usable[row]
-        else Internal("the model gave no usable answer")
+        else Internal("the model did not return a usable result")
         for row in range(count)
     ]
 

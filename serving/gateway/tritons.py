@@ -195,7 +195,7 @@ class Tritons:
         """Why no Triton can answer for the model, in words for the caller."""
         if name in self.broken():
             return f"the model {name} could not be loaded; the server's log says why"
-        return f"the model {name} does not answer at present" if self.models() else self._nothing_served()
+        return f"the model {name} is not answering" if self.models() else self._nothing_served()
 
     def _nothing_served(self) -> str:
         if any(triton.is_learning for triton in self._members):

@@ -134,7 +134,7 @@ def test_a_job_for_gpus_ends_before_it_begins_where_there_is_none(pictures, tmp_
     job = command("--images", pictures, "--output", tmp_path / "answers", "--model=deit_cifar10", "--gpus=1")
     said, _ = job.communicate(timeout=300)
     assert job.returncode == 1
-    assert "deit: --gpus asks for a GPU, and none can be used: onnxruntime" in said.replace("\n", " ")
+    assert "deit: --gpus needs a GPU, and none can be used: onnxruntime" in said.replace("\n", " ")
     assert "install the extra gpu" in said
     assert not (tmp_path / "answers").exists()
 

@@ -108,7 +108,7 @@ def test_a_weights_file_of_deits_own_code_exports_under_its_architecture(picture
         ({"checkpoint": "nowhere"}, CheckpointError, "--checkpoint nowhere: there is no such file or folder"),
         ({"architecture": "deit_tiny_patch16_224"}, CheckpointError, "names its architecture itself"),
         ({"labels": "nowhere.txt"}, RepositoryError, "nowhere.txt"),
-        ({"labels": "imagenet-1k"}, RepositoryError, "1000 class names, but the model decides among 3"),
+        ({"labels": "imagenet-1k"}, RepositoryError, "1000 class names, but the model has 3"),
         ({"parity_images": 99}, DataError, "has 40 images, 99 are needed"),
         ({"images": Path("nowhere")}, DataError, "--images nowhere: there is no such folder or file"),
     ],

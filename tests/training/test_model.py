@@ -120,7 +120,7 @@ def test_a_teacher_of_imagenet_without_names_is_asked_by_wordnet_ids(tmp_path: P
         str(tmp_path / "teacher"), label_names=("n01514859", "n01440764"), student=IMAGENET, image_size=64
     )
     torch.testing.assert_close(hen_and_tench(images), teacher(images)[:, [8, 0]])
-    with pytest.raises(TrainingError, match="decides among 1000 classes without names, the data has 2"):
+    with pytest.raises(TrainingError, match="has 1000 classes without names, but the data has 2"):
         load_teacher(str(tmp_path / "teacher"), label_names=("hen", "tench"), student=IMAGENET)
 
 

@@ -26,7 +26,7 @@ async def answers(
     """
     gateway, record = gateway_state(request), record_of(request.scope)
     if not images:
-        raise MalformedRequest("the request holds no image")
+        raise MalformedRequest("the request does not contain an image")
     gateway.tritons.raise_if_lost(question.model)
     record.model = question.model
     ticket: Ticket = request.state.ticket

@@ -148,7 +148,7 @@ def unnested(data: list[Any]) -> list[Any]:
 
 
 def not_text() -> Upload:
-    raise InvalidParameter("data of type BYTES must be texts: pictures in base64, or data URLs")
+    raise InvalidParameter("data of type BYTES must be strings: images in base64, or data URLs")
 
 
 def written(

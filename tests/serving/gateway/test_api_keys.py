@@ -40,7 +40,7 @@ def test_without_either_there_are_no_keys():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "holds no key"),
+        ("", "does not contain a key"),
         (FIRST, "line 1 is not a SHA-256"),
         (line(FIRST, "a") + line(SECOND, "a"), "line 2: the name a is taken"),
     ],
@@ -59,7 +59,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_empty_variable_is_a_mistake_and_not_an_open_door():
-    with pytest.raises(ServingError, match="holds no key"):
+    with pytest.raises(ServingError, match="does not contain a key"):
         load_api_keys(None, " , ")
 
 
