@@ -1,4 +1,4 @@
-"""The parts on the cores of this machine: each process decodes a part, runs the model on it and writes its answers.
+"""The parts on the cores of this machine: each process decodes a part, runs the model on it and writes the results.
 
 Only names and counts travel between processes. A process that dies is replaced, and its unfinished part is done again.
 """

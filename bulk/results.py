@@ -1,4 +1,4 @@
-"""The answers: a parquet file for each part, whole or not at all, in a folder that belongs to one job."""
+"""The output: a parquet file for each part, written atomically, in a folder that belongs to one job."""
 
 import io
 import json

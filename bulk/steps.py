@@ -1,4 +1,4 @@
-"""From a part to its file of answers, by the gateway's rules, including its refusals."""
+"""Turns a part into its output file, by the gateway's rules, including its refusals."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

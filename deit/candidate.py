@@ -1,7 +1,7 @@
-"""A model or version that is tried on a share of another model's traffic, before it takes that model's place.
+"""A model or version that is tried on a share of another model's traffic before it replaces that model.
 
-A model has at most one. It is named in `parameters` of the model's config.pbtxt, so it reaches a running server as a
-new version does, or in the options of `deit serve`, which take precedence.
+A model has at most one candidate. It is named in `parameters` of the model's config.pbtxt, so it reaches a running
+server like a new version, or in the options of `deit serve`, which take precedence.
 """
 
 import hashlib

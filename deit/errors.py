@@ -15,7 +15,7 @@ class DeitError(Exception):
 
 
 class DataError(DeitError):
-    """A data set that is missing, of an unknown layout, or holds no usable image."""
+    """A data set that is missing, has an unknown layout, or does not contain a usable image."""
 
 
 class PictureError(DeitError):

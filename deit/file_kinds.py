@@ -1,4 +1,4 @@
-"""Names the kind of a file that cannot be read as a picture, in words for its sender."""
+"""Names the format of a file that cannot be read as an image, for the error that its sender sees."""
 
 from deit.avif_header import has_brand
 from deit.picture_header import FRAME_HEADERS, JPEG_SIGNATURE, START_OF_SCAN, after_marker, next_marker

@@ -1,4 +1,4 @@
-"""Fits the probabilities of a classifier to held-out images, and finds the entropy of unfamiliar images."""
+"""Calibrates a classifier on held-out images, and finds the entropy above which an image counts as unfamiliar."""
 
 import io
 import logging

@@ -1,7 +1,7 @@
 """The gate: the comparison on real images that a variant must pass to enter a model repository.
 
-A variant is judged on the engine that will serve it, against PyTorch in float32, on images that its calibration did not
-see.
+A variant runs on the engine that will serve it and is compared with PyTorch in float32, on images that its calibration
+did not see.
 """
 
 from collections.abc import Iterator

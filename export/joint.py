@@ -1,4 +1,4 @@
-"""The served graph: pixels in, the joint answer of both heads out."""
+"""The served graph: pixels in, the joint probabilities of both heads out."""
 
 import torch
 from torch import Tensor, nn

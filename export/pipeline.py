@@ -1,4 +1,4 @@
-"""One export, step by step: load, build the graphs, judge them, publish those that pass."""
+"""One export, step by step: load, build the graphs, verify them, publish those that pass."""
 
 import dataclasses
 import logging
@@ -125,7 +125,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 confidence=confidence,
             )
             folders += keep_plans(passed) if config.engine == "tensorrt-rtx" else [publish_version(passed)]
-        if config.explain and folders:  # an explaining model of other weights would serve nobody
+        if config.explain and folders:  # an explaining model of other weights would be useless
             try:
                 folders.append(publish_explaining(classifier, expected, source, config, confidence, Path(scratch)))
             except RepositoryError as error:

@@ -172,7 +172,7 @@ def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> st
 
 
 def explaining_name(source: TrainedModel, config: ExportConfig) -> str:
-    """Of the model that explains those of all precisions."""
+    """Name of the model that explains those of all precisions."""
     return f"{model_name('fp32', source, config)}{EXPLAIN_SUFFIX}"
 
 

@@ -1,4 +1,4 @@
-"""The graph that resizes for Triton's model decode_jpegs: a picture and two matrices in, the model's pixels out.
+"""The graph that resizes for Triton's model decode_jpegs: an image and two matrices in, the model's pixels out.
 
 In the repository as serving/embedded/resize.onnx, because a server has no package that writes ONNX:
 

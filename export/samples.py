@@ -1,4 +1,4 @@
-"""The real images on which a graph is judged and calibrated."""
+"""The real images on which a graph is verified and calibrated."""
 
 import logging
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """The form of the model that is exported: the same function with less work, in the requested precision.
 
-- Normalisation is folded into the patch embedding's weights: it is a convolution without padding, so this is exact. And
-  its patches do not overlap, so it is a product of patches by weights, which engines run faster and which int8 covers.
-- The last block computes only the tokens that the heads read; it still attends to all. Exact, and 7 % of a DeiT's work.
+- Normalisation is folded into the patch embedding's weights, which is exact because the convolution has no padding. Its
+  patches do not overlap, so it becomes a matrix product, which engines run faster and which int8 covers.
+- The last block computes only the tokens that the heads read; it still attends to all. This is exact and saves 7 % of a
+  DeiT's work.
 - Queries, keys and values are separate products and the attention's factor is part of the queries' weights, so that no
   tensor is sliced or scaled.
 - In half precision the products and GELU run in it, and what would lose too much accuracy stays in float32: LayerNorm,

@@ -1,4 +1,4 @@
-"""Lets one writer at a time change a repository, and gives it a folder to prepare the change in."""
+"""A lock that lets one writer at a time change a repository, and a folder in which to prepare the change."""
 
 import errno
 import fcntl

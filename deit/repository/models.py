@@ -178,7 +178,7 @@ def candidate_of(model: Path, config: model_config_pb2.ModelConfig) -> Candidate
 
 
 def nothing_served(model: Path, config: model_config_pb2.ModelConfig) -> str:
-    """The sentence for a model of which Triton serves no version."""
+    """The message for a model without a served version."""
     asked = listed(config.version_policy.specific.versions) if config.version_policy.HasField("specific") else "latest"
     return f"{model} serves no version: {CONFIG_FILE} asks for {asked}, there are: {listed(version_numbers(model))}"
 
