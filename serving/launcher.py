@@ -1,7 +1,7 @@
 """`deit serve`: Triton and the gateway, and `deit triton`: Triton alone. They start in order and end together.
 
-SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has, then Triton stops. A second one ends
-everything at once. SIGHUP: `deit serve` reads its file of API keys again, and ends as with SIGTERM if there is none.
+SIGTERM and Ctrl-C: the gateway accepts no new requests and finishes those it has, then Triton stops. A second signal
+ends everything at once. SIGHUP: `deit serve` reads its file of API keys again; without one it stops as with SIGTERM.
 """
 
 import asyncio
@@ -303,7 +303,7 @@ def choose_default(wanted: str | None, names: Sequence[str]) -> str:
 
 
 def on_hangup(settings: ServeSettings, keys: ApiKeys | None) -> Callable[[int, object], None] | None:
-    """A handler that reads the file of keys again; None if there is no file."""
+    """A handler that reads the key file again; None without a key file."""
     if keys is None or settings.api_keys_file is None:
         return None
     from_environment = settings.api_keys.text if settings.api_keys else None

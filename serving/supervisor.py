@@ -1,9 +1,10 @@
 """Several gateways on one port: `deit serve --gateways N`.
 
-A gateway is one process with one event loop, which answers some 800 images a second on any machine. The supervisor is
+A gateway is one process with one event loop, which handles about 800 images a second on any machine. The supervisor is
 the parent of the gateways and of the embedded Triton. Each gateway has its own listening socket on the same port
 (SO_REUSEPORT), and the kernel distributes connections among them. The supervisor keeps the sockets open, so if a
-gateway ends, its callers wait for its successor instead of being refused. Decoders and the in-flight limits are divided
+gateway dies, its callers wait for its replacement instead of being refused. Decoders and the in-flight limits are
+divided
 evenly, and any gateway answers /metrics for all of them.
 """
 

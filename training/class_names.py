@@ -1,4 +1,4 @@
-"""The classes of a data set that gives each image an index or a name."""
+"""The classes of a data set whose images have an index or a name."""
 
 import logging
 import unicodedata

@@ -1,4 +1,4 @@
-"""Weights to start from, fitted to a model of another resolution, of other classes, of other tokens or less deep.
+"""Weights to start from, adapted to a model with another resolution, other classes, other tokens or fewer blocks.
 
 Nothing is changed silently: each change is logged, and anything else that does not fit is an error. DeiT's loader
 silently drops what does not fit and loads the rest.

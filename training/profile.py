@@ -1,4 +1,4 @@
-"""Where the time of a run's steps goes, part by part."""
+"""How long each part of a training step takes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,7 @@
 """The folder of a run, and the state from which a killed or stopped run continues.
 
-Everything random follows from the seed and the position in the run (training.seeds), so no generator's state is kept:
-the weights and the position are enough to repeat the uninterrupted run.
+All randomness is derived from the seed and the position in the run (training.seeds), so generator states are not saved:
+weights and position are enough to reproduce the uninterrupted run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The images of a run: to train on, to choose the best epoch by, and to report the result on."""
+"""The images of a run: for training, for choosing the best epoch, and for reporting the result."""
 
 import logging
 import math

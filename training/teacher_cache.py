@@ -1,7 +1,7 @@
-"""Keeps the teacher's answers by draw, so that runs which show it the same images run it only once.
+"""Caches the teacher's outputs by draw, so that runs which show it the same images compute them only once.
 
-The run's seed and the position of a draw decide an image's augmentation (training.seeds), and so the answer. A folder
-holds a key, which lists what the answers depend on, and a file for each epoch, whole or absent.
+The run's seed and the position of a draw decide an image's augmentation (training.seeds), and so the output. A folder
+holds a key, which lists what the outputs depend on, and a file per epoch, written atomically.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What a server answers to a client, and what can go wrong instead."""
+"""The results that the clients return, and the errors that they raise."""
 
 import base64
 import struct

@@ -1,4 +1,4 @@
-"""`deit classify`: pictures, folders and patterns through a running server."""
+"""`deit classify`: sends images, folders and patterns to a running server."""
 
 import asyncio
 import csv

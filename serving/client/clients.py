@@ -1,11 +1,11 @@
-"""Classify pictures from Python, with httpx alone:
+"""Classify images from Python; needs only httpx:
 
     from serving.client import Client
 
     with Client("http://127.0.0.1:8080") as client:
         print(client.classify("photo.jpg").best.label)
 
-A busy server says when to try again; both clients wait that long and try again, for at most `patience_s`.
+A busy server says when to retry; both clients wait that long and retry, for at most `patience_s`.
 """
 
 import asyncio

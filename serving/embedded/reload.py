@@ -1,8 +1,9 @@
-"""Follows the model repository while it is served: versions are loaded, checked and switched to, and no request fails.
+"""Reloads the model repository while it is served: loads versions, checks them and switches to them, and no request
+fails.
 
-The old versions serve on until the new ones have answered; only then do requests go to the new ones, and the old ones
-are unloaded when no request that was meant for them can be left. A version that does not load or does not answer as
-a classifier must is refused, and all is as it was.
+The old versions keep serving until the new ones have answered; then requests go to the new ones, and the old ones are
+unloaded once their last request is done. A version that does not load, or does not return probabilities, is refused,
+and nothing changes.
 """
 
 import asyncio

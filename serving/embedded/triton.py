@@ -1,7 +1,7 @@
-"""The embedded Triton, from its start to its end.
+"""The lifecycle of the embedded Triton: start, watch, restart, stop.
 
-**Start** (`embedded_triton`). The binary comes from a wheel (wheel.py). It gets a folder of this run (run_folder.py)
-with our backends and a snapshot of the model repository (snapshot.py), its options (command_line.py), and becomes a
+**Start** (`embedded_triton`). The binary comes from a wheel (wheel.py). It gets a folder for this run (run_folder.py)
+with our backends and a snapshot of the model repository (snapshot.py), and its options (command_line.py). It runs as a
 child process (process.py) that the kernel kills when ours is killed (with_parent.py).
 
 **Watch** (`EmbeddedTriton.watch`). Three checks run ten times a second, because Triton's own health says "ready" while
@@ -11,11 +11,10 @@ the process that runs a model is dead:
 2. The kernel: a process of Triton is stopped, or one that ran a model died (`TritonProcess.ailment`).
 3. A model has not answered for seconds, not even the gateway's probe (serving/gateway/readiness.py).
 
-**Restart.** The rest of Triton is killed, in any state, and another one started, which loads the models again. The
-first restart comes at once, the next ones after growing pauses. After too many in a row the watch returns, and
-`failure` says why.
+**Restart.** What is left of Triton is killed, and a new one is started, which loads the models again. The first restart
+is immediate, the next ones wait longer and longer. After too many in a row the watch returns, and `failure` says why.
 
-**End.** When the block of `embedded_triton` ends, Triton unloads its models, and is killed if that takes too long.
+**Stop.** When the block of `embedded_triton` ends, Triton unloads its models, and is killed if that takes too long.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The wheel `nvidia-pytriton`: where its `tritonserver` and libraries lie, and whether they can run here.
+"""The wheel `nvidia-pytriton`: where its `tritonserver` and libraries are, and whether they can run here.
 
 Only the files are used; the package `pytriton` is never imported.
 """

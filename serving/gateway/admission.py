@@ -1,9 +1,9 @@
-"""How much work the gateway takes on: an early refusal costs next to nothing, and what is admitted is answered soon.
+"""How much work the gateway accepts: an early refusal costs almost nothing, and what is admitted is answered soon.
 
-Three quantities are in flight: bytes of bodies that have arrived (memory), megapixels (decoding time and memory) and
-images. The limit of images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when
-they are not, so it finds what this machine and this model can do. Large images have a separate limit: they wait for
-each other, and small ones, for which a decoder stays free, need not. Retry-After is the backlog divided by the measured
+Three quantities are limited: bytes of request bodies (memory), megapixels (decoding time and memory) and images. The
+limit on images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when they are not,
+so it adapts to the machine and the model. Large images have a separate limit: they queue for each other, while one
+decoder stays free for small ones. Retry-After is the backlog divided by the measured
 rate.
 """
 

@@ -1,6 +1,7 @@
-"""API keys, known only by their SHA-256 and compared in constant time; several are valid at once, to change them.
+"""API keys, stored only as SHA-256 and compared in constant time; several are valid at once, so that they can be
+changed.
 
-A key is a long random text, so a fast hash is enough: nobody can try 2^128 of them.
+A key is a long random string, so a fast hash is enough: nobody can try 2^128 of them.
 """
 
 import hashlib

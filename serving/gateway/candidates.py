@@ -1,6 +1,6 @@
-"""Decides which requests a model shares with its candidate: a canary answers them, a shadow is only compared.
+"""Decides which requests go to a model's candidate: a canary answers them, a shadow is only compared.
 
-The request's id alone decides. Requests that name a version or contain pixels always get the model they name.
+Only the request's id decides. Requests that name a version or contain pixels always get the model they name.
 """
 
 import logging

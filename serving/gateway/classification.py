@@ -1,4 +1,4 @@
-"""From an uploaded image to the answer: decode, ask the model, pick the best classes, compare the heads."""
+"""From an uploaded image to the prediction: decode, run the model, pick the best classes, compare the heads."""
 
 import asyncio
 import time

@@ -1,9 +1,9 @@
-"""Which connection is closed for a new one when the limit is reached.
+"""Chooses the connection to close for a new one when the limit is reached.
 
-Never one whose request is being answered. One that waits for its next request is the first to go. One whose request is
-still arriving goes only when its client has more connections than the client of the new one, so nobody can keep others
-out by holding connections open, and nobody behind the same proxy suffers for another. A client is an IPv4 address or an
-IPv6 network of 64 bits, which is what one machine gets.
+A connection whose request is being answered is never closed. Idle connections are closed first. One whose request is
+still arriving is closed only if its client has more connections than the client of the new one, so a client cannot keep
+others out by holding connections open, nor harm others behind the same proxy. A client is an IPv4 address or an IPv6
+/64 network, which is what one machine gets.
 """
 
 import enum

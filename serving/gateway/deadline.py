@@ -1,4 +1,4 @@
-"""One deadline for a request, from its first byte to its answer; every stage gets what is left of it."""
+"""One deadline for a request, from its first byte to its response; every stage gets the time that is left."""
 
 import math
 import time

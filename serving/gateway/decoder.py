@@ -1,8 +1,8 @@
-"""Decodes uploads in separate processes, so that no image can delay or take down others.
+"""Decodes uploads in separate processes, so that one image cannot delay or take down others.
 
 A decoder that ends (a crash in a library, the kernel's out-of-memory killer, a limit) is replaced; only the image that
-it was decoding is refused. Threads decode as fast, but share the interpreter lock with the event loop for everything
-that Pillow does in Python, and one crash ends them all.
+it was decoding is refused. Threads would be as fast, but share the GIL with the event loop for everything that Pillow
+does in Python, and one crash would end them all.
 """
 
 import asyncio

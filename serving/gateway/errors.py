@@ -1,7 +1,7 @@
 """Every error of the gateway: one table, as problem details (RFC 9457).
 
 A problem's `type` is stable and resolves on the gateway itself: GET /problems/image-too-large explains it. `detail`
-is the finding in this request, in words for the caller; it holds nothing internal.
+explains to the caller what is wrong with this request; it contains nothing internal.
 """
 
 import http

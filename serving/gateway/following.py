@@ -1,8 +1,8 @@
 """Finds the Tritons behind `--triton-url`, and learns what each serves.
 
-A name, such as that of a service of Docker Compose or a headless one of Kubernetes, is looked up again and again,
-because Tritons come and go. What a Triton serves is learnt over its connection, and forgotten when the connection ends
-or a version is not there any more: a Triton that comes back may serve another one, with pixels of another kind.
+A name, such as that of a service of Docker Compose or a headless one of Kubernetes, is looked up regularly, because
+Tritons come and go. What a Triton serves is learnt over its connection, and forgotten when the connection ends or a
+version disappears: a Triton that comes back may serve another version, with other preprocessing.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Explains a model's answer with a second one that `deit export --explain` publishes; other requests do not pay."""
+"""Explains predictions with a second model that `deit export --explain` publishes; other requests do not use it."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from serving.gateway.schemas import ByToken
 from serving.gateway.tritons import Tritons
 
 PICTURE_SHARE = 0.4
-"""Of the picture, in grey, in a heat map."""
+"""How much of the greyscale image shows through a heat map."""
 
 # From black over red to pale yellow, which also reads in print and for the colour-blind: five colours of matplotlib's
 # colour map "inferno".

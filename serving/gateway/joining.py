@@ -2,7 +2,7 @@
 
 Much of the cost of a call, in the gateway and in Triton, is the same for one image as for many, so under load images
 share a call. A single image never waits: it is sent at once if no request to its model is in flight. Others wait until
-an answer comes, the request is full, or LONGEST_WAIT_S has passed.
+a response comes, the request is full, or LONGEST_WAIT_S has passed.
 """
 
 import asyncio

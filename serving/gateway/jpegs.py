@@ -1,4 +1,4 @@
-"""JPEGs that Triton decodes, where it has the model for that (deit/jpeg_step.py): their bytes travel as they are.
+"""JPEGs that Triton decodes, if it has the model for that (deit/jpeg_step.py): their bytes are sent unchanged.
 
 What that model leaves, and all that is not surely a plain JPEG, goes the usual way: decoder.py decodes or refuses it.
 """
@@ -14,7 +14,7 @@ from serving.gateway.models import ServedModel
 from serving.gateway.uploads import Upload
 
 MOST_BYTES = 32 * 2**20
-"""Of the files in one request; a gRPC message may have twice as many (connection.py)."""
+"""Total size of the files in one request; a gRPC message may have twice as much (connection.py)."""
 
 
 @dataclass(frozen=True, eq=False)

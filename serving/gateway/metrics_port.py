@@ -1,4 +1,4 @@
-"""A port for /metrics alone, open without a key, on the gateway's own server: with its limits on connections."""
+"""A separate port for /metrics, without API keys, with the same limits on connections as the gateway's."""
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send

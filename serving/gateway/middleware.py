@@ -1,6 +1,6 @@
-"""What every request passes before routing: a request id, limits on the body, admission, and an answer in any case.
+"""What every request passes before routing: a request id, limits on the body, admission, and a response in every case.
 
-Pure ASGI, so that what is refused is refused before anything reads the body.
+Pure ASGI, so that requests are refused before their body is read.
 """
 
 import asyncio

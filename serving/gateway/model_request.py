@@ -1,4 +1,4 @@
-"""Requests to Triton as messages of gRPC, with pixels or with files, in as few copies as possible."""
+"""gRPC requests to Triton, with pixels or files, in as few copies as possible."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The models that are served, learnt from Triton over gRPC alone, because Triton may run on another machine.
+"""The served models, learnt from Triton only over gRPC, because Triton may run on another machine.
 
 Shapes come from Triton's metadata, preprocessing and provenance from the parameters of config.pbtxt, labels through the
 classification extension. Checked when they are learnt: a model that does not fit is an error before its first request.

@@ -1,4 +1,4 @@
-"""The paths on which pictures are classified: our own, and those of the contracts that other clients speak."""
+"""The paths that classify images: our own, and those of other servers' APIs."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""When to read on from a connection."""
+"""Decides when to continue reading from a connection."""
 
 import asyncio
 from collections.abc import Collection

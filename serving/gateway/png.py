@@ -1,4 +1,4 @@
-"""The model's input as a picture to look at."""
+"""The model's input as a PNG."""
 
 import asyncio
 import base64

@@ -1,7 +1,7 @@
 """HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
 
-uvicorn 0.54 holds a connection open forever that sends nothing, half a header or half a body, takes any number of
-headers and of requests ahead of their answers, and after an early answer reads everything that the client sends. Here
+uvicorn 0.54 keeps a connection open forever if it sends nothing, half a header or half a body, accepts any number of
+headers and pipelined requests, and after an early response reads everything that the client still sends. Here
 every state of a connection has limits on time and size, and requests that two servers could read differently are
 refused (RFC 9112 section 11.2, request smuggling).
 """

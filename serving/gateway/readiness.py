@@ -1,8 +1,8 @@
 """Whether a Triton can answer: every model has answered recently.
 
 Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
-says nothing, so a small inference probes each model that has not answered a request meanwhile. A model that
-fails it is lost: requests for it are refused at once until it answers again, and those that wait for it are given up.
+does not reply, so each model that has not answered a request recently is probed with a small inference. A model that
+fails is lost: requests for it are refused until it answers again, and waiting ones are cancelled.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class Readiness:
         return model.name in self._failures or self._since_success_s(model) > PROBE_EVERY_S
 
     def _since_success_s(self, model: ServedModel) -> float:
-        """Of the served version; what a candidate answers says nothing about it."""
+        """Seconds since the served version answered; a candidate's answers do not count."""
         return self._client.since_success_s(model.name, model.version)
 
     async def _ask_model(self, model: ServedModel) -> None:

@@ -1,4 +1,4 @@
-"""Logs early refusals: a line now and then, because a refusal must cost next to nothing."""
+"""Logs early refusals, summarised in a line now and then, because a refusal must cost almost nothing."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The bodies of the answers, as OpenAPI shows them."""
+"""The response bodies, as OpenAPI shows them."""
 
 from typing import Literal
 

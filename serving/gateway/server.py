@@ -1,4 +1,4 @@
-"""The gateway's HTTP server: its ports and its answer to signals."""
+"""The gateway's HTTP server: its ports and its reaction to signals."""
 
 import asyncio
 import ipaddress

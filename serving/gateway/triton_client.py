@@ -1,4 +1,4 @@
-"""Asks Triton for probabilities, and turns its errors into the gateway's problems.
+"""Gets probabilities from Triton, and turns its errors into the gateway's problems.
 
 A request carries one image, or several that joining.py put together; Triton's dynamic batching joins requests. Each
 request names the version that its pixels were made for, so no other version can answer it.

@@ -1,7 +1,7 @@
-"""The Tritons behind the gateway: which of them serves what, and whose turn it is.
+"""The Tritons behind the gateway: what each serves, and which one is next.
 
-They may differ: while new versions are rolled out, one Triton serves the old version and another the new one. So pixels
-are made for the version that one Triton serves, and go only to a Triton that serves exactly that.
+They may differ: while new versions are rolled out, one Triton serves the old version and another the new one. So an
+image is preprocessed for the version that one Triton serves, and goes only to a Triton with exactly that version.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Waits for a request's body and images, until its deadline or until its client leaves."""
+"""Waits for a request's body and images, until its deadline or until its client disconnects."""
 
 import asyncio
 import time

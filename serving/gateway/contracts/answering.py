@@ -1,4 +1,4 @@
-"""Shared by the contracts: answers a request's pictures with the classifier, within the limits of /classify."""
+"""Shared by the contracts: classifies a request's images, within the limits of /classify."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Requests and answers of the Open Inference Protocol: JSON, with values in it or after it (binary extension)."""
+"""Requests and responses of the Open Inference Protocol: JSON, with values in it or after it (binary extension)."""
 
 import itertools
 import json
