@@ -23,7 +23,7 @@ def command_server(port: int, command: str) -> dict[str, Any]:
     """What the server on this port answers to a command.
 
     Raises:
-        ServingError: no such server runs, it takes no commands, or it refuses this one.
+        ServingError: no such server runs, it does not accept commands, or it refuses this one.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:

@@ -41,7 +41,7 @@ def new_folder(path: Path, staging: Path | None = None, *, is_private: bool = Fa
     """A temporary folder that is renamed to `path` when the block ends without an error.
 
     Args:
-        staging: where the temporary folder lies, on the same file system as `path`; by default next to `path`.
+        staging: where to create the temporary folder, on the same file system as `path`; by default next to `path`.
         is_private: for this user alone. An artefact is read by other users, such as Triton's.
 
     Raises:

@@ -65,7 +65,7 @@ BANNER = """
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C: the first is noted, and obeyed where that is safe; the second raises KeyboardInterrupt.
+    """SIGTERM or Ctrl-C: the first is recorded and acted on when that is safe; the second raises KeyboardInterrupt.
 
     Python's own handler raises at once, in the middle of whatever runs, such as the constructor of a gRPC client.
     """
@@ -122,8 +122,8 @@ def serve(settings: ServeSettings) -> None:
 def run_triton(settings: StandaloneSettings) -> None:
     """The embedded Triton alone, for a separate container behind `deit serve --triton-url`.
 
-    It is watched as `deit serve` watches it. Any loss ends the process, and the container's restart policy starts it
-    again. Returns after a signal to stop.
+    It is watched as in `deit serve`. If a model or Triton is lost, the process exits, and the container's restart
+    policy starts it again. Returns after a signal to stop.
 
     Raises:
         ServingError, RepositoryError: Triton cannot be started, or it or a model of it died or hangs.
@@ -291,7 +291,7 @@ def collect_less_garbage() -> None:
 def choose_default(wanted: str | None, names: Sequence[str]) -> str:
     """The wanted model, else the first by name that does not only explain another.
 
-    Even if that one could not be loaded: otherwise another one would answer silently.
+    Even if that model could not be loaded: otherwise another would silently answer in its place.
     """
     if wanted is None:
         return next((name for name in names if not name.endswith(EXPLAIN_SUFFIX)), names[0])

@@ -18,7 +18,7 @@ from deit.log import LogFormat
 from deit.options import Secret, named, wrong
 
 LARGEST_IMAGE_PIXELS = 400_000_000
-"""Twice the pixels of the largest cameras. A decoder may take 32 bytes for each."""
+"""Twice the pixels of the largest cameras. A decoder may need 32 bytes for each."""
 
 # The panels of --help.
 MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
@@ -122,7 +122,7 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may use, and all requests together."""
+    """Limits on one request, and on all requests together."""
 
     max_body_bytes: Annotated[
         int,
@@ -207,7 +207,7 @@ DECODER_BYTES = 32 * 2**20
 """A little more than the memory of an idle decoding process."""
 
 MOST_DECODERS = 32
-"""Above this the gateway, a single process, is the limit."""
+"""With more, the gateway, a single process, is the bottleneck."""
 
 
 def decoders_for(cores: int, memory_bytes: int | None) -> int:
@@ -224,7 +224,7 @@ CORES_PER_GATEWAY = 4
 """Decoding and, if it runs on the CPU, the engine keep the other three busy."""
 
 GATEWAY_BYTES = 128 * 2**20
-"""A generous estimate of what a gateway holds; its decoders come on top."""
+"""A generous estimate of a gateway's memory, without its decoders."""
 
 MOST_GATEWAYS = 16
 
@@ -277,7 +277,7 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """Which pictures are kept with their answers, and how many."""
+    """Which images are saved with their predictions, and how many."""
 
     folder: Annotated[
         Path | None,

@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 60.0
 
 PAUSE_AFTER_LOSS_S = 1.0
-"""Shortest time between two starts of a gateway, for one that ends as soon as it is started."""
+"""Shortest time between two starts of a gateway, in case it exits immediately."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ def send_to(gateways: Sequence[GatewayProcess], number: int) -> None:
 
 
 def end(gateways: Sequence[GatewayProcess], sockets: Sequence[Sequence[socket.socket]]) -> None:
-    """Let them finish their requests; a second signal kills them. New callers are refused from now on."""
+    """Let the gateways finish their requests; a second signal kills them. New callers are refused."""
     for listener in itertools.chain.from_iterable(sockets):
         listener.close()
     send_to(gateways, signal.SIGTERM)

@@ -213,7 +213,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
-                            f"stopped after step {step + 1} of epoch {epoch + 1}: --resume goes on from there"
+                            f"stopped after step {step + 1} of epoch {epoch + 1}: --resume continues from there"
                         )
             train_s = time.monotonic() - started
             if cache is not None:

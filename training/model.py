@@ -224,9 +224,9 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
     wanted = [composed(name) for name in label_names]
     if missing := tuple(name for name in label_names if composed(name) not in places):
         raise TrainingError(
-            f"the teacher {spec} decides among {_some(names)}, and of the data's it does not know "
-            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: take a teacher whose classes include all of "
-            "the data's by name"
+            f"the teacher {spec} has the classes {_some(names)} and lacks the data's "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: take a teacher whose classes include all "
+            "of the data's by name"
         )
     for side, its in (("the teacher", list(map(composed, names))), ("the data", wanted)):
         name, count = Counter(its).most_common(1)[0]

@@ -59,7 +59,7 @@ def update(optimizer: Optimizer, scaler: torch.amp.GradScaler, numbers: Tensor) 
     """
     is_finite = numbers.isfinite().all()
     by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)  # as torch's GradScaler checks
-    if scaler.is_enabled():  # it skips by itself, and lowers its scale
+    if scaler.is_enabled():  # it skips steps itself, and lowers its scale
         scaler.step(optimizer)
         scaler.update()
     elif by_itself:

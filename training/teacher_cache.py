@@ -193,7 +193,7 @@ class TeacherCache:
             there = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file} is damaged ({error}): remove the folder, and the teacher is asked again"
+                f"{file} is damaged ({error}): remove the folder, and the teacher will run again"
             ) from error
         for name, here in self.key.items():
             if there.get(name) != here:
@@ -215,7 +215,7 @@ class TeacherCache:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
                 codes = torch.from_numpy(content["codes"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file} is damaged ({error}): remove it, and the teacher is asked again") from error
+            raise DataError(f"{file} is damaged ({error}): remove it, and the teacher will run again") from error
         if codes.shape != (self._draws, self._form.width) or codes.dtype != torch.int16:
             raise DataError(
                 f"{file} has {tuple(codes.shape)} numbers, not {(self._draws, self._form.width)}: remove it"

@@ -91,7 +91,7 @@ def find(given: str) -> Iterator[Path]:
     pictures = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
     others = Counter(file.suffix.lower() or file.name for file in files if file.suffix.lower() not in SUFFIXES)
     if not pictures:
-        what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
+        what = f"the folder does not contain an image ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
         raise typer.BadParameter(f"{given}: {what}")
     if others:
         left_out = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
@@ -122,10 +122,10 @@ async def _classify(
 async def outcomes(
     client: AsyncClient, files: list[Path], options: ClassifyOptions, concurrency: int
 ) -> AsyncIterator[FileOutcome]:
-    """In the order of the files, with at most `concurrency` of them on their way.
+    """Outcomes in the order of the files, with at most `concurrency` in flight.
 
     Raises:
-        ClientError: none of the files can be the reason, so further ones would fail too.
+        ClientError: the error is not due to a file, so further ones would fail too.
     """
     turns = asyncio.Semaphore(concurrency)
 

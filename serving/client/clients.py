@@ -47,7 +47,7 @@ class ClassifyOptions(TypedDict, total=False):
 
 
 class Client:
-    """Classifies with one server, one picture at a time; use it as a context manager, or close it.
+    """Classifies on one server, one image at a time; use it as a context manager, or close it.
 
     Args:
         api_key: if the server needs one. Default: the environment variable DEIT_API_KEY.
@@ -97,7 +97,7 @@ class Client:
 
 
 class AsyncClient:
-    """Client for asyncio: many pictures at once over a few connections."""
+    """Client for asyncio: many images at once over a few connections."""
 
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0, patience_s: float = 60.0
@@ -165,7 +165,7 @@ def _waits_s(patience_s: float) -> Iterator[float]:
 
 
 def _wait_s(response: httpx.Response, patience_left_s: Iterator[float]) -> float | None:
-    """How long to wait before asking again; None when the response is to be taken as it is."""
+    """How long to wait before a retry; None if the response is final."""
     retry_after = response.headers.get("Retry-After", "")
     if response.status_code not in (429, 503) or not retry_after.isdecimal():
         return None

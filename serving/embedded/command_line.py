@@ -26,7 +26,7 @@ HTTP_THREADS = 2
 SHM_BYTES = 64 * 2**20
 SHM_GROWTH_BYTES = 16 * 2**20
 
-# Protocols that nothing of ours uses, and that other users of the machine could misuse on loopback (CVE-2024-0087,
+# Protocols that we do not use, and that other users of the machine could misuse on loopback (CVE-2024-0087,
 # CVE-2025-23319). They require a header whose value is secret. So does shared memory, unless the gateway uses it.
 CLOSED_PROTOCOLS = "trace,logging"
 
@@ -56,9 +56,9 @@ def triton_options(
 
     Args:
         host: address of gRPC and metrics; HTTP stays on loopback.
-        control_key: the key to load and unload models with; None when nobody may.
-        traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
-        shared_memory_key: the key for registering shared memory; None when nobody may.
+        control_key: the key to load and unload models with; None to forbid it. traces_url: OpenTelemetry collector for
+            spans of requests with a `traceparent`; None for none.
+        shared_memory_key: the key for registering shared memory; None to forbid it.
     """
     is_ipv6 = ":" in host
     closed = CLOSED_PROTOCOLS if shared_memory_key else f"{KEY_NAME},{CLOSED_PROTOCOLS}"

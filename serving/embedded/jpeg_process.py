@@ -76,7 +76,7 @@ class JpegDecoder:
         options.intra_op_num_threads = 1
         if on_gpu:
             self._session = gpu_session(GRAPH, options, [cuda_provider()])
-            # nvImageCodec works on a stream of its own, and ONNX Runtime on another.
+            # nvImageCodec and ONNX Runtime work on different streams.
             self._wait_for_gpu = ctypes.CDLL("libcudart.so.13").cudaDeviceSynchronize
         else:
             self._session = onnxruntime.InferenceSession(GRAPH, options, providers=[CPU])
@@ -131,7 +131,7 @@ class JpegDecoder:
 
 
 def prove(decoder: JpegDecoder) -> None:
-    """Raises ServingError when the pixels of plain JPEGs of several kinds are further from Pillow's than allowed."""
+    """Raises ServingError if the pixels of several kinds of plain JPEG differ from Pillow's by more than allowed."""
     files = list(plain_jpegs())
     distances = []
     for content, pixels in zip(files, decoder.pixels(files, PROVED_WITH), strict=True):

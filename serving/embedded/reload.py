@@ -87,7 +87,7 @@ class Reloader:
         """Serve what the repository offers now, model by model.
 
         Raises:
-            RepositoryError, ServingError: the repository as a whole cannot be followed; nothing has changed.
+            RepositoryError, ServingError: the repository as a whole cannot be read; nothing has changed.
         """
         async with self._turn:
             if self._unloading:  # of the reload before
@@ -191,7 +191,7 @@ class Reloader:
 
 
 def prove(client: InferenceServerClient, model: ServedModel, version: str) -> None:
-    """Raises ServingError when a version gives no probabilities for a grey image."""
+    """Raises ServingError if a version does not return probabilities for a grey image."""
     grey = np.full((1, *model.input_shape), 128, np.uint8)
     result = client.infer(
         model.name,

@@ -60,8 +60,8 @@ class EmbeddedTriton:
         process: the current one.
         snapshot: the model repository as this Triton sees it.
         offers: the last offer of each model that it was shown.
-        control_headers: gRPC headers that loading models needs; empty when nobody may.
-        shared_memory_key: the key for registering shared memory; None when nobody may.
+        control_headers: gRPC headers that loading models needs; empty if it is forbidden.
+        shared_memory_key: the key for registering shared memory; None if it is forbidden.
         failure: why it was given up, once it was.
     """
 
@@ -86,7 +86,7 @@ class EmbeddedTriton:
             yield
 
     async def watch(self, readiness: Readiness) -> None:
-        """Start Triton again whenever it fails; return, with `failure`, when it failed too often in a row."""
+        """Restart Triton whenever it fails; return, with `failure`, when it failed too often in a row."""
         restarts = 0
         while True:
             steady_since_s = time.monotonic()
@@ -109,7 +109,7 @@ class EmbeddedTriton:
             await self._until_ready(readiness)
 
     async def _trouble(self, readiness: Readiness) -> str:
-        """Return, with the reason, when only another Triton helps."""
+        """Return, with the reason, when Triton must be restarted."""
         ill_since_s = math.inf
         while True:
             close_shared_memory()

@@ -93,7 +93,7 @@ class TritonWheel:
 def nvidia_libraries() -> list[Path]:
     """The folders in which the wheels nvidia-* keep CUDA, cuDNN and cuBLAS, such as nvidia/cu13/lib; none without one.
 
-    ONNX Runtime opens some of them by name while it computes, when no package can help it any more.
+    ONNX Runtime opens some of them by name while it computes, when it is too late for a package to help.
     nvImageCodec makes `nvidia` a package of its folder alone, so Python does not know all of them.
     """
     return [library for folder in sys.path for library in sorted(Path(folder).glob("nvidia/*/lib"))]
@@ -104,7 +104,7 @@ def _joined(folders: Iterable[Path | str | None]) -> str:
 
 
 def find_wheel() -> TritonWheel:
-    """Raises ServingError that says what stands in the way of the embedded Triton, and what to do."""
+    """Raises ServingError if the embedded Triton cannot run here, with what to do."""
     check_platform()
     check_numpy()
     spec = importlib.util.find_spec("pytriton")

@@ -37,7 +37,7 @@ class Candidates:
         return self._chosen.get(model.name, model.candidate)
 
     def share(self, question: Question, model: ServedModel, record: RequestRecord) -> Question:
-        """The question as it is, or with a shadow, or put to the canary.
+        """The question unchanged, with a shadow, or addressed to the canary.
 
         If the canary is unavailable the model answers, which is counted and logged.
         """

@@ -57,7 +57,7 @@ class Captured:
 
 
 class Capture:
-    """Belongs to the event loop; makes the folder, for this user alone, when there is none.
+    """Belongs to the event loop; creates the folder, only for this user, if it is missing.
 
     Raises:
         ServingError: the folder cannot be written.
@@ -167,7 +167,7 @@ class Contents:
 
 @contextlib.contextmanager
 def counted(folder: Path) -> Iterator[Contents]:
-    """The count that all gateways keep in one file, for this one alone while the block runs."""
+    """The count that all gateways keep in one file, locked while the block runs."""
     with (folder / TALLY_FILE).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

@@ -17,7 +17,7 @@ IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Stage(enum.Enum):
-    """State of a connection: no part of a request has come; part of one has; its answer is made or written."""
+    """State of a connection: waiting for a request; part of one has arrived; its response is computed or written."""
 
     IDLE = enum.auto()
     ARRIVING = enum.auto()

@@ -66,7 +66,7 @@ class Decoder:
         self._watch = asyncio.create_task(self._look_after())
 
     def findings(self) -> list[str]:
-        """Why no image can be decoded, in a sentence; empty if images can be decoded."""
+        """Why images cannot be decoded, in a sentence; empty if they can."""
         if any(process.is_alive for process in self.processes):
             return []
         return [f"no decoder runs: {self._start_failure or 'others are being started'}"]
@@ -158,7 +158,7 @@ class Decoder:
                 return
 
     async def _look_after(self) -> None:
-        """Forever replace decoders that ended while idle, and kill stopped ones, which then end as any other."""
+        """Keep replacing decoders that ended while idle, and killing stopped ones, which are then replaced too."""
         suspects: set[DecoderProcess] = set()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)

@@ -70,7 +70,7 @@ async def look_up(urls: Sequence[str]) -> set[str]:
 
 
 async def learn(url: str, tritons: Tritons, shared_memory_key: str | None) -> None:
-    """Know what the Triton at this address serves, until cancelled."""
+    """Keep track of what the Triton at this address serves, until cancelled."""
     triton = Triton(url, shared_memory_key=shared_memory_key)
 
     def give_up_waiting() -> None:

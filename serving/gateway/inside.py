@@ -58,7 +58,7 @@ async def look_inside(
     deadline: Deadline,
     record: RequestRecord,
 ) -> Inside:
-    """Ask `explainer` about the pixels that `model` has answered.
+    """Run `explainer` on the pixels that `model` has classified.
 
     Raises:
         NotReady: it does not answer, or explains another version by now.
@@ -96,7 +96,7 @@ def by_token(texts: list[str]) -> ByToken:
 
 
 def heat_map(pixels: npt.NDArray[np.uint8], relevance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """The picture in grey under the relevance in colour, from its least (dark) to its greatest (bright).
+    """The image in grey under the relevance in colour, from the least (dark) to the greatest (bright).
 
     Args:
         pixels: (H, W, 3).

@@ -44,7 +44,7 @@ class WaitingImage:
     """Attributes:
     ends_s: its deadline, by `time.monotonic()`.
     headers: for gRPC.
-    answer: cancelled when its caller has left or its deadline has passed.
+    answer: cancelled when its caller has disconnected or its deadline has passed.
     """
 
     image: ModelImage
@@ -175,6 +175,6 @@ class Joiner:
 def _give_up_when_all_left(
     request: asyncio.Task[None], images: list[WaitingImage], left: asyncio.Future[object]
 ) -> None:
-    """Cancel a request when nobody waits for its images any more, so that Triton drops it."""
+    """Cancel a request when all callers of its images have left, so that Triton drops it."""
     if left.cancelled() and all(image.answer.done() for image in images):
         request.cancel()

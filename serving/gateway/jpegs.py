@@ -39,11 +39,11 @@ def bytes_of_files(images: Iterable[ModelImage]) -> int:
 
 
 class LeftToGateway(Exception):
-    """Triton did not decode the file; it may be damaged, or of a rare kind, or the decoder there was lost."""
+    """Triton did not decode the file; it may be damaged or unusual, or the decoder there died."""
 
 
 def jpeg_of(upload: Upload, model: ServedModel, max_pixels: int) -> Jpeg | None:
-    """The upload for Triton to decode; None if it is not to be, as far as its header says.
+    """The upload for Triton to decode; None if its header shows that Triton should not.
 
     Args:
         max_pixels: more than that only the gateway's decoders take, at a fraction of their size.

@@ -10,7 +10,7 @@ METRICS = "/metrics"
 
 
 class MetricsPort:
-    """Answers what comes in on this port; everything else goes on to the application."""
+    """Answers requests on this port; all others go to the application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, port: int) -> None:
         self._app = app

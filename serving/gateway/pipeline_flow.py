@@ -7,7 +7,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 
 class PipelineFlow(FlowControl):
-    """Reads no more while requests wait for their turn; uvicorn would read on after each answer."""
+    """Stops reading while requests wait for their turn; uvicorn would continue after each response."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
         super().__init__(transport)

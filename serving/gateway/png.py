@@ -13,7 +13,7 @@ COMPRESSION = 1
 
 
 async def as_png(pixels: npt.NDArray[np.uint8]) -> str:
-    """These very pixels, uint8 (H, W, 3), losslessly, as a data URL."""
+    """These exact pixels, uint8 (H, W, 3), as a data URL."""
     return await asyncio.to_thread(_as_png, pixels)
 
 

@@ -85,7 +85,7 @@ class Readiness:
         return model not in self._failures
 
     def beyond_hope(self) -> str | None:
-        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself.
+        """Why Triton must be restarted, or None: a model has been lost for too long to come back by itself.
 
         A model that Triton could not load does not affect the others.
         """
@@ -99,7 +99,7 @@ class Readiness:
         return None
 
     def lose_all(self, reason: str, *, may_return: bool) -> None:
-        """Triton has ended or is stopped: no model answers, which needs no probe."""
+        """Mark all models as lost, without probing: Triton has ended or is stopped."""
         for name in self._models:
             if may_return:
                 self._silent.add(name)

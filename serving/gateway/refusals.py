@@ -10,7 +10,7 @@ LINE_EVERY_S = 10.0
 
 
 class Refusals:
-    """Counts refusals and logs the sums: the first one at once, further ones at most every LINE_EVERY_S."""
+    """Counts refusals and logs the totals: the first one at once, further ones at most every LINE_EVERY_S."""
 
     def __init__(self) -> None:
         self._statuses: Counter[int] = Counter()

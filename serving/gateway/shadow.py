@@ -64,7 +64,7 @@ class Shadow:
             self._count(image, "dropped")
 
     def close(self) -> None:
-        """Give up the comparisons in progress."""
+        """Cancel the comparisons in progress."""
         self._waiting.clear()
         for task in self._under_way:
             task.cancel()

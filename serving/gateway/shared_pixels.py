@@ -52,7 +52,7 @@ PAUSE_AFTER_FAILURE_S = 1.0
 
 
 class Region:
-    """Memory in which places are taken and given back. Call `hide` once Triton has mapped it, `close` at the end."""
+    """Memory in which places are allocated and freed. Call `hide` once Triton has mapped it, `close` at the end."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -111,7 +111,7 @@ class Region:
 
 
 class Place(NamedTuple):
-    """Where the pixels of one request lie: `size` bytes of what is taken, from `start` to `end`."""
+    """Where the pixels of one request are: `size` bytes of the place from `start` to `end`."""
 
     region: Region
     start: int

@@ -52,7 +52,7 @@ class ModelOutput:
 
 
 class VersionChanged(NotReady):
-    """This Triton does not serve the requested version, or not any more."""
+    """This Triton does not serve the requested version (any more)."""
 
 
 class UnknownRegion(Exception):
@@ -95,7 +95,7 @@ class TritonClient:
         return self._channel.get_state() is READY
 
     async def connected(self, on_failure: Callable[[], None]) -> None:
-        """Return when there is a connection; `on_failure` is called after each attempt that was in vain."""
+        """Return when there is a connection; `on_failure` is called after each failed attempt."""
         while (state := self._channel.get_state(try_to_connect=True)) is not READY:
             if state is ChannelConnectivity.TRANSIENT_FAILURE:
                 on_failure()
@@ -114,7 +114,7 @@ class TritonClient:
         return self._usual_answer_s.get(model, 0.0)
 
     def abandon(self, model: str) -> None:
-        """Give up every call that waits for this model: it ends with NotReady."""
+        """Cancel every call that waits for this model, with NotReady."""
         for call in self._calls[model]:
             call.cancel()
 

@@ -165,7 +165,7 @@ def test_a_damaged_epoch_is_named(kept: TrainConfig, tmp_path: Path) -> None:
     shutil.copytree(kept.teacher_cache, cache)
     file = cache / "epoch-0001.npz"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"epoch-0001\.npz is damaged .*: remove it, and the teacher is asked again"):
+    with pytest.raises(DataError, match=r"epoch-0001\.npz is damaged .*: remove it, and the teacher will run again"):
         train(replace(kept, name="again", teacher_cache=cache))
 
 

@@ -51,7 +51,7 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
 
 
 def description(path: str, answer: Any, asked: type[BaseModel], *raw_types: str) -> dict[str, Any]:
-    """What OpenAPI says of a path that reads its own body: JSON as `asked`, or the bytes of a picture."""
+    """The OpenAPI description of a path that reads its own body: JSON as `asked`, or the bytes of a picture."""
     content: dict[str, Any] = {"application/json": {"schema": schema_of(asked)}}
     content |= {each: {"schema": {"type": "string", "format": "binary"}} for each in raw_types}
     return {

@@ -158,7 +158,7 @@ def written(
     outputs: Mapping[str, Sequence[Probabilities]],
     labels: tuple[str, ...],
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON; None if it is all JSON."""
+    """The body of a response, and the length of its JSON; None if it is all JSON."""
     everything = bool(asked.parameters.get("binary_data_output", False))
     wanted = {each.name: each.parameters for each in asked.outputs}
     tensors, values = [], []

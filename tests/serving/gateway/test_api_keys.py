@@ -80,7 +80,7 @@ def test_a_hangup_reads_the_file_anew_and_a_broken_file_changes_nothing(deit_ser
     assert (status(FIRST), status(SECOND)) == (200, 401)
     hang_up(line(FIRST, "old") + line(SECOND, "new"), "2 API keys; new: new; gone: none")
     assert (status(FIRST), status(SECOND)) == (200, 200)
-    hang_up("nonsense", "the API keys stay as they are")
+    hang_up("nonsense", "the API keys are unchanged")
     assert (status(FIRST), status(SECOND)) == (200, 200)
     hang_up(line(SECOND, "new"), "1 API keys; new: none; gone: old")
     assert (status(FIRST), status(SECOND)) == (401, 200)
