@@ -49,7 +49,7 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
             rounds += 1
             if rounds == ROUNDS_WITHOUT_A_PART:
                 raise DataError(
-                    f"the processes keep dying with {len(left)} parts left, the first of which begins with "
+                    f"the processes keep dying with {len(left)} parts left; the first one begins with "
                     f"{next(iter(left.values())).names()[0]}: give them more memory, or use fewer --processes"
                 ) from None
             logger.warning("a process died; new ones continue with the %d parts left", len(left))

@@ -41,7 +41,7 @@ def publish_explaining(
     """
     explained = ExplainedClassifier(classifier).eval()
     onnx_file, images = scratch / "explain.onnx", expected.images
-    logger.info("exporting the graph that explains")
+    logger.info("exporting the graph for --explain")
     export_graph(explained, images.shape[1], onnx_file)
     scheduling = scheduling_of(config)
     engine = dataclasses.replace(

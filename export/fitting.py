@@ -94,7 +94,7 @@ def fit_confidence(
         )
         _leave_alone(config, finding, "add images", logging.INFO)
         return None
-    logger.info("fitting the probabilities to %d images", count)
+    logger.info("calibrating the probabilities on %d images", count)
     probabilities, labels = answers(classifier, images, preprocessing)
     fitted = fit(probabilities, labels)
     if fitted is None:
@@ -130,7 +130,7 @@ def _leave_alone(config: ExportConfig, finding: str, remedy: str, level: int) ->
     """Say why nothing is fitted. Raises DataError if `config` requires it."""
     if config.calibrate:
         raise DataError(f"{finding}: {remedy}, or leave --calibrate out")
-    logger.log(level, "%s: the probabilities stay the model's own", finding)
+    logger.log(level, "%s: the probabilities are not calibrated", finding)
 
 
 def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:

@@ -162,7 +162,7 @@ def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> No
     for capability in config.capabilities:
         target = config.plans / model_name(precision, source, config) / capability
         if removed_folder(target):
-            logger.warning("removed %s: the gate refuses this model for it now", target)
+            logger.warning("removed %s: the model no longer passes the gate for it", target)
 
 
 def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> str:

@@ -162,7 +162,7 @@ def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.ND
 
 def leave_out(error: DataError, *, damaged: int, of: int) -> None:
     """Log that an image cannot be decoded. Raises DataError if it is one too many."""
-    logger.warning("%s; it is left out", error)
+    logger.warning("%s; it is skipped", error)
     if damaged > max(LARGEST_CORRUPT_SHARE * of, 1):
         raise DataError(f"{damaged} of {of} images are damaged, such as {error}: repair or remove them") from error
 

@@ -154,7 +154,7 @@ class GatewayProcess:
         process = self._process
         if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
             return
-        logger.error("a gateway ended with status %d and is replaced", process.returncode)
+        logger.error("a gateway exited with status %d and is being replaced", process.returncode)
         mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
         try:
             self.start()

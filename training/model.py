@@ -232,7 +232,7 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
         name, count = Counter(its).most_common(1)[0]
         if count > 1:
             raise TrainingError(f"{side} has {count} classes named {name}, and {spec} answers by name: rename them")
-    logger.info("the teacher %s answers for %d of its %d classes, by name", spec, len(wanted), len(names))
+    logger.info("the teacher %s uses %d of its %d classes, matched by name", spec, len(wanted), len(names))
     return tuple(places[name] for name in wanted)
 
 

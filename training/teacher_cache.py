@@ -175,7 +175,7 @@ class TeacherCache:
         np.savez(buffer, codes=codes.numpy(), error=np.float64(error))
         write_file(self._file(self._epoch), buffer.getvalue())
         logger.info(
-            "kept the teacher's answers to epoch %d: %.1f MB, %d bytes a draw, which move %.2g of the mass",
+            "stored the teacher's outputs for epoch %d: %.1f MB, %d bytes per draw, which move %.2g of the mass",
             *(self._epoch + 1, codes.numel() * 2 / 1e6, self._form.width * 2, error),
         )
 

@@ -82,7 +82,7 @@ def main(
     tritonserver: Sequence[str] = ("tritonserver",),
     libraries: Path = LIBRARIES,
 ) -> None:
-    """Make PLANS/repository anew, whole. Raises SystemExit when nothing can be served, and leaves it as it was."""
+    """Rebuild PLANS/repository atomically. Raises SystemExit, and changes nothing, if no model can be served."""
     machine = find_machine(libraries)
     print(f"TensorRT {machine.tensorrt} on {machine.gpus}", flush=True)
     tools = Tools(trtexec, tritonserver, cache / "timing.cache")

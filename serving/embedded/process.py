@@ -141,7 +141,7 @@ class TritonProcess:
         try:
             self._process.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:
-            logger.warning("Triton did not end within %.0f s and is killed", grace_s)
+            logger.warning("Triton did not exit within %.0f s; killing it", grace_s)
         finally:
             self.kill()
 

@@ -103,7 +103,7 @@ class Reloader:
             for change in changes:
                 self.metrics.count_load(change.outcome)
                 if change.outcome == "refused":
-                    logger.error("the model %s is served as before: %s", change.model, change.reason)
+                    logger.error("the model %s is unchanged: %s", change.model, change.reason)
                 elif change.outcome != "unchanged":
                     logger.info("%s the model %s %s", change.outcome, change.model, " ".join(change.versions))
             return changes

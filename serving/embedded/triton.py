@@ -100,7 +100,7 @@ class EmbeddedTriton:
             pause_s = min(LONGEST_PAUSE_S, SECOND_PAUSE_S * 2 ** (restarts - 1)) if restarts else 0.0
             restarts += 1
             logger.error(
-                "%s; starting Triton again in %.0f s (%d of at most %d in a row)",
+                "%s; restarting Triton in %.0f s (%d of at most %d in a row)",
                 *(reason, pause_s, restarts, self.most_restarts),
             )
             await asyncio.sleep(pause_s)

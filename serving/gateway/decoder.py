@@ -126,7 +126,7 @@ class Decoder:
             self._replace(process, failure)
 
     def _replace(self, process: DecoderProcess, reason: object) -> None:
-        logger.error("a decoder ended and is replaced: %s", reason)
+        logger.error("a decoder died and is being replaced: %s", reason)
         self._on_loss()
         process.kill()
         self.processes.discard(process)
@@ -169,7 +169,7 @@ class Decoder:
                     self._idle.put_nowait(process)
             stopped = {process for process in self.processes if process.look_whether_stopped()}
             for process in stopped & suspects:
-                logger.error("the decoder %d is stopped and is killed", process.pid)
+                logger.error("the decoder %d has stopped responding; killing it", process.pid)
                 os.kill(process.pid, signal.SIGKILL)
             suspects = stopped
 

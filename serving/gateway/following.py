@@ -103,7 +103,7 @@ async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], Non
         except ServingError as error:
             if triton.trouble != str(error):
                 triton.trouble = str(error)
-                logger.error("%s; it is not used until that is over", error)
+                logger.error("%s; it is not used until this is resolved", error)
             give_up()
             await asyncio.wait([ended], timeout=LEARN_AGAIN_AFTER_S)
             return

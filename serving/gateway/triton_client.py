@@ -182,7 +182,7 @@ class TritonClient:
             raise
         answers = answers_of(response, len(images), with_heads)
         if any(isinstance(answer, Problem) for answer in answers):
-            logger.error("the model %s gave probabilities that are not numbers; export it again", model)
+            logger.error("the model %s returned probabilities that are not numbers; export it again", model)
         else:
             now_s = time.monotonic()
             self._last_success_s[model, version] = now_s

@@ -56,7 +56,7 @@ def test_hard_labels_from_the_cache_give_the_same_bits_without_the_teacher(
         train(run)
     with caplog.at_level("INFO"):
         train(reading)
-    assert f"the teacher's answers are read from {tmp_path / 'cache'}; it is not loaded" in caplog.text
+    assert f"the teacher's outputs are read from {tmp_path / 'cache'}; the teacher is not loaded" in caplog.text
     for name in ("writing", "reading"):
         for checkpoint in ("checkpoint", "checkpoint-ema"):
             assert same(weights_of(tmp_path / name, checkpoint), weights_of(tmp_path / "plain", checkpoint))
