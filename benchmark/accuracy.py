@@ -29,7 +29,7 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Asker:
-    """One way of running one model. HTTP takes the images as files, the others as pixels."""
+    """One way to run one model. HTTP takes the images as files, the others as pixels."""
 
     model: ModelVersion
     way: str

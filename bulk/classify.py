@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def classify_dataset(config: BulkConfig) -> int:
-    """Classify every image without an answer, and return how many have one now.
+    """Classify every image that has no result yet, and return how many images have one now.
 
     Raises:
         DataError, RepositoryError: the images, the model or the output folder cannot be used.

@@ -70,7 +70,7 @@ def _begin(work: Work) -> None:
 
 
 def _end_with_the_job() -> None:
-    """End when the job was killed, instead of waiting forever for the next part."""
+    """Exit when the job was killed, instead of waiting forever for the next part."""
     if (job := multiprocessing.parent_process()) is not None:
         job.join()
         os._exit(1)

@@ -54,7 +54,7 @@ def begin(output: str, job: Job) -> set[int]:
     """The numbers of the parts that an earlier run of the same job finished.
 
     Raises:
-        DataError: the folder holds something else.
+        DataError: the folder contains something else.
     """
     files_of, root = filesystem(output)
     found = files_of.get_file_info(pafs.FileSelector(root, allow_not_found=True))
@@ -78,7 +78,7 @@ def begin(output: str, job: Job) -> set[int]:
 
 
 def write_part(output: str, number: int, rows: list[dict[str, object]]) -> None:
-    """Replace the file of a part. Written twice, such as after a worker died, it is the same file."""
+    """Replace the file of a part. Writing it twice, for example after a worker died, gives the same file."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
     _write(output, part_name(number), buffer.getvalue())

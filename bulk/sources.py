@@ -88,7 +88,7 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
 
 
 def _is_hidden(path: str, root: str) -> bool:
-    """macOS, for one, writes `._photo.jpg`, which is not an image, next to each photo.jpg on a foreign disk."""
+    """macOS, for example, writes `._photo.jpg`, which is not an image, next to each photo.jpg on other file systems."""
     return any(name.startswith(".") for name in path.removeprefix(root).split("/"))
 
 

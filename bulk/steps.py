@@ -36,7 +36,7 @@ class Decoded:
 
     Attributes:
         pixels: uint8 (N, H, W, 3), zero where there is a problem.
-        problems: why an image has no answer, or None.
+        problems: why an image has no result, or None.
     """
 
     part: Part
@@ -46,7 +46,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Done:
-    """How many images of a part have a row now, and how many of them a problem instead of an answer."""
+    """How many images of a part have a row now, and how many of these failed."""
 
     images: int
     problems: int

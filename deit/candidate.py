@@ -21,7 +21,7 @@ OPTION = re.compile(r"(?P<of>[^=/:,]+)=(?P<model>[^=/:,]+)(/(?P<version>[1-9]\d*
 @dataclass(frozen=True, kw_only=True)
 class CandidateModel:
     """Attributes:
-    mode: "shadow" if its answers are only compared, "canary" if callers get them.
+    mode: "shadow" if its predictions are only compared, "canary" if callers get them.
     percent: share of the model's requests; 0 for none.
     model: its name, which is that of the model itself for another version of it.
     version: None for the newest.
@@ -67,7 +67,8 @@ class CandidateModel:
 
 
 def is_in_share(request_id: str, percent: float, *, of: str) -> bool:
-    """Whether a request belongs to `percent` of all, by a hash of its id; shares `of` other things are independent."""
+    """Whether a request is in the sample of `percent` %, by a hash of its id; samples `of` other things are
+    independent."""
     digest = hashlib.blake2b(f"{of} {request_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < percent / 100 * 2**64
 

@@ -20,7 +20,7 @@ def control_socket(port: int) -> Path:
 
 
 def command_server(port: int, command: str) -> dict[str, Any]:
-    """What the server on this port answers to a command.
+    """Send a command to the server on this port, and return its answer.
 
     Raises:
         ServingError: no such server runs, it does not accept commands, or it refuses this one.

@@ -11,7 +11,7 @@ Refusal = Literal["unsupported-type", "undecodable-image", "image-too-large", "i
 
 
 class DeitError(Exception):
-    """Something the user can fix; the message is written for them."""
+    """An error that the user can fix; the message is written for them."""
 
 
 class DataError(DeitError):

@@ -38,7 +38,7 @@ MOST_SEGMENTS = 4096
 
 
 def file_kind(content: bytes) -> str | None:
-    """What a file is that is not a supported image, by its first bytes; None if unknown."""
+    """The format of a file that is not a supported image, by its first bytes; None if unknown."""
     if content[4:8] == b"ftyp":
         return HEIC if has_brand(content, HEIC_BRANDS) else "a video or another file of the MP4 family"
     beginning = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -71,7 +71,8 @@ class Engine:
 
     @property
     def alone(self) -> "Engine":
-        """As an instance runs while no other computes: OpenVINO then takes all cores, unless the graph is quantized."""
+        """The engine as it runs while no other instance computes: OpenVINO then takes all cores, unless the graph is
+        quantized."""
         if self.backend == "openvino" and self.precision != "int8" and not self.threads:
             return replace(self, threads=len(os.sched_getaffinity(0)))
         return self

@@ -59,8 +59,8 @@ def export_graph(
 
 
 def _cast_first(model: onnx.ModelProto) -> None:
-    """Let everything that reads the uint8 images read what they are cast to: torch's exporter takes the batch size from
-    the images themselves, and TensorRT does nothing with uint8 but cast it
+    """Make all readers of the uint8 images read the cast images: torch's exporter takes the batch size from the uint8
+    input, but TensorRT can only cast uint8
     (https://github.com/NVIDIA/TensorRT/issues/3985).
     """
     nodes = model.graph.node
@@ -77,7 +77,7 @@ def _cast_first(model: onnx.ModelProto) -> None:
 
 
 def _forget_the_source(model: onnx.ModelProto) -> None:
-    """Drop what torch notes about its own steps: for each node a stack trace with paths of the exporting machine."""
+    """Drop torch's metadata: each node has a stack trace with paths of the exporting machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]

@@ -158,7 +158,7 @@ def keep_plans(passed: Passed) -> list[Path]:
 
 
 def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> None:
-    """Remove earlier plans of `keep_plans` for the same GPUs, so that none remains of a model that the gate refuses."""
+    """Remove earlier plans of `keep_plans` for the same GPUs, so that none remains of a model that fails the gate."""
     for capability in config.capabilities:
         target = config.plans / model_name(precision, source, config) / capability
         if removed_folder(target):

@@ -71,7 +71,7 @@ def _product(matrix: str, pixels: str, result: str) -> list[NodeProto]:
 
 
 def _turned_unless(condition: str, picture: str, result: str) -> NodeProto:
-    """The picture with rows and columns in each other's place, or as it is."""
+    """The image, transposed or unchanged."""
 
     def branch(node: NodeProto) -> onnx.GraphProto:
         output = helper.make_tensor_value_info(node.output[0], TensorProto.UINT8, None)

@@ -30,7 +30,7 @@ def served_form(
 ) -> JointClassifier:
     """A copy of `classifier` to export, in evaluation mode, with the products in `dtype`.
 
-    A model that is not one of timm's ViTs stays as it is, in float32.
+    A model that is not one of timm's ViTs is unchanged, in float32.
 
     Args:
         for_gpu: fuse attention and its three products, and compute the patches in `dtype` too: pixels are whole
@@ -143,7 +143,7 @@ class ServedBlock(nn.Module):
         return self.attended(tokens)[0]
 
     def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens, and the attention that they paid to those that came in, (N, heads, kept tokens, tokens)."""
+        """The tokens, and their attention to the input tokens, (N, heads, kept tokens, tokens)."""
         normed = self.norm1(tokens)
         # Cast once, not once for each product
         everything = normed.to(self.dtype)

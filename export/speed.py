@@ -19,7 +19,7 @@ MOST_CALLS = 50
 
 
 def images_per_s(engines: list[list[Infer]], batch: npt.NDArray[np.uint8]) -> list[float]:
-    """The median rate of each engine over interleaved rounds, so that a busy moment of the machine affects all alike.
+    """The median rate of each engine over interleaved rounds, so that a busy moment of the machine affects all equally.
 
     Args:
         engines: the instances of each engine, which run at the same time.

@@ -142,9 +142,9 @@ def builder_config(tensorrt: Any, builder: Any, network: Any, profiles: tuple[Pr
 
 
 def check_inspection(report: str, precision: str) -> None:
-    """Raises RepositoryError when no layer of the built plan computes in the precision that was asked for.
+    """Raises RepositoryError if no layer of the built plan computes in the requested precision.
 
-    A plan that is silently float32 gives right answers at half the speed:
+    A plan that is silently float32 gives correct results at half the speed:
     https://github.com/roboflow/rf-detr/issues/1453.
 
     Args:

@@ -120,7 +120,7 @@ class Normalize(nn.Module):
 
 
 class Teacher(nn.Module):
-    """A frozen model that answers for the student's batches, whatever resolution and statistics it was trained with.
+    """A frozen model that labels the student's batches, whatever resolution and statistics it was trained with.
 
     It sees the student's augmented, erased and mixed images (the paper's setting), converted to its own normalisation
     and resized to its own resolution.
@@ -173,7 +173,7 @@ class Teacher(nn.Module):
         return logits if self._classes is None else logits[:, self._classes]
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images, converted to what this model expects."""
+        """The images, converted to the form that this model expects."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")

@@ -48,7 +48,7 @@ MOST_CLASSES = 2**15
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is kept, as 16-bit numbers.
+    """How an output is stored, as 16-bit numbers.
 
     Attributes:
         classes: number of classes of the teacher.
@@ -96,7 +96,7 @@ class Form:
 
 
 class TeacherCache:
-    """The teacher's answers, epoch by epoch: read if they are kept, otherwise kept as the teacher gives them."""
+    """The teacher's outputs by epoch: read if they are stored, otherwise stored as the teacher computes them."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class TeacherCache:
             self._codes.copy_(codes)
 
     def recall(self, step: int, turn: int) -> Tensor | None:
-        """The answers to a device batch: classes (n,) or logits (n, classes). None if the teacher must be asked."""
+        """The answers to a device batch: classes (n,) or logits (n, classes). None if the teacher must compute them."""
         return self._form.decode(self._codes[self._places(step, turn)]) if self._is_read else None
 
     def keep(self, step: int, turn: int, logits: Tensor) -> Tensor:
