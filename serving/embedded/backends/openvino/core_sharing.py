@@ -12,6 +12,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 # oneTBB's class `global_control` (https://oneapi-spec.uxlfoundation.org/specifications/oneapi/latest/elements/onetbb/),
@@ -21,6 +22,21 @@ DESTROY = "_ZN3tbb6detail2r17destroyERNS0_2d114global_controlE"
 
 MAX_ALLOWED_PARALLELISM = 0
 """`global_control::parameter` of that name: the threads that may compute, the caller included."""
+
+
+def load_onetbb() -> Path | None:
+    """Load the oneTBB of the package `tbb`, which OpenVINO then uses in place of its own; None if it is not installed.
+
+    OpenVINO's own (2021.13) lets a thread that may not compute spin, which takes up to half of the other's time:
+    https://github.com/uxlfoundation/oneTBB/issues/1417. Call this before OpenVINO is imported, which loads its own.
+    """
+    try:
+        files = metadata.files("tbb") or []
+    except metadata.PackageNotFoundError:
+        return None
+    library = next(Path(file.locate()).resolve() for file in files if file.name == "libtbb.so.12")
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return library
 
 
 class GlobalControl(ctypes.Structure):
@@ -35,7 +51,7 @@ class SharedCores:
     Every instance that computes holds a shared lock of a file that all open; the kernel frees that of a killed one.
 
     Args:
-        library: the oneTBB that OpenVINO has loaded.
+        library: the oneTBB that OpenVINO uses.
         file: one for all instances; made if it is not there.
         share: threads of an instance that does not compute alone.
 

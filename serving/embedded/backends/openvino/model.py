@@ -14,8 +14,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from allowance import usable_cores
 from batched_model import BatchedModel, Config, cores_of_an_instance, parameters_of, warn
-from core_sharing import SharedCores
+from core_sharing import SharedCores, load_onetbb
 
+ONETBB = load_onetbb()
 try:
     import openvino
 except ImportError as error:  # reported later: while Triton imports this file, pb_utils has no exceptions yet
@@ -97,9 +98,10 @@ def shared_cores(config: Config, model: Any) -> SharedCores | None:
     is_quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     if int(parameters_of(config).get("INFERENCE_NUM_THREADS", 0)) or share == usable_cores() or is_quantized:
         return None
-    libraries = sorted(Path(openvino.__file__).parent.glob("libs/libtbb.so.*"))
     try:
-        return SharedCores(libraries[0], Path(__file__).with_name("computing"), share)
-    except (IndexError, OSError, AttributeError) as error:
-        warn(config, f"a lone batch computes on {share} of {usable_cores()} cores: this oneTBB is not known ({error})")
+        if ONETBB is None:
+            raise OSError("the package tbb is not installed")
+        return SharedCores(ONETBB, Path(__file__).with_name("computing"), share)
+    except (OSError, AttributeError) as error:
+        warn(config, f"a lone batch computes on {share} of {usable_cores()} cores: {error}")
         return None
