@@ -4,10 +4,12 @@ import gc
 import io
 import json
 import logging
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -17,6 +19,16 @@ from deit.pictures import configure_pillow
 
 REPOSITORY_ROOT = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY_ROOT.parent / "shared" / "data"
+
+# The same examples in every run, however slow the machine is; nothing is kept in a folder that processes share.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -89,15 +101,32 @@ COMPUTING = ("benchmark", "end_to_end", "export", "studies", "training")
 """Folders whose tests compute; those of the others mostly wait for servers and processes."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that compute and files that wait in turns, so that processes that run files side by side share the cores.
+LONG = (
+    *("end_to_end/test_photographs.py", "deploy/test_gpu.py", "benchmark/test_gpu_check.py"),
+    *("serving/embedded/test_faults.py", "end_to_end/test_precisions.py", "serving/test_lifecycle.py"),
+    *("training/test_loop.py", "bulk/test_versions.py", "export/test_pipeline.py"),
+    *("deploy/test_kubernetes.py", "end_to_end/test_shipped_model.py", "deit/test_installation.py"),
+)
+"""Files of half a minute and more. A file runs in one process: what begins late and takes long, the others wait for."""
 
-    From the end of the alphabet, because the longest are there: the processes finish together.
-    """
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first; then files that compute and files that wait in turns, so that processes share the cores."""
+    assert all((REPOSITORY_ROOT / "tests" / file).is_file() for file in LONG), "LONG names a file that is gone"
     files = sorted({item.location[0] for item in items}, reverse=True)
     groups = [[file for file in files if (file.split("/")[1] in COMPUTING) is computes] for computes in (True, False)]
     share = {file: place / len(group) for group in groups for place, file in enumerate(group)}
+    share |= {f"tests/{file}": place - len(LONG) for place, file in enumerate(LONG)}
     items.sort(key=lambda item: share[item.location[0]])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same random numbers for a test, whichever tests ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:

@@ -6,8 +6,9 @@ perf_analyzer does the same where it is installed; this needs only grpcio and tr
 import asyncio
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +51,11 @@ def closed_loop(
     """Keep `in_flight` requests of the same `images` (N, H, W, 3) in flight from `clients` processes."""
     request = serialised(model, images)
     per_client = [in_flight // clients + (place < in_flight % clients) for place in range(clients)]
+    busy = [count for count in per_client if count]
     context = multiprocessing.get_context("spawn")
-    start = time.time() + 1.0 + 0.2 * clients  # so that all have imported grpc
-    with ProcessPoolExecutor(clients, mp_context=context) as pool:
-        futures = [pool.submit(one_client, url, request, count, start, seconds) for count in per_client if count]
-        results = [future.result() for future in futures]
+    with ProcessPoolExecutor(len(busy), context, initializer=_begin, initargs=(context.Barrier(len(busy)),)) as pool:
+        futures = [pool.submit(one_client, url, request, count, seconds) for count in busy]
+        results = [future.result() for future in as_completed(futures)]  # of failures the first, which is the cause
     latencies = sorted(latency for latencies, _ in results for latency in latencies)
     return GrpcLoad(
         images_per_s=len(latencies) * len(images) / seconds,
@@ -74,20 +75,25 @@ def serialised(model: str, images: npt.NDArray[np.uint8]) -> bytes:
     return serialised
 
 
-def one_client(url: str, request: bytes, in_flight: int, start: float, seconds: float) -> tuple[list[float], list[str]]:
+_all_are_ready: Barrier
+
+
+def _begin(all_are_ready: Barrier) -> None:
+    global _all_are_ready
+    _all_are_ready = all_are_ready
+
+
+def one_client(url: str, request: bytes, in_flight: int, seconds: float) -> tuple[list[float], list[str]]:
     """In a separate process: latencies of the answers within the window, and failures."""
-    return asyncio.run(_client(url, request, in_flight, start, seconds))
+    return asyncio.run(_client(url, request, in_flight, seconds))
 
 
-async def _client(
-    url: str, request: bytes, in_flight: int, start: float, seconds: float
-) -> tuple[list[float], list[str]]:
+async def _client(url: str, request: bytes, in_flight: int, seconds: float) -> tuple[list[float], list[str]]:
     import grpc
     from tritonclient.grpc.service_pb2 import ModelInferResponse
 
     latencies: list[float] = []
     failures: list[str] = []
-    end = start + WARM_UP_S + seconds
     async with grpc.aio.insecure_channel(url, options=OPTIONS) as channel:
         infer = channel.unary_unary(METHOD)  # bytes to bytes
         first = await infer(request, timeout=TIMEOUT_S)
@@ -96,17 +102,19 @@ async def _client(
             return np.frombuffer(ModelInferResponse.FromString(content).raw_output_contents[0], np.float32)
 
         expected = answer_of(first)
-        await asyncio.sleep(max(0.0, start - time.time()))
+        await asyncio.to_thread(_all_are_ready.wait, TIMEOUT_S)  # however long a process takes to import grpc
+        start = time.monotonic()
+        end = start + WARM_UP_S + seconds
 
         async def worker() -> None:
-            while time.time() < end and len(failures) < 10:
-                began = time.time()
+            while time.monotonic() < end and len(failures) < 10:
+                began = time.monotonic()
                 try:
                     content = await infer(request, timeout=TIMEOUT_S)
                 except grpc.aio.AioRpcError as error:
                     failures.append(f"{error.code().name}: {error.details()}")
                     continue
-                done = time.time()
+                done = time.monotonic()
                 if start + WARM_UP_S <= done < end:
                     latencies.append(done - began)
                     if len(latencies) % 32 == 1 and np.abs(answer_of(content) - expected).max() > ANSWERS_DIFFER_BY:

@@ -42,7 +42,7 @@ def measured(
     """
     url = f"{server.url}{CLASSIFY}"
     requests = requests_of(url, photographs, as_form=False)
-    warm_up_s, seconds = (0.2, 0.5) if config.rehearse else (WARM_UP_S, SECONDS)
+    warm_up_s, seconds = (0.2, 1.0) if config.rehearse else (WARM_UP_S, SECONDS)
     processes = ServerProcesses.of(server.pid)
     for in_flight in (2,) if config.rehearse else (1, 32, 128):
         loop = closed_loop(url, requests, concurrency=in_flight, duration_s=seconds, warm_up_s=warm_up_s)

@@ -26,21 +26,21 @@ def photographs_folder(tmp_path: Path) -> Path:
 def test_a_gateway_is_measured_with_its_costs_and_its_stages(photographs_folder, tmp_path):
     command = [
         *(sys.executable, "-m", "deit", "benchmark", "http", "--serve", "model_repository", "--model", "deit_cifar10"),
-        *("--images", photographs_folder, "--concurrency", "2", "--load", "0.3", "--seconds", "1", "--rounds", "1"),
+        *("--images", photographs_folder, "--concurrency", "2", "--load", "0.5", "--seconds", "1", "--rounds", "1"),
         *("--no-engine", "--results", tmp_path / "results"),
     ]
     done = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     closed, opened = read(list((tmp_path / "results").glob("*.jsonl")))
     assert (closed.conditions["loop"], closed.conditions["concurrency"]) == ("closed", 2)
-    assert (opened.conditions["loop"], opened.conditions["load"]) == ("open", 0.3)
+    assert (opened.conditions["loop"], opened.conditions["load"]) == ("open", 0.5)
     assert closed.precision == "fp32"  # as the model's provenance says
     for record in (closed, opened):
         figures = {name: figure.value for name, figure in record.figures.items()}
         assert figures["images_per_s"] > 0
         assert figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
         assert figures["refused_share"] == 0
-        assert 1 <= figures["mean_batch"] <= 2.5
+        assert figures["mean_batch"] >= 1
         assert 0 < figures["client_cores"] < 1
         assert figures["memory_mib"] > 100  # the gateway, Triton and the stubs of two instances
         # each of them works for an image, and together they are all of it
@@ -48,7 +48,9 @@ def test_a_gateway_is_measured_with_its_costs_and_its_stages(photographs_folder,
         assert 0 < sum(parts) < figures["server_cpu_ms_per_image"]
         assert 0 < int(unavoidable(record).removesuffix(" %")) < 100
         assert figures["stage_decode_ms"] > 0
-        assert figures["stage_model_ms"] >= figures["triton_compute_infer_ms"] * 0.5  # means over different requests
+        assert figures["triton_compute_infer_ms"] > 0
+        assert 0 < figures["stage_model_ms"] < figures["p99_ms"]
+    assert closed.value("mean_batch") <= 2
 
 
 def test_the_header_server_timing_is_read_by_stage():

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -10,6 +9,7 @@ import pytest
 
 from benchmark.server import running
 from deit.errors import BenchmarkError
+from tests.serving.conftest import eventually, is_alive
 
 # A server that leaves its worker behind, as some do.
 LEAVES_A_WORKER = """
@@ -26,10 +26,7 @@ def test_a_server_is_ended_with_the_workers_that_it_would_leave_behind():
     with running([sys.executable, "-c", LEAVES_A_WORKER], name="server") as server:
         server.wait_until(has_a_worker)
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
-    deadline = time.monotonic() + 10
-    while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: not any(is_alive(each.pid) for each in family), 60)
 
 
 def test_a_server_that_ends_says_why():

@@ -2,14 +2,14 @@
 
 import contextlib
 import json
-import os
 import random
-import signal
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +22,7 @@ from deit.errors import DataError, RepositoryError
 from deit.model_input import model_input
 from deit.pictures import PictureLimits
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
-from tests.serving.conftest import eventually
+from tests.serving.conftest import eventually, is_alive
 
 REPOSITORY = REPOSITORY_ROOT / "model_repository"
 
@@ -38,23 +38,34 @@ def command(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Process id -> its title, of everything that the command started; Ray names its actors."""
-    found = [pid]
-    for each in found:
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-    titles = {}
-    for each in found[1:]:
-        try:
-            titles[each] = Path(f"/proc/{each}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        except OSError:  # it has ended
-            continue
-    return titles
+def descendants(pid: int) -> list[psutil.Process]:
+    """Everything that the command started, from the oldest to the youngest; ids begin anew at 32768."""
+    return sorted(psutil.Process(pid).children(recursive=True), key=psutil.Process.create_time)
 
 
-def actors(pid: int, name: str) -> list[int]:
-    return [each for each, title in descendants(pid).items() if title.startswith("ray::") and name in title]
+def actors(pid: int, name: str) -> list[psutil.Process]:
+    return [each for each in descendants(pid) if re.match(rf"ray::.*{name}", title(each))]
+
+
+def title(process: psutil.Process) -> str:
+    """Ray names its actors; "" of a process that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def wait_for_parts(process: subprocess.Popen[str], output: Path, count: int, timeout_s: float = 120) -> None:
+    """Until the command has written so many; one that ends before says why."""
+
+    def are_there() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return len(parts_of(output)) >= count
+
+    eventually(are_there, timeout_s)
+
+
+def parts_of(output: Path) -> set[Path]:
+    return set(output.glob("part-*.parquet"))
 
 
 def answers(folder: Path) -> pa.Table:
@@ -106,22 +117,18 @@ def test_a_process_and_then_the_job_are_killed_and_nothing_is_missing_or_double(
     pq.write_table(pa.table({"image": rows}), images, row_group_size=10)
     arguments = ["--images", images, "--output", output, "--model=deit_cifar10", "--part-images=10", "--processes=2"]
 
-    def parts() -> set[Path]:
-        return set(output.glob("part-*.parquet"))
-
     process = command(*arguments)
-    eventually(lambda: len(parts()) >= 2, 120)
+    wait_for_parts(process, output, 2)
     family = descendants(process.pid)
-    os.kill(max(family), signal.SIGKILL)  # the youngest, which is one that works
-    killed_at = len(parts())
-    eventually(lambda: len(parts()) >= killed_at + 5, 120)
-    family |= descendants(process.pid)
+    family[-1].kill()  # the youngest, which is one that works
+    wait_for_parts(process, output, len(parts_of(output)) + 5)
+    family += descendants(process.pid)
     process.kill()
     said, _ = process.communicate(timeout=60)  # which waits for the end of all that could write to it
     assert "a process died; new ones continue with" in said
-    finished = {path: path.stat().st_mtime_ns for path in parts()}
+    finished = {path: path.stat().st_mtime_ns for path in parts_of(output)}
     assert len(finished) < 60, "it was over before it could be killed"
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 30)
+    eventually(lambda: not any(is_alive(each.pid) and each.is_running() for each in family), 60)
     second = command(*arguments)
     said, _ = second.communicate(timeout=300)
     assert second.returncode == 0, said
@@ -171,24 +178,20 @@ def test_ten_thousand_images_with_killed_actors_and_a_killed_job(shared_data, tm
         "--ray-address=local",
     ]
 
-    def parts() -> set[str]:
-        return {path.name for path in output.glob("part-*.parquet")}
-
     process = command(*arguments)
     try:
-        eventually(lambda: len(parts()) >= 5, 600)
-        os.kill(actors(process.pid, "DecodeAndClassify")[0], signal.SIGKILL)
-        killed_at = len(parts())
-        eventually(lambda: len(parts()) >= killed_at + 10, 600)
+        wait_for_parts(process, output, 5, 600)
+        actors(process.pid, "DecodeAndClassify")[0].kill()
+        wait_for_parts(process, output, len(parts_of(output)) + 10, 600)
         assert process.poll() is None, "it was over before the job could be killed"
     finally:
         family = descendants(process.pid)
         process.kill()
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         said, _ = process.communicate()
-    finished = {path: path.stat().st_mtime_ns for path in output.glob("part-*.parquet")}
+    finished = {path: path.stat().st_mtime_ns for path in parts_of(output)}
     assert 15 <= len(finished) < 100, said
 
     second = command(*arguments)

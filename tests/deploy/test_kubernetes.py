@@ -268,7 +268,9 @@ def test_metrics_that_autoscaling_alerts_and_dashboard_ask_for_exist(server):
     metrics_port = next(
         argument.partition("=")[2] for argument in server.process.args if "triton-metrics-port" in argument
     )
-    page = httpx.get(f"{server.url}/metrics").text + httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+    page = "".join(
+        httpx.get(f"{url}/metrics", timeout=60).text for url in (server.url, f"http://127.0.0.1:{metrics_port}")
+    )
     written = set(re.findall(r"^(?:# TYPE )?(\w+)(?:\{| )", page, re.MULTILINE))  # what has not happened has a type
     # of GPUs, which are not here: Triton's docs/user_guide/metrics.md; and of Compose's proxy (test_policy.py)
     elsewhere = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "deit_proxy_certificate_expires_timestamp_seconds"}
@@ -293,27 +295,28 @@ def test_a_gateway_that_goes_fails_no_request(model_repository):
         text=True,
     )
     try:
-        remote = f"--triton-url=127.0.0.1:{grpc}"
-        with running(remote, environment=environment) as going, running(remote, environment=environment) as staying:
+        remote = (f"--triton-url=127.0.0.1:{grpc}", "--max-wait-s=60")  # other tests have the cores too
+        with running(*remote, environment=environment) as going, running(*remote, environment=environment) as staying:
             for gateway in (going, staying):
                 gateway.wait_until_ready()
-            endpoints = [going.url, staying.url]
+            endpoints, asked = [going.url, staying.url], [""] * 4  # by asker, the last
             outcomes: list[str] = []
             stop = threading.Event()
             content = encoded(photograph(320, 240))
 
-            def ask(first: int) -> None:
-                turn = first
+            def ask(number: int) -> None:
+                turn = number
                 while not stop.is_set():
                     turn += 1
-                    url = endpoints[turn % len(endpoints)]
+                    known = tuple(endpoints)
+                    asked[number] = url = known[turn % len(known)]
                     try:
                         outcomes.append(str(httpx.post(f"{url}/classify", content=content, timeout=60).status_code))
                     except httpx.HTTPError as error:
                         outcomes.append(repr(error))
                     stop.wait(0.05)
 
-            askers = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+            askers = [threading.Thread(target=ask, args=(number,)) for number in range(len(asked))]
             for asker in askers:
                 asker.start()
             try:
@@ -324,6 +327,7 @@ def test_a_gateway_that_goes_fails_no_request(model_repository):
                 time.sleep(float(pre_stop[1]) * 0.8)
                 endpoints.remove(going.url)
                 assert hook.wait() == 0
+                eventually(lambda: going.url not in asked, 60)  # on a busy machine an asker may be late
                 going.process.send_signal(signal.SIGTERM)
                 assert going.wait() == 0
                 assert time.monotonic() - terminated_s < grace_s

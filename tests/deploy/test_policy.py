@@ -229,7 +229,8 @@ def test_when_the_served_certificate_expires_is_written_for_prometheus(tmp_path)
         with subprocess.Popen(
             ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-quiet", *pair], stdin=subprocess.DEVNULL
         ) as server:
-            eventually(metrics.exists)
+            eventually(lambda: metrics.exists() or server.poll() is not None, 60)
+            assert metrics.exists(), f"openssl s_server ended with {server.returncode}"
             server.terminate()
         watching.terminate()
     value = re.search(r"^deit_proxy_certificate_expires_timestamp_seconds (\d+)$", metrics.read_text(), re.MULTILINE)

@@ -12,6 +12,10 @@ from typing import IO
 import httpx
 
 from deit.ports import free_ports
+from tests.serving.conftest import START_TIMEOUT_S
+
+STOP_TIMEOUT_S = 60
+"""Triton alone may take ten."""
 
 
 @contextmanager
@@ -32,15 +36,24 @@ def serving(repository: Path, *options: str, grpc_port: int | None = None, max_w
     ):
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(url, process, log, timeout_s=120)
+            _wait_until_ready(url, process, log)
             yield url
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            _wait_for_the_end(process, log)
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[str], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait_for_the_end(process: subprocess.Popen[bytes], log: IO[str]) -> None:
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        log.seek(0)
+        raise AssertionError(f"deit serve did not end in {STOP_TIMEOUT_S} s, its log:\n{log.read()}") from None
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             if httpx.get(f"{url}/readyz").status_code == 200:

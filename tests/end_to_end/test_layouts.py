@@ -120,7 +120,6 @@ LAYOUTS: dict[str, Callable[[Path, str, Pictures], None]] = {
 }
 
 
-@pytest.mark.timeout(300)
 def test_every_layout_is_trained_on_evaluated_exported_and_served_alike(tmp_path: Path) -> None:
     learned, judged = pictures(0, 40), pictures(40, 12)
     plain = {"model": "deit_tiny_patch16_224", "mixing_probability": 0.0, "label_smoothing": 0.0, "warmup_epochs": 0}

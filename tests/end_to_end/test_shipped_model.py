@@ -21,12 +21,15 @@ from training.images import ParquetImages
 REPOSITORY = REPOSITORY_ROOT / "model_repository"
 MODEL = REPOSITORY / "deit_cifar10"
 
-(GRPC_PORT,) = free_ports(1)
+
+@pytest.fixture(scope="module")
+def grpc_port() -> int:
+    return free_ports(1)[0]
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx.Client]:
-    with serving(REPOSITORY, grpc_port=GRPC_PORT) as url, httpx.Client(base_url=url, timeout=60) as client:
+def client(grpc_port: int) -> Iterator[httpx.Client]:
+    with serving(REPOSITORY, grpc_port=grpc_port) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -105,24 +108,34 @@ def test_its_accuracy_is_the_one_it_claims(
 
 
 def test_lone_requests_in_a_row_are_not_forgotten_by_the_batcher(client: httpx.Client) -> None:
-    """With one instance and a queue policy 5 to 9 % of them waited 500 ms, until Triton's batcher woke by itself."""
+    """With one instance and a queue policy 5 to 9 % of them waited 500 ms, until Triton's batcher woke by itself.
+
+    A busy machine holds some up too, but not in each of three rounds.
+    """
     body = encoded(photograph(32, 32), "PNG")
-    durations = []
-    for _ in range(200):
-        started = time.monotonic()
-        client.post("/classify", content=body, headers={"Content-Type": "image/png"}).raise_for_status()
-        durations.append(time.monotonic() - started)
-    assert sum(duration > 0.45 for duration in durations) < 5  # a busy machine may hold one up
+
+    def late() -> int:
+        durations = []
+        for _ in range(200):
+            started = time.monotonic()
+            client.post("/classify", content=body, headers={"Content-Type": "image/png"}).raise_for_status()
+            durations.append(time.monotonic() - started)
+        return sum(duration > 0.45 for duration in durations)
+
+    found: list[int] = []
+    while min(found, default=5) >= 5:
+        found.append(late())
+        assert len(found) < 3 or min(found) < 5, f"of 200 requests in each round so many waited: {found}"
 
 
-def test_perf_analyzer_drives_the_embedded_triton(client: httpx.Client, tmp_path: Path) -> None:
+def test_perf_analyzer_drives_the_embedded_triton(client: httpx.Client, grpc_port: int, tmp_path: Path) -> None:
     environment = REPOSITORY_ROOT / ".perf-analyzer"
     if not environment.is_dir():
         pytest.skip("needs perf_analyzer: make perf-analyzer")
     client.get("/readyz").raise_for_status()
     cell = measure(
         environment,
-        url=f"127.0.0.1:{GRPC_PORT}",
+        url=f"127.0.0.1:{grpc_port}",
         model="deit_cifar10",
         batch_size=1,
         concurrency=4,

@@ -10,7 +10,7 @@ from studies.images_per_request import MODEL, JoiningConfig, app, engine
 
 def test_the_gateway_takes_the_simulated_engine_for_a_triton_with_a_gpu() -> None:
     with engine(JoiningConfig(images_per_request=[1])) as port:
-        url = wait_until_ready([f"127.0.0.1:{port}"], timeout_s=60, raise_if_in_vain=lambda: None)
+        url = wait_until_ready([f"127.0.0.1:{port}"], timeout_s=200, raise_if_in_vain=lambda: None)
         model = discover_models(url).models[MODEL]
     assert (model.is_on_gpu, model.largest_batch, len(model.labels)) == (True, 64, 1000)
 

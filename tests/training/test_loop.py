@@ -126,10 +126,11 @@ def start(command: list[str], settings: TrainConfig, *options: str) -> subproces
 
 
 def wait_for_first_epoch(process: subprocess.Popen[str], run: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").is_file():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()
+            raise AssertionError(f"no epoch was done; status {process.returncode}:\n{process.communicate()[1]}")
         time.sleep(0.01)
 
 
@@ -461,7 +462,8 @@ def test_a_run_tells_where_its_time_went_and_draws_what_it_did(
         assert set(step) == set(PARTS)
         assert all(seconds >= 0 for seconds in step.values())
         assert step["student"] > 0 < step["backward"]
-        assert step["teacher"] < step["student"]  # there is none
+    # there is no teacher; the quickest step of each, because a busy machine may pause within any
+    assert min(step["teacher"] for step in steps) < min(step["student"] for step in steps)
     # the parts are the whole: the epoch has only these steps, the loader's start and its end besides
     assert sum(sum(step.values()) for step in steps) <= metrics[-1]["train_s"] + 0.05
     assert re.search(r"once the data is there, \d+\.\d% of it is model, loss and optimiser", caplog.text)
