@@ -105,7 +105,7 @@ def test_a_folder_is_classified_and_little_is_said(pictures, tmp_path, where):
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "8 images are classified" in said
-    assert "1 of 8 images have a problem" in said
+    assert "1 of 8 images could not be classified" in said
     assert len(said.splitlines()) <= 4 + len(where), said  # Ray's core has a line that nothing turns off
     check_answers(pictures, tmp_path / "answers")
 

@@ -151,7 +151,7 @@ def test_without_cuda_the_export_for_a_gpu_ends_before_it_begins(
 ) -> None:
     """With the onnxruntime for processors that is installed here: the checkpoint is not even looked for."""
     with pytest.raises(
-        RepositoryError, match=r"--engine cuda computes on a GPU.*has no CUDAExecutionProvider.*the extra gpu"
+        RepositoryError, match=r"--engine cuda needs a GPU.*has no CUDAExecutionProvider.*the extra gpu"
     ):
         export_models(config(Path("nowhere"), pictures, tmp_path / "models", engine="cuda", precision=precision))
     assert not (tmp_path / "models").exists()
