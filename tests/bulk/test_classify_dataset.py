@@ -291,7 +291,7 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
 def test_what_cannot_be_classified_is_rows(tmp_path, pictures, table):
     with pytest.raises(DataError, match="does not exist"):
         find_parts(str(tmp_path / "nowhere"), part_images=3)
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="neither an image"):
         (tmp_path / "empty").mkdir()
         find_parts(str(tmp_path / "empty"), part_images=3)
     with pytest.raises(DataError, match="give one kind"):
