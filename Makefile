@@ -17,12 +17,12 @@ help: ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: serve
-serve: .venv/serving ## Install what serving needs and serve the model that ships, on http://127.0.0.1:8080.
+serve: .venv/serving ## Install what serving needs and serve the bundled model on http://127.0.0.1:8080.
 	@exec .venv/bin/deit serve
 
 # Files of tests run side by side, each whole and in one process: two processes for each core, because half of the files
 # mostly wait, and at most four; each with one thread of torch, because threads that share a core wait for each other.
-# Bytecode is kept: hundreds of processes start, each of which would compile our code anew.
+# Bytecode is kept: hundreds of processes start, and each would compile our code again.
 PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN | awk '{ print ($$1 < 2) ? 2 : 4 }')
 .PHONY: test
 test: .venv/development ## Install everything and run the tests, in several processes.
@@ -65,7 +65,7 @@ RESULTS ?= runs/benchmark
 MEASURE = .venv/bin/deit benchmark
 
 .PHONY: benchmark
-benchmark: .venv/development .perf-analyzer/ready ## Measure everything in a small way, in at most 15 minutes, and write the report.
+benchmark: .venv/development .perf-analyzer/ready ## Run a small version of every measurement, in at most 15 minutes, and write the report.
 	$(MEASURE) throughput --serve $(MODEL_REPOSITORY) --model $(MODEL) --requests 100 --pytorch deit_tiny_distilled_patch16_224 --results $(RESULTS)
 	$(MEASURE) http --serve $(MODEL_REPOSITORY) --model $(MODEL) --images $(IMAGES) --seconds 4 --rounds 2 --results $(RESULTS)
 	$(if $(DATA),$(MEASURE) accuracy --serve $(MODEL_REPOSITORY) --model $(MODEL) --data $(DATA) --count 1000 --results $(RESULTS) --page $(RESULTS)/wrong_answers.html)
@@ -74,11 +74,11 @@ benchmark: .venv/development .perf-analyzer/ready ## Measure everything in a sma
 
 GPU_CHECK ?=
 .PHONY: gpu-check
-gpu-check: .gpu/ready ## Check a machine with an NVIDIA GPU, from its driver to answers over HTTP; GPU_CHECK="--images FOLDER --checkpoint RUN" for all steps.
+gpu-check: .gpu/ready ## Check a machine with an NVIDIA GPU, from its driver to predictions over HTTP; GPU_CHECK="--images FOLDER --checkpoint RUN" for all steps.
 	@.gpu/bin/deit benchmark gpu-check --results benchmark/results $(GPU_CHECK)
 
 .PHONY: perf-analyzer
-perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in an environment of its own (Debian and Ubuntu).
+perf-analyzer: .perf-analyzer/ready ## Set up NVIDIA's perf_analyzer in a separate environment (Debian and Ubuntu).
 
 .PHONY: audit
 audit: .venv/uv .audit/ready ## Write the bill of materials (CycloneDX) of all that is locked, and check it for known vulnerabilities.
@@ -94,7 +94,7 @@ chromium: ## Install the browser for the tests of the page (Debian and Ubuntu, n
 	apt-get install -qq --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: screenshots
-screenshots: .venv/development ## Take docs/images/{page,page-phone,benchmark}.png anew; with MODEL_REPOSITORY=FOLDER, page-explain.png.
+screenshots: .venv/development ## Update docs/images/{page,page-phone,benchmark}.png; with MODEL_REPOSITORY=FOLDER, page-explain.png.
 	@.venv/bin/python -m tests.screenshots $(MODEL_REPOSITORY)
 
 .PHONY: system
@@ -125,7 +125,7 @@ clean: ## Remove the environments and everything that tools cached.
 	@$(SYNC)
 	@touch $@ .venv/serving
 
-# An environment of its own: onnxruntime-gpu and onnxruntime are the same module.
+# A separate environment, because onnxruntime-gpu and onnxruntime are the same module.
 .gpu/ready: .venv/uv uv.lock pyproject.toml
 	@echo "Installing what a GPU needs into .gpu, about 10 GB: some minutes"
 	@UV_PROJECT_ENVIRONMENT=.gpu .venv/bin/uv sync --quiet --frozen --compile-bytecode --no-default-groups --extra gpu --extra benchmark --extra client --python .venv/bin/python

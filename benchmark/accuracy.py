@@ -29,7 +29,7 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Asker:
-    """One way of running one model. HTTP takes the images as files, the others as pixels."""
+    """One way to run one model. HTTP takes the images as files, the others as pixels."""
 
     model: ModelVersion
     way: str
@@ -72,7 +72,7 @@ def measure_accuracy(config: AccuracyConfig) -> Judged:
     preprocessing = model.preprocessing
     if len(model.labels) != len(images.label_names):
         raise BenchmarkError(
-            f"{config.model} decides among {len(model.labels)} classes, {config.data} has {len(images.label_names)}"
+            f"{config.model} has {len(model.labels)} classes, but {config.data} has {len(images.label_names)}"
         )
     variants = [read_version(find_model(repository, name)) for name in config.variant]
     if different := [each.name for each in variants if each.preprocessing != preprocessing]:

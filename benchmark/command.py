@@ -70,7 +70,7 @@ def http(config: HttpConfig) -> None:
 @app.command("peers")
 @command_of(PeersConfig)
 def peers(config: PeersConfig) -> None:
-    """Compare ours with other servers in turns: same model, images and client."""
+    """Compare our server with others, in turns: same model, images and client."""
     from benchmark.environment import this_environment
     from benchmark.outcome import keep
     from benchmark.peers.compare import compare_servers
@@ -82,9 +82,9 @@ def peers(config: PeersConfig) -> None:
 @app.command("gpu-check")
 @command_of(GpuCheckConfig)
 def gpu_check(config: GpuCheckConfig) -> None:
-    """Check a GPU machine from its driver to answers over HTTP.
+    """Check a GPU machine, from the driver to predictions over HTTP.
 
-    Takes minutes and needs no attention; a second call resumes the first. Prints what passed, what failed and what is
+    Takes minutes and runs unattended; a second call resumes the first. Prints what passed, what failed and what is
     not possible here, with reasons. Exit status 1 if anything failed.
     """
     from rich.console import Console
@@ -117,7 +117,7 @@ def gpu_check(config: GpuCheckConfig) -> None:
 @app.command("report")
 @command_of(ReportConfig)
 def report(config: ReportConfig) -> None:
-    """Write the tables and pictures of earlier measurements, as Markdown and as one HTML page."""
+    """Write the tables and figures of earlier measurements, as Markdown and as one HTML page."""
     from benchmark.report import drawn, filled, markdown, page, read_report
     from deit.durable import write_file
 

@@ -61,16 +61,16 @@ class AccuracyConfig(Served):
         list[str],
         Option(help="Another model of the repository to compare with, such as its int8 variant. Repeatable."),
     ] = field(default_factory=list)
-    model_repository: Annotated[Path, Option(help="Model repository, for the way onnx.")] = Path("model_repository")
-    checkpoint: Annotated[str | None, Option(help=f"Model for the way pytorch: {MODEL_SOURCES}.")] = None
+    model_repository: Annotated[Path, Option(help="Model repository, for --way onnx.")] = Path("model_repository")
+    checkpoint: Annotated[str | None, Option(help=f"Model for --way pytorch: {MODEL_SOURCES}.")] = None
     architecture: Annotated[
         str | None, Option(help="timm's name of the architecture, for a weights file that does not give it.")
     ] = None
     real: Annotated[bool, Option("--real", help="Also evaluate ImageNet's validation images with ReaL labels.")] = False
-    count: Annotated[int | None, Option(min=1, help="Evaluate only the first images, this many. Default: all.")] = None
+    count: Annotated[int | None, Option(min=1, help="Evaluate only the first N images. Default: all.")] = None
     page: Annotated[
         Path | None,
-        Option(help="Write every wrong answer with its picture to this HTML file; it grows with their number."),
+        Option(help="Write every wrong prediction with its image to this HTML file, which grows with their number."),
     ] = None
     results: ResultsOption = RESULTS
 
@@ -158,8 +158,8 @@ class PeersConfig:
         int,
         Option(
             min=0,
-            help="Also run ours and each peer side by side, this many windows of each in turns, and report the ratio: "
-            "it resolves smaller differences on a machine whose speed varies.",
+            help="Also measure our server and each peer side by side, in this many alternating windows, and report "
+            "the ratio: it resolves smaller differences on a machine whose speed varies.",
         ),
     ] = 0
     tune: Annotated[
@@ -190,4 +190,4 @@ class ReportConfig:
         list[Path],
         Option(help="Document whose measured blocks to update, such as docs/benchmark.md. Repeatable."),
     ] = field(default_factory=list)
-    images: Annotated[Path, Option(help="Folder for the pictures of the documents.")] = Path("docs/images")
+    images: Annotated[Path, Option(help="Folder for the images in the documents.")] = Path("docs/images")

@@ -1,4 +1,4 @@
-"""The paper's way to measure throughput: PyTorch as it is, float32, the largest batch that fits, the mean of 30 runs.
+"""Throughput measured as in the paper: plain PyTorch, float32, the largest batch that fits, the mean of 30 runs.
 
 Table 5 of arXiv:2012.12877; the settings are from https://github.com/facebookresearch/deit/issues/38.
 """

@@ -21,7 +21,7 @@ def read_photographs(path: Path, count: int | None = None) -> Photographs:
     """The first `count` images.
 
     Args:
-        path: a data set, of which the test split is taken, one parquet or tar file, a folder of image files, or one.
+        path: a data set (its test split is used), a parquet or tar file, a folder of image files, or an image file.
 
     Raises:
         DataError: there are none, or it is of an unknown layout.

@@ -1,11 +1,11 @@
 """HTTP load from one asyncio process: real image files, closed loop or open loop.
 
-Closed loop: `concurrency` requests are always in flight, so a slow server is asked less often. Open loop: requests are
+Closed loop: `concurrency` requests are always in flight, so a slow server gets fewer requests. Open loop: requests are
 due at random times (Poisson) whether or not earlier ones were answered, and a latency counts from the time a request
 was *due*, so that waiting which the server caused is not left out ("coordinated omission").
 
-The client shares a small machine with the server that it measures. So requests are made once and written as they are to
-a plain asyncio transport, and answers are parsed in C; what the client costs is measured all the same.
+The client shares a small machine with the server it measures. So requests are built once and written unchanged to a
+plain asyncio transport, and responses are parsed in C; the client's own cost is measured too.
 """
 
 import asyncio

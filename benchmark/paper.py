@@ -1,7 +1,7 @@
 """Table 5 of DeiT's paper (arXiv:2012.12877, second version), to compare with what is measured.
 
-Its throughput is that of one V100 with 16 GB in float32, at the largest batch that fits, as the mean of 30 runs. It
-ranks models, and says nothing about another machine. docs/paper.md has the paper's other tables.
+Throughput is for one V100 with 16 GB in float32, at the largest batch that fits, as the mean of 30 runs. Use it to rank
+models, not to predict the speed of another machine. docs/paper.md has the paper's other tables.
 """
 
 from dataclasses import dataclass

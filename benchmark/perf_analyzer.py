@@ -1,4 +1,5 @@
-"""NVIDIA's perf_analyzer against a running Triton: one invocation per cell, its exit status and its row checked.
+"""NVIDIA's perf_analyzer against a running Triton: one invocation per cell, with its exit status and output row
+checked.
 
 A sweep in one invocation would stop at the first unstable level, leave it out of the CSV and still exit with 0.
 https://github.com/triton-inference-server/perf_analyzer/blob/main/docs/cli.md

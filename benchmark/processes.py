@@ -48,7 +48,7 @@ class ServerProcesses:
         """The server whose address is `url`.
 
         Raises:
-            BenchmarkError: nothing of this machine that we may look into listens there.
+            BenchmarkError: no process of this user listens there.
         """
         port = urlsplit(url).port or 80
         pids = [

@@ -27,14 +27,14 @@ def papers(figure: Literal["images_per_s", "top1", "real", "v2"], unit: str = ""
 
 EAGER = MeasuredTable(
     kind="eager",
-    title="The paper's table 5, and the same way here",
+    title="The paper's table 5, and the same measurement here",
     columns={
         "model": lambda record: record.model if (row := paper.published(record.model)) is None else row.name,
         "precision": precision,
         "compiled": lambda record: "yes" if record.conditions.get("compiled") else "",
         "batch": condition("batch_size"),
         "here: images/s": figure("images_per_s"),
-        "of products": share("limit_share"),
+        "of matmul rate": share("limit_share"),
         "paper, V100: images/s": papers("images_per_s"),
         "paper: top-1": papers("top1", " %"),
         "ReaL": papers("real", " %"),
@@ -42,7 +42,7 @@ EAGER = MeasuredTable(
     },
     note=(
         "PyTorch without a server; brackets: slowest to fastest run. Weights are random if none were given, which does "
-        "not change the time. Of products: the share of the rate of plain matrix products in the same precision. "
+        "not change the time. Of matmul rate: relative to the rate of plain matrix products in the same precision. "
         "The paper's accuracies are those of its own weights on ImageNet."
     ),
 )
@@ -74,14 +74,14 @@ THROUGHPUT = MeasuredTable(
         "mean batch": figure("mean_batch"),
     },
     note=(
-        "Random pixels over gRPC. A latency is that of a request, which is a whole batch; the mean batch counts the "
-        "images that Triton computed at once. Brackets: lowest to highest round."
+        "Random pixels over gRPC. Latency is per request, which is a whole batch; mean batch is the number of images "
+        "that Triton computed at once. Brackets: lowest to highest round."
     ),
 )
 
 HTTP = MeasuredTable(
     kind="http",
-    title="The gateway, by HTTP",
+    title="The gateway, over HTTP",
     columns={
         "model": model,
         "precision": precision,
@@ -94,7 +94,7 @@ HTTP = MeasuredTable(
         "refused": share("refused_share"),
         "client cores": figure("client_cores", digits=2),
         "MiB": figure("memory_mib", digits=0),
-        "of Triton alone": share("engine_share"),
+        "share of Triton alone": share("engine_share"),
     },
     note=(
         "Real photographs. Closed loop: a fixed number of requests in flight. Open loop: random arrivals at a share "
@@ -115,7 +115,7 @@ def unavoidable(record: Record) -> str:
 
 COST = MeasuredTable(
     kind="http",
-    title="Processor time of an image, by HTTP",
+    title="CPU time per image, over HTTP",
     columns={
         "model": model,
         "precision": precision,
@@ -129,9 +129,8 @@ COST = MeasuredTable(
         "mean batch": figure("mean_batch"),
     },
     note=(
-        "By kind of process: one gateway, several decoders and instances of the engine. A server without any other "
-        "cost would answer at the rate of the cores divided by the time of decoders and engine; their share is how "
-        "close this one comes to it."
+        "CPU time per image, by kind of process: one gateway, several decoders and instances of the engine. The share "
+        "of decoders and engine is how close the server comes to one without any other cost."
     ),
 )
 
@@ -151,8 +150,8 @@ PEERS = MeasuredTable(
         "MiB": figure("memory_mib", digits=0),
     },
     note=(
-        "Same graph, photographs and client; each server alone on the machine; each with the better of its settings "
-        "(benchmark/peers/tuning.py). Every server's answers were checked against ours."
+        "All servers run the same graph for the same photographs and client, alone on the machine, with the better of "
+        "their settings (benchmark/peers/tuning.py). Their predictions were checked against ours."
     ),
 )
 
@@ -163,28 +162,27 @@ PAIRS = MeasuredTable(
         "server": lambda record: f"{record.conditions['server']} {record.conditions['version']}",
         "model": lambda record: f"{record.model} ({record.precision})",
         "in flight": condition("concurrency"),
-        "ours, of its rate": figure("ratio", digits=2),
-        "windows of each": lambda record: str(record.figures["ratio"].runs),
-        "images/s": figure("peer_images_per_s"),
-        "ours": figure("images_per_s"),
-        "CPU ms an image": figure("peer_cpu_ms_per_image", digits=2),
-        "ours, CPU ms": figure("cpu_ms_per_image", digits=2),
+        "ours / peer": figure("ratio", digits=2),
+        "windows": lambda record: str(record.figures["ratio"].runs),
+        "peer: images/s": figure("peer_images_per_s"),
+        "ours: images/s": figure("images_per_s"),
+        "peer: CPU ms per image": figure("peer_cpu_ms_per_image", digits=2),
+        "ours: CPU ms per image": figure("cpu_ms_per_image", digits=2),
     },
     note=(
-        "Both servers are up, and windows alternate between them. The machine changes little from one window to the "
-        "next, so the ratio (median of all, with the lowest and the highest) resolves smaller differences than the "
-        "table above. While the other is measured, ours still probes its model once a second, which takes about 1 % "
-        "of the machine."
+        "Both servers run, and measurement windows alternate between them. The machine changes little from one window "
+        "to the next, so the ratio (median, lowest and highest) resolves smaller differences than the table above. "
+        "While the peer is measured, ours still probes its model once a second, which takes about 1 % of the machine."
     ),
 )
 
 ACCURACY = MeasuredTable(
     kind="accuracy",
-    title="Accuracy by way of asking",
+    title="Accuracy, through each path",
     columns={
         "model": model,
         "precision": precision,
-        "way": condition("way"),
+        "through": condition("way"),
         "data": lambda record: f"{record.conditions['data']} ({record.conditions['count']})",
         "top-1": percent("top1"),
         "top-5": percent("top5"),
@@ -193,14 +191,14 @@ ACCURACY = MeasuredTable(
         "largest difference": figure("max_difference", scientific=True),
     },
     note=(
-        "differs: share of the images with another top-1 class than the first row; largest difference: of a "
+        "differs: share of images whose top-1 class is not that of the first row; largest difference: in any "
         "probability."
     ),
 )
 
 STRATEGIES = MeasuredTable(
     kind="strategy",
-    title="Strategies of distillation, measured here",
+    title="Distillation strategies, measured here",
     columns={
         "comparison": condition("comparison"),
         "arm, read-out": model,
@@ -210,7 +208,7 @@ STRATEGIES = MeasuredTable(
         "seeds": condition("seeds"),
         "training images": condition("training_images"),
         "epochs": condition("epochs"),
-        "judged on": condition("data"),
+        "evaluated on": condition("data"),
     },
     note=(
         "Means over seeds. The task is not the paper's, so do not compare the figures with it; docs/results has the "
@@ -238,13 +236,14 @@ ENGINES = MeasuredTable(
         "batch": condition("batch_size"),
         "in Triton: images/s": in_triton,
         "alone: images/s": alone,
-        "Triton of alone": share("alone_share"),
+        "Triton / alone": share("alone_share"),
         "limit: images/s": figure("limit_images_per_s"),
         "of limit": share("limit_share"),
     },
     note=(
-        "In Triton by perf_analyzer, in turns with the engine in one process with as many instances and "
-        "threads. The limit, which earlier versions measured, is the rate of matrix products alone in that precision."
+        "In Triton: by perf_analyzer. Alone: the engine in one process with as many instances and threads, in turns "
+        "with Triton. The limit, which earlier versions measured, is the rate of matrix products alone in that "
+        "precision."
     ),
 )
 
@@ -262,7 +261,7 @@ TRAIN = MeasuredTable(
         "workers": condition("workers"),
         "teacher": condition("teacher"),
         "images/s": figure("images_per_s"),
-        "processor ms an image": figure("cpu_ms", digits=2),
+        "CPU ms per image": figure("cpu_ms", digits=2),
         "load": lambda record: f"{record.environment.load_average:.0f}",
     },
     note="Brackets: lowest to highest run. Load: average when the measurement began; if it is far above the number of "

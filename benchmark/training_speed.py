@@ -160,7 +160,7 @@ def _in_turns(rounds: int, sides: dict[str, Callable[[], Turn]]) -> dict[str, li
 
 
 def _write_jpeg_folders(source: LabelledImages, folder: Path, count: int) -> None:
-    """`count` files in ImageNet's layout, the source's as they are, again from the start where it has too few."""
+    """`count` files in ImageNet's layout, copied unchanged from the source, which is repeated if it has too few."""
     for place in range(count):
         index = place % len(source)
         name = source.file_name(index)

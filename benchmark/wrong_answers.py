@@ -1,4 +1,4 @@
-"""Every wrong answer with its picture, as one HTML page: the quickest way to see where a model fails."""
+"""Every wrong prediction with its image, on one HTML page: the quickest way to see where a model fails."""
 
 import base64
 import html

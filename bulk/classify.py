@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def classify_dataset(config: BulkConfig) -> int:
-    """Classify every image without an answer, and return how many have one now.
+    """Classify every image that has no result yet, and return how many images have one now.
 
     Raises:
         DataError, RepositoryError: the images, the model or the output folder cannot be used.
@@ -42,7 +42,7 @@ def classify_dataset(config: BulkConfig) -> int:
     )
     done = begin(config.output, job)
     total = sum(len(part.names()) for part in parts)
-    logger.info("%d images in %d parts, of which %d are done", total, len(parts), len(done))
+    logger.info("%d images in %d parts, %d parts are done", total, len(parts), len(done))
     logger.info("classifying with version %s of the model %s", model.version, model.name)
     work = Work(
         images=config.images,
@@ -81,4 +81,4 @@ def _show(results: Iterator[Done], *, parts: int, done: int) -> None:
             images, problems = images + result.images, problems + result.problems
             progress.update(task, advance=1, images=images, problems=problems)
     if problems:
-        logger.warning("%d of %d images have a problem instead of an answer", problems, images)
+        logger.warning("%d of %d images could not be classified", problems, images)

@@ -21,7 +21,7 @@ class BulkConfig:
         ),
     ]
     output: Annotated[
-        str, Option(help="Folder for the answers; also s3://… and gs://…. Give the same one again to resume.")
+        str, Option(help="Folder for the results; also s3://… and gs://…. Give the same one again to resume.")
     ]
     model_repository: Annotated[Path, Option(help="Model repository.")] = Path("model_repository")
     model: Annotated[str | None, Option(help="Name of the model; needed if there are several.")] = None
@@ -46,7 +46,7 @@ class BulkConfig:
         float,
         Option(
             min=0,
-            help="GPUs of each process that runs the model, such as 1 or 0.5; all GPUs are used. Needs "
+            help="GPUs per process that runs the model, such as 1 or 0.5; all GPUs are used. Needs "
             "onnxruntime-gpu instead of onnxruntime, and starts Ray.",
         ),
     ] = 0.0
@@ -54,12 +54,13 @@ class BulkConfig:
         int | None,
         Option(
             min=1,
-            help=f"Images that the model computes at once. Default: {BATCH_ON_CPU} on CPUs, whose caches hold no more, "
-            f"and {BATCH_ON_GPU} with --gpus. Raise it on a large GPU.",
+            help=f"Images per batch. Default: {BATCH_ON_CPU} on CPUs, whose caches cannot hold more, and "
+            f"{BATCH_ON_GPU}"
+            "with --gpus. Raise it on a large GPU.",
         ),
     ] = None
     part_images: Annotated[
-        int, Option(min=1, help="Images per file of answers, which is also what is done again when a process dies.")
+        int, Option(min=1, help="Images per output file; also the work that is repeated when a process dies.")
     ] = 128
     max_image_pixels: Annotated[
         int, Option(min=1, help="Largest width x height of an image; larger ones are refused, as by the gateway.")

@@ -1,4 +1,4 @@
-"""The parts on the cores of this machine: each process decodes a part, runs the model on it and writes its answers.
+"""The parts on the cores of this machine: each process decodes a part, runs the model on it and writes the results.
 
 Only names and counts travel between processes. A process that dies is replaced, and its unfinished part is done again.
 """
@@ -49,7 +49,7 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
             rounds += 1
             if rounds == ROUNDS_WITHOUT_A_PART:
                 raise DataError(
-                    f"the processes keep dying with {len(left)} parts left, the first of which begins with "
+                    f"the processes keep dying with {len(left)} parts left; the first one begins with "
                     f"{next(iter(left.values())).names()[0]}: give them more memory, or use fewer --processes"
                 ) from None
             logger.warning("a process died; new ones continue with the %d parts left", len(left))
@@ -70,7 +70,7 @@ def _begin(work: Work) -> None:
 
 
 def _end_with_the_job() -> None:
-    """End when the job was killed, instead of waiting forever for the next part."""
+    """Exit when the job was killed, instead of waiting forever for the next part."""
     if (job := multiprocessing.parent_process()) is not None:
         job.join()
         os._exit(1)

@@ -46,7 +46,7 @@ def read_model(repository: Path, name: str | None, version: int | None) -> Store
     found = read_version(find_model(repository, name), version)
     if found.file.suffix != ".onnx":
         raise RepositoryError(
-            f"{found.file} runs on {found.engine} alone: choose a model or a --version that was exported as ONNX"
+            f"{found.file} runs only on {found.engine}: choose a model or a --version that was exported as ONNX"
         )
     try:
         graph = found.file.read_bytes()
@@ -78,7 +78,7 @@ class Session:
         try:
             self._session = gpu_session(graph, options, [cuda_provider()])
         except GpuUnavailableError as error:
-            raise RepositoryError(f"--gpus asks for a GPU, and none can be used: {error}") from error
+            raise RepositoryError(f"--gpus needs a GPU, and none can be used: {error}") from error
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, classes) for images, uint8 (N, H, W, 3)."""

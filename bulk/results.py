@@ -1,4 +1,4 @@
-"""The answers: a parquet file for each part, whole or not at all, in a folder that belongs to one job."""
+"""The output: a parquet file for each part, written atomically, in a folder that belongs to one job."""
 
 import io
 import json
@@ -54,14 +54,14 @@ def begin(output: str, job: Job) -> set[int]:
     """The numbers of the parts that an earlier run of the same job finished.
 
     Raises:
-        DataError: the folder holds something else.
+        DataError: the folder contains something else.
     """
     files_of, root = filesystem(output)
     found = files_of.get_file_info(pafs.FileSelector(root, allow_not_found=True))
     names = {each.base_name for each in found if each.is_file and not each.base_name.startswith(".")}
     if JOB_FILE not in names:
         if names:
-            raise DataError(f"{output} is not empty and holds no answers of an earlier run; give an empty folder")
+            raise DataError(f"{output} is not empty and not the output of an earlier run; give an empty folder")
         _write(output, JOB_FILE, json.dumps(asdict(job), indent=2).encode())
         return set()
     with files_of.open_input_stream(f"{root}/{JOB_FILE}") as stream:
@@ -78,7 +78,7 @@ def begin(output: str, job: Job) -> set[int]:
 
 
 def write_part(output: str, number: int, rows: list[dict[str, object]]) -> None:
-    """Replace the file of a part. Written twice, such as after a worker died, it is the same file."""
+    """Replace the file of a part. Writing it twice, for example after a worker died, gives the same file."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
     _write(output, part_name(number), buffer.getvalue())

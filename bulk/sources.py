@@ -63,7 +63,7 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
     """All parts of a folder of images, a folder of parquet files or one parquet file, without hidden files and folders.
 
     Raises:
-        DataError: there are no images, or both kinds.
+        DataError: there are neither images nor parquet files, or both.
     """
     files_of, root = filesystem(location)
     try:
@@ -82,13 +82,13 @@ def find_parts(location: str, *, part_images: int) -> list[Part]:
     if tables:
         return list(_rows(files_of, tables, part_images))
     if not images:
-        raise DataError(f"{location} holds no image ({', '.join(IMAGE_SUFFIXES)}) and no parquet file")
+        raise DataError(f"{location} contains neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a parquet file")
     starts = range(0, len(images), part_images)
     return [Part(number, tuple(images[start : start + part_images])) for number, start in enumerate(starts)]
 
 
 def _is_hidden(path: str, root: str) -> bool:
-    """macOS, for one, writes `._photo.jpg`, which is not an image, next to each photo.jpg on a foreign disk."""
+    """macOS, for example, writes `._photo.jpg`, which is not an image, next to each photo.jpg on other file systems."""
     return any(name.startswith(".") for name in path.removeprefix(root).split("/"))
 
 

@@ -1,4 +1,4 @@
-"""From a part to its file of answers, by the gateway's rules, including its refusals."""
+"""Turns a part into its output file, by the gateway's rules, including its refusals."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Decoded:
 
     Attributes:
         pixels: uint8 (N, H, W, 3), zero where there is a problem.
-        problems: why an image has no answer, or None.
+        problems: why an image has no result, or None.
     """
 
     part: Part
@@ -46,7 +46,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Done:
-    """How many images of a part have a row now, and how many of them a problem instead of an answer."""
+    """How many images of a part have a row now, and how many of these failed."""
 
     images: int
     problems: int

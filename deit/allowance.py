@@ -1,7 +1,7 @@
-"""How many cores and how much memory this process may use: of the machine, or what a container or a service leaves it.
+"""How many cores and how much memory this process may use, within the limits of its container or service.
 
-A container sees all cores of its machine, and its control group limits the time that it gets on them. A program that
-starts a thread or process for each visible core starts too many: 65 decoders on 64 cores with a quota of two.
+A container sees all cores of its machine, but its control group limits its time on them. A program that starts a thread
+or process for each visible core starts too many, such as 65 decoders on 64 cores with a quota of two.
 
 Imports nothing of this project: the backends for Triton get a copy.
 """

@@ -19,7 +19,7 @@ def is_avif(content: bytes) -> bool:
 
 
 def avif_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of the largest declared picture, such as a grid; None if there are too many boxes to look at.
+    """Width and height of the largest declared image, such as a grid; None if there are too many boxes to read.
 
     The others are thumbnails, transparency and parts of a grid. (0, 0) if none is declared; such a file is not decoded.
     None also for sequences, which declare their size elsewhere.

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How a model's probabilities were fitted to held-out images, and the entropy above which an image is unfamiliar.
+    """How a model was calibrated on held-out images, and the entropy above which an image counts as unfamiliar.
 
     Attributes:
-        images: held-out images, with labels, that it was fitted on; the gate does not judge on them.
+        images: number of labelled held-out images used for calibration; the gate does not use them.
         temperature: above 1 makes answers less certain, below 1 more.
         floor: probability that label smoothing leaves on every class; 0 for none.
         calibration_error_before, calibration_error: on the gate's images, in 0..1, over 15 bins of equal width.
@@ -30,7 +30,8 @@ class Calibration:
 
 
 def entropy_bits(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Entropy along the last axis, in bits: 0 for a certain answer, log2(classes) if all classes are equally probable.
+    """Entropy along the last axis, in bits: 0 for a certain prediction, log2(classes) if all classes are equally
+    probable.
 
     It separates familiar images from others better than the largest probability does, the baseline of
     arXiv:1610.02136, and needs nothing but the answer.

@@ -1,7 +1,7 @@
-"""A model or version that is tried on a share of another model's traffic, before it takes that model's place.
+"""A model or version that is tried on a share of another model's traffic before it replaces that model.
 
-A model has at most one. It is named in `parameters` of the model's config.pbtxt, so it reaches a running server as a
-new version does, or in the options of `deit serve`, which take precedence.
+A model has at most one candidate. It is named in `parameters` of the model's config.pbtxt, so it reaches a running
+server like a new version, or in the options of `deit serve`, which take precedence.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ OPTION = re.compile(r"(?P<of>[^=/:,]+)=(?P<model>[^=/:,]+)(/(?P<version>[1-9]\d*
 @dataclass(frozen=True, kw_only=True)
 class CandidateModel:
     """Attributes:
-    mode: "shadow" if its answers are only compared, "canary" if callers get them.
+    mode: "shadow" if its predictions are only compared, "canary" if callers get them.
     percent: share of the model's requests; 0 for none.
     model: its name, which is that of the model itself for another version of it.
     version: None for the newest.
@@ -67,7 +67,8 @@ class CandidateModel:
 
 
 def is_in_share(request_id: str, percent: float, *, of: str) -> bool:
-    """Whether a request belongs to `percent` of all, by a hash of its id; shares `of` other things are independent."""
+    """Whether a request is in the sample of `percent` %, by a hash of its id; samples `of` other things are
+    independent."""
     digest = hashlib.blake2b(f"{of} {request_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < percent / 100 * 2**64
 

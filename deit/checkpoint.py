@@ -2,7 +2,7 @@
 
 `timm.create_model("local-dir:runs/x/checkpoint", pretrained=True)` opens it without this project. timm reads the
 architecture, its arguments, the label names and the preprocessing; our additions are under the key "deit".
-Reading it needs no torch; `training.checkpoint` writes it.
+Reading it does not need torch; `training.checkpoint` writes it.
 """
 
 import json

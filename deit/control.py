@@ -1,7 +1,7 @@
-"""How the owner of a running server sends it commands: a line over a Unix socket, answered by a line of JSON.
+"""How the owner of a running server sends it commands: one line over a Unix socket, answered by one line of JSON.
 
-Not over HTTP: a caller who may classify must not be able to change models, and nor must a web page in a browser on this
-machine. The server's half is `serving/embedded/control.py`.
+Not over HTTP: neither a caller who may classify nor a web page in a browser on this machine may change models. The
+server's half is `serving/embedded/control.py`.
 """
 
 import json
@@ -20,10 +20,10 @@ def control_socket(port: int) -> Path:
 
 
 def command_server(port: int, command: str) -> dict[str, Any]:
-    """What the server on this port answers to a command.
+    """Send a command to the server on this port, and return its answer.
 
     Raises:
-        ServingError: no such server runs, it takes no commands, or it refuses this one.
+        ServingError: no such server runs, it does not accept commands, or it refuses this one.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:

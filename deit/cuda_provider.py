@@ -38,7 +38,7 @@ def cuda_provider(device_id: str = "0") -> Provider:
 
 
 def gpu_session(graph: Path | bytes, options: onnxruntime.SessionOptions, providers: list[Provider]) -> Any:
-    """A session that has all of `providers`, and the CPU for what they leave to it, such as shapes.
+    """A session with all of `providers`, and the CPU for operations that they do not run, such as shapes.
 
     Raises:
         GpuUnavailableError: one of the providers is not in the package, does not load, or finds no GPU.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Replace the file at `path`; a reader sees the old content or the new, never a part."""
+    """Replace the file at `path`; a reader sees either the old content or the new, never a mixture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacement(path) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -21,7 +21,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """A temporary file in the folder of `path` that takes its place when the block ends without an error."""
+    """A temporary file next to `path` that replaces it when the block ends without an error."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     temporary = Path(name)
@@ -41,7 +41,7 @@ def new_folder(path: Path, staging: Path | None = None, *, is_private: bool = Fa
     """A temporary folder that is renamed to `path` when the block ends without an error.
 
     Args:
-        staging: where the temporary folder lies, on the same file system as `path`; by default next to `path`.
+        staging: where to create the temporary folder, on the same file system as `path`; by default next to `path`.
         is_private: for this user alone. An artefact is read by other users, such as Triton's.
 
     Raises:
@@ -68,7 +68,7 @@ def new_folder(path: Path, staging: Path | None = None, *, is_private: bool = Fa
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends without an error.
+    """A temporary folder that replaces `path` when the block ends without an error.
 
     A folder cannot be renamed over another, so `path` becomes a symbolic link to a hidden folder next to it; renaming a
     link is atomic. The folder it pointed to before is removed.
@@ -87,7 +87,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def removed_folder(path: Path) -> bool:
-    """Remove what `replaced_folder` left, if it is there: the link first, so that no reader finds half of it."""
+    """Remove what `replaced_folder` left, if it is there: the link first, so that readers never find half of it."""
     if not path.is_symlink():
         return False
     folder = path.resolve()

@@ -11,11 +11,11 @@ Refusal = Literal["unsupported-type", "undecodable-image", "image-too-large", "i
 
 
 class DeitError(Exception):
-    """Something the user can fix; the message is written for them."""
+    """An error that the user can fix; the message is written for them."""
 
 
 class DataError(DeitError):
-    """A data set that is missing, of an unknown layout, or holds no usable image."""
+    """A data set that is missing, has an unknown layout, or does not contain a usable image."""
 
 
 class PictureError(DeitError):

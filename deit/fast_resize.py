@@ -1,7 +1,7 @@
-"""Resizing with the processor's vector instructions: Pillow's filters, five times as fast, within 2 of 255 levels.
+"""Resizing with SIMD instructions: Pillow's filters, five times as fast, within 2 of 255 levels.
 
-Pillow goes along rows first and then along columns, and rounds in between. So does this module, in two calls; a single
-call would go along columns first and move a fifth of the values. The remaining difference comes from shorter filter
+Pillow resizes along rows first, rounds, and then resizes along columns. So does this module, in two calls; a single
+call would start with the columns and change a fifth of the values. The remaining difference comes from shorter filter
 weights: 0.33 % of the values of photographs differ, by at most 2 (tests/deit/test_fast_resize.py). Where width and
 height change by different factors Pillow may go along columns first; a few values then differ by more.
 

@@ -1,4 +1,4 @@
-"""Names the kind of a file that cannot be read as a picture, in words for its sender."""
+"""Names the format of a file that cannot be read as an image, for the error that its sender sees."""
 
 from deit.avif_header import has_brand
 from deit.picture_header import FRAME_HEADERS, JPEG_SIGNATURE, START_OF_SCAN, after_marker, next_marker
@@ -38,7 +38,7 @@ MOST_SEGMENTS = 4096
 
 
 def file_kind(content: bytes) -> str | None:
-    """What a file is that is not a supported image, by its first bytes; None if unknown."""
+    """The format of a file that is not a supported image, by its first bytes; None if unknown."""
     if content[4:8] == b"ftyp":
         return HEIC if has_brand(content, HEIC_BRANDS) else "a video or another file of the MP4 family"
     beginning = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -21,7 +21,7 @@ EXCLUSIVE = {"gpu"}
 
 
 def how_to_install(extra: str, *, reinstall: str | None = None) -> str:
-    """The remedy for a missing library, as the end of a sentence: a command that works as printed, if there is one.
+    """How to install a missing library, as the end of a sentence: a command that works as printed, if there is one.
 
     Args:
         extra: the one with the library, from pyproject.toml.

@@ -1,4 +1,4 @@
-"""The model of Triton that decodes JPEGs and hands the pixels to another model: names that both sides use."""
+"""Names shared by the gateway and Triton's model that decodes JPEGs and passes the pixels to another model."""
 
 STEP = "decode_jpegs"
 """Name of the model, and of its backend."""

@@ -1,7 +1,7 @@
 """The served model: names that the exporter writes and the gateway reads, through Triton.
 
-A model takes `images` and gives `probabilities`; a distilled one gives its two heads as well. What the gateway
-must know beyond shapes is in `parameters` of config.pbtxt, because Triton may run on another machine.
+A model takes `images` and returns `probabilities`; a distilled one also returns those of each head. Everything the
+gateway needs beyond shapes is in `parameters` of config.pbtxt, because Triton may run on another machine.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say about it, read from its markers in microseconds and without decoding.
+"""What an image file's header says about it, read from its markers in microseconds, without decoding.
 
 - **The declared size**, for admission, and because a WebP of 38 bytes makes its library reserve two frames of any size
   as soon as it is opened.

@@ -1,15 +1,15 @@
-"""From the bytes of an image file to upright RGB pixels, by one set of rules for training, evaluation and serving.
+"""Decodes image files to upright RGB pixels, by one set of rules for training, evaluation and serving.
 
-The bytes decide what a file is, never its name. The rules are the same for every format and every caller:
-- **Orientation**: EXIF's is applied. Broken EXIF is ignored: it never refuses a picture that decodes.
+A file's format is found from its bytes, never from its name. The rules are the same for every format and every caller:
+- **Orientation**: EXIF orientation is applied. Broken EXIF is ignored: an image that decodes is never refused for it.
 - **Transparency**: composited on white, as a browser shows it on a page.
 - **16 bits**: the high byte of each value, for grey as Pillow does it for colour; never clipped.
-- **Floating point**: refused, since it is unknown which value is white.
+- **Floating point**: refused, since the value of white is unknown.
 - **CMYK, palette, grey**: Pillow's conversion to RGB, without colour management: models were trained that way.
-- **Several pictures in a file**, as in an animation: the first.
+- **Several images in a file**, as in an animation: the first.
 - **Damage**: a truncated file is refused, not shown in part.
 
-What is accepted is the caller's choice: `PictureLimits`. `deit.preprocessing` goes on from here to a model's input.
+The caller chooses what to accept: `PictureLimits`. `deit.preprocessing` turns the result into a model's input.
 """
 
 import contextlib
@@ -170,7 +170,7 @@ def configure_pillow() -> None:
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT_BYTES
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each core has a decoding process, and each thread takes memory
-    # Called when a JPEG is opened, to find the resolution, of which there may be a million entries.
+    # Called when a JPEG is opened, to find the resolution, which may have a million entries.
     JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda _: None  # type: ignore[method-assign,assignment]
 
 
@@ -275,7 +275,7 @@ def orientation_of(image: Image.Image) -> int:
 def exif_orientation(exif: bytes) -> int | None:
     """The one number that matters, out of twelve bytes of the first directory (EXIF 2.3 section 4.6.2).
 
-    Pillow makes objects of all values that the tag has, of which there may be a million.
+    Pillow makes an object of each value of the tag, and there may be a million.
     """
     start = 0
     while exif.startswith(b"Exif\0\0", start):

@@ -1,7 +1,7 @@
-"""Which JPEGs another library than Pillow may decode, because the two read them alike: `plain_jpeg`.
+"""Decides which JPEGs a library other than Pillow may decode, because both give the same pixels: `plain_jpeg`.
 
-Pillow still looks at the file, without decoding it, so size, cost and orientation are judged by the rules of
-`deit.pictures`. What is in doubt is not plain: whoever asked then takes the way of `deit.pictures`, refusals included.
+Pillow still reads the header, so the rules of `deit.pictures` for size, cost and orientation apply. A doubtful file is
+not plain: the caller then decodes it with `deit.pictures`, which may refuse it.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def plain_jpeg(content: bytes, limits: PictureLimits) -> PlainJpeg | None:
         return None
     (first, *sampling, _), *others = image.layer
     is_common = tuple(sampling) in SUBSAMPLINGS and all(each[1:3] == (1, 1) for each in others)
-    # Components of other names, or Adobe's word, may mean RGB, of which each library has its own opinion.
+    # Unusual component names, or Adobe's marker, may mean RGB, which libraries interpret differently.
     is_ycbcr = (first, *(each[0] for each in others)) == (1, 2, 3) and image.info.get("adobe_transform", 1) == 1
     if not (is_common and is_ycbcr and _is_whole(content, header.first_scan)):
         return None

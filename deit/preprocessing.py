@@ -1,8 +1,8 @@
-"""From an RGB picture to the pixels a model reads: resize, crop the centre.
+"""Turns an RGB image into the pixels a model reads: resize, crop the centre.
 
-This is timm's evaluation transform up to its conversion to floats: bit for bit with `exact`, otherwise within 2 of 255
-levels in a fifth of the time (deit/fast_resize.py).
-Mean and standard deviation belong here too, because they travel with the geometry, but the exported graph applies them.
+This is timm's evaluation transform without its conversion to floats: bit for bit with `exact`, otherwise within 2 of
+255 levels in a fifth of the time (deit/fast_resize.py).
+Mean and standard deviation are stored here too, next to the geometry, but the exported graph applies them.
 Source: `transforms_imagenet_eval` in https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/transforms_factory.py
 with `Resize` and `CenterCrop` of torchvision.
 """

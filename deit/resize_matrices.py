@@ -1,8 +1,8 @@
 """Resizing and cropping as two matrix products, to the pixels of Pillow, for engines that multiply matrices.
 
-A resize is linear, and the same for each row and each column. Pillow goes along rows or along columns, rounds to 8 bits
-and goes along the others; whoever applies the matrices must do the same, as serving/embedded/resize.onnx does.
-What turns the picture upright is in the matrices, except that rows and columns of some pictures change places.
+A resize is linear, and the same for each row and each column. Pillow resizes along one axis, rounds to 8 bits, and
+resizes along the other; code that applies the matrices must do the same, as serving/embedded/resize.onnx does. The
+matrices also apply the EXIF orientation, except that some images must be transposed too.
 Source of the weights: https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 """
 
@@ -75,7 +75,7 @@ def resize_matrices(width: int, height: int, orientation: int, preprocessing: Pr
 
 
 def _weights(length: int, resized: int, first: int, count: int) -> npt.NDArray[np.float32]:
-    """Of each of `length` pixels in a row for `count` of those that it is resized to, from the `first` on."""
+    """Weights of `length` pixels in a row for `count` output pixels, from output pixel `first` on."""
     scale = length / resized
     stretch = max(scale, 1.0)
     reach = SUPPORT * stretch

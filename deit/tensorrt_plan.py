@@ -1,7 +1,7 @@
-"""How a TensorRT plan is built, and what it is bound to: for `deit export` and for deploy/gpu in NVIDIA's image.
+"""Build settings and fingerprint of a TensorRT plan, for `deit export` and for deploy/gpu in NVIDIA's image.
 
-A plan runs only on the TensorRT release and kind of GPU that built it. So it is built where it is served, and its
-fingerprint records both, and the graph. Standard library only: NVIDIA's image gets a copy of this file alone.
+A plan runs only with the TensorRT release and on the kind of GPU that built it. So it is built where it is served, and
+its fingerprint records both, and the graph. Standard library only: NVIDIA's image gets a copy of just this file.
 
 Precision is in the graph: TensorRT 11 has no precision flags any more, and on 10 the network is built strongly typed,
 so that a plan never runs in another precision than the graph says

@@ -1,14 +1,14 @@
 """Calibrates probabilities on held-out images, and reports their calibration error.
 
 One temperature (Guo et al., arXiv:1706.04599) is not enough for DeiT. It is trained with label smoothing, which leaves
-a floor under every class: no answer reaches 1, however certain, while answers below are too certain
-(arXiv:1906.02629). So two numbers are fitted by maximum likelihood, and every probability p becomes proportional to
+a floor under every class: even certain predictions do not reach 1, while others are overconfident (arXiv:1906.02629).
+So two numbers are fitted by maximum likelihood, and every probability p becomes proportional to
 
     (p * p / (p + floor)) ** (1 / temperature)
 
 With a floor of 0 that is the temperature alone. It increases with p, so no two classes change places: an
 order-preserving map (arXiv:2003.06820). It is applied after both heads are averaged, because a temperature on each
-head's logits can change which class wins, and the mean of calibrated answers is not calibrated (arXiv:2007.08792).
+head's logits can change which class wins, and the mean of calibrated predictions is not calibrated (arXiv:2007.08792).
 """
 
 import math
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 BINS = 15
-"""Of equal width, as in arXiv:1706.04599."""
+"""Bins of equal width, as in arXiv:1706.04599."""
 
 SMALLEST = 1e-30
 """Lower limit of a probability, so that its logarithm is finite."""

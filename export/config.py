@@ -87,9 +87,9 @@ class ExportConfig:
     calibrate: Annotated[
         bool | None,
         Option(
-            help="Calibrate the probabilities on labelled images that the gate does not use, so that about 80 % of the "
-            "answers given with 80 % are right. The top-1 class never changes. Default: if there are at least "
-            f"{FEWEST_HELD_OUT} such images."
+            help="Calibrate the probabilities on labelled images that the gate does not use, so that of predictions "
+            "with a probability of 80 %, about 80 % are right. The top-1 class never changes. Default: on if "
+            f"there are at least {FEWEST_HELD_OUT} such images."
         ),
     ] = None
     false_refusals: Annotated[
@@ -97,7 +97,7 @@ class ExportConfig:
         Option(
             min=0.0,
             max=0.5,
-            help="Share of familiar images that may be refused with abstain=true; measured on the same images. "
+            help="Share of images like the test split's that abstain=true may refuse; measured on the same images. "
             f"Default: {FALSE_REFUSALS}.",
         ),
     ] = None
@@ -107,20 +107,20 @@ class ExportConfig:
         Option(
             "--explain",
             help="Also publish NAME_explain, which computes heat maps and features for explain=true and "
-            "embedding=true; the models themselves stay as fast as they are.",
+            "embedding=true; the models themselves do not get slower.",
         ),
     ] = False
 
     max_batch_size: Annotated[
         int | None,
-        Option(min=1, help="Most images that Triton computes at once. Default: 32 on a CPU, 128 on a GPU."),
+        Option(min=1, help="Largest batch in Triton. Default: 32 on a CPU, 128 on a GPU."),
     ] = None
     instances: Annotated[
         int | None,
         Option(
             min=1,
-            help="Copies of the model that compute in parallel, per GPU if there is one. Default: 1 for a plan, else "
-            "2: with one, the embedded Triton sometimes wakes half a second late for a single request.",
+            help="Instances of the model that run in parallel, per GPU if there is one. Default: 1 for a plan, else "
+            "2, because with one the embedded Triton sometimes delays a single request by half a second.",
         ),
     ] = None
     threads: Annotated[
@@ -135,7 +135,8 @@ class ExportConfig:
         int,
         Option(
             min=0,
-            help="Microseconds that Triton waits for a fuller batch. Above 0, every single request waits that long.",
+            help="Microseconds that Triton waits for a fuller batch. Above 0, a request that arrives alone waits "
+            "that long.",
         ),
     ] = 0
     queue_size: Annotated[
@@ -172,7 +173,7 @@ class ExportConfig:
             if not COMPUTE_CAPABILITY.fullmatch(capability):
                 raise ValueError(f"--compute-capability {capability}: write 8.9 as sm89")
         if self.false_refusals is not None and self.calibrate is False:
-            raise ValueError("--false-refusals is found with the probabilities: drop it, or --no-calibrate")
+            raise ValueError("--false-refusals needs the calibration: drop it, or drop --no-calibrate")
         if self.explain and self.engine in PLAN_ENGINES:
             raise ValueError(
                 "--explain runs on ONNX Runtime: export it separately with another --engine, under the same --name"

@@ -45,7 +45,7 @@ class Scheduling:
 def scheduling_of(config: ExportConfig) -> Scheduling:
     """The settings given, with defaults that suit where the engine computes.
 
-    At the 15,000 images/s of a GPU a queue of 256 is 17 ms. Two instances, of which one computes while the other
+    At the 15,000 images/s of a GPU a queue of 256 is 17 ms. Two instances, one of which computes while the other
     copies, and because of the late wake-ups that `model_config` describes; a plan runs only in a later Triton, which
     wakes in time and whose backend copies ahead by itself.
     """

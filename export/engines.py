@@ -71,7 +71,8 @@ class Engine:
 
     @property
     def alone(self) -> "Engine":
-        """As an instance runs while no other computes: OpenVINO then takes all cores, unless the graph is quantized."""
+        """The engine as it runs while no other instance computes: OpenVINO then takes all cores, unless the graph is
+        quantized."""
         if self.backend == "openvino" and self.precision != "int8" and not self.threads:
             return replace(self, threads=len(os.sched_getaffinity(0)))
         return self
@@ -198,7 +199,7 @@ def _session(graph: Path | bytes, cpu_threads: int | None) -> Any:
     try:
         return gpu_session(graph, options, [cuda_provider()])
     except GpuUnavailableError as error:
-        raise RepositoryError(f"--engine cuda computes on a GPU, and none can be used here: {error}") from error
+        raise RepositoryError(f"--engine cuda needs a GPU, and none can be used here: {error}") from error
 
 
 def _load_openvino(onnx_file: Path, outputs: tuple[str, ...], threads: int, *, bf16: bool) -> Infer:

@@ -1,8 +1,8 @@
-"""A second graph of a model, which explains it: where both tokens look, and their features.
+"""A second graph that explains a model: where both tokens look, and their features.
 
-Where a token looks is found by attention rollout (Abnar and Zuidema, arXiv:2005.00928): in each block the attention,
-averaged over its heads, and the residual connection pass half each on, and the products of all blocks trace a token at
-the end to the patches. It needs no gradients and no class, and is one map for each token.
+Where a token looks is found by attention rollout (Abnar and Zuidema, arXiv:2005.00928): each block passes on half
+through its attention, averaged over the heads, and half through the residual connection, and the product over all
+blocks traces a final token back to the patches. It gives one map per token and needs neither gradients nor a class.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Exports the graph that explains a model, and judges it: its probabilities by the gate, the rest against PyTorch."""
+"""Exports the graph that explains a model, and verifies it: its probabilities by the gate, the rest against PyTorch."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ from training.opening import TrainedModel
 logger = logging.getLogger(__name__)
 
 LARGEST_DIFFERENCE = 1e-3
-"""Of a relevance or a feature from PyTorch's, both absolute and relative: features are of the order of 1."""
+"""Largest difference of a relevance or feature from PyTorch's, absolute and relative; features are around 1."""
 
 
 def publish_explaining(
@@ -41,7 +41,7 @@ def publish_explaining(
     """
     explained = ExplainedClassifier(classifier).eval()
     onnx_file, images = scratch / "explain.onnx", expected.images
-    logger.info("exporting the graph that explains")
+    logger.info("exporting the graph for --explain")
     export_graph(explained, images.shape[1], onnx_file)
     scheduling = scheduling_of(config)
     engine = dataclasses.replace(

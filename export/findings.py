@@ -43,10 +43,10 @@ class Candidate:
 
 
 def best(candidates: Sequence[tuple[Path, Candidate]]) -> tuple[Path, Candidate] | None:
-    """The fastest that passes, with its graph; None when none passes.
+    """The fastest that passes, with its graph; None if none passes.
 
-    By the geometric mean of its rates under load and alone. ONNX Runtime, which every installation has, unless another
-    is clearly faster.
+    The fastest is the one with the best geometric mean of the rates under load and alone. ONNX Runtime, which every
+    installation has, is preferred unless another is clearly faster.
     """
 
     def worth(each: tuple[Path, Candidate]) -> float:

@@ -1,4 +1,4 @@
-"""Fits the probabilities of a classifier to held-out images, and finds the entropy of unfamiliar images."""
+"""Calibrates a classifier on held-out images, and finds the entropy above which an image counts as unfamiliar."""
 
 import io
 import logging
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """What was fitted, and the gate's images in bins of probability before and after."""
+    """The calibration, and the gate's images in bins of probability before and after."""
 
     calibration: Calibration
     before: list[Bin]
@@ -71,7 +71,8 @@ def fit_confidence(
     preprocessing: Preprocessing,
     config: ExportConfig,
 ) -> Confidence | None:
-    """Fit `classifier` to labelled images that the gate does not use; afterwards it gives the fitted probabilities.
+    """Calibrate `classifier` on labelled images that the gate does not use; afterwards it returns calibrated
+    probabilities.
 
     Args:
         expected: its own answers to the gate's images, on which the errors are reported.
@@ -94,7 +95,7 @@ def fit_confidence(
         )
         _leave_alone(config, finding, "add images", logging.INFO)
         return None
-    logger.info("fitting the probabilities to %d images", count)
+    logger.info("calibrating the probabilities on %d images", count)
     probabilities, labels = answers(classifier, images, preprocessing)
     fitted = fit(probabilities, labels)
     if fitted is None:
@@ -127,14 +128,14 @@ def fit_confidence(
 
 
 def _leave_alone(config: ExportConfig, finding: str, remedy: str, level: int) -> None:
-    """Say why nothing is fitted. Raises DataError if `config` requires it."""
+    """Log why nothing is calibrated. Raises DataError if `config` requires it."""
     if config.calibrate:
         raise DataError(f"{finding}: {remedy}, or leave --calibrate out")
-    logger.log(level, "%s: the probabilities stay the model's own", finding)
+    logger.log(level, "%s: the probabilities are not calibrated", finding)
 
 
 def fitted_reference(classifier: JointClassifier, expected: Reference) -> Reference:
-    """The fitted classifier's answers, computed from its answers before."""
+    """The calibrated classifier's outputs, computed from its earlier ones."""
     return replace(
         expected,
         outputs=fitted_outputs(classifier, expected.outputs),

@@ -1,7 +1,7 @@
 """The gate: the comparison on real images that a variant must pass to enter a model repository.
 
-A variant is judged on the engine that will serve it, against PyTorch in float32, on images that its calibration did not
-see.
+A variant runs on the engine that will serve it and is compared with PyTorch in float32, on images that its calibration
+did not see.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ LARGEST_SUM_ERROR = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What a precision may lose.
+    """The limits for a precision.
 
     Attributes:
         agreement: smallest share of images that keep PyTorch's top-1 class.
@@ -64,14 +64,14 @@ INT8_NEIGHBOURS_ON_GPU = 1e-1
 
 
 def thresholds(precision: str, *, on_gpu: bool = False) -> Thresholds:
-    """What `precision` may lose on CPUs or on a GPU."""
+    """The limits for `precision` on CPUs or on a GPU."""
     allowed = THRESHOLDS[precision]
     return replace(allowed, neighbours=INT8_NEIGHBOURS_ON_GPU) if on_gpu and precision == "int8" else allowed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """PyTorch's answers in float32, made once for all variants: a list of outputs for the images and the extremes."""
+    """PyTorch's outputs in float32, computed once for all variants, for the images and the extremes."""
 
     images: Images
     labels: npt.NDArray[np.int64] | None

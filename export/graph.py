@@ -59,8 +59,9 @@ def export_graph(
 
 
 def _cast_first(model: onnx.ModelProto) -> None:
-    """Let everything that reads the uint8 images read what they are cast to: torch's exporter takes the batch size from
-    the images themselves, and TensorRT does nothing with uint8 but cast it (https://github.com/NVIDIA/TensorRT/issues/3985).
+    """Make all readers of the uint8 images read the cast images: torch's exporter takes the batch size from the uint8
+    input, but TensorRT can only cast uint8
+    (https://github.com/NVIDIA/TensorRT/issues/3985).
     """
     nodes = model.graph.node
     cast = next((node for node in nodes if node.op_type == "Cast" and list(node.input) == [IMAGES]), None)
@@ -76,7 +77,7 @@ def _cast_first(model: onnx.ModelProto) -> None:
 
 
 def _forget_the_source(model: onnx.ModelProto) -> None:
-    """Drop what torch notes about its own steps: for each node a stack trace with paths of the exporting machine."""
+    """Drop torch's metadata: each node has a stack trace with paths of the exporting machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -88,12 +89,12 @@ def check_graph(path: Path) -> None:
     """
     graph = onnx.load(path, load_external_data=False).graph
     if any(tensor.external_data for tensor in graph.initializer):
-        raise RepositoryError(f"{path} keeps weights in other files; a served model is one file")
+        raise RepositoryError(f"{path} keeps weights in other files; a served model must be one file")
     readers = [node.op_type for node in graph.node if IMAGES in node.input]
     if readers != ["Cast"]:
         raise RepositoryError(
-            f"{path} reads its uint8 input {IMAGES} in {', '.join(readers) or 'no operator'}, and TensorRT takes one "
-            "Cast alone"
+            f"{path} reads its uint8 input {IMAGES} in {', '.join(readers) or 'no operator'}, and TensorRT accepts "
+            "only one Cast"
         )
     try:
         onnx.checker.check_model(path, full_check=True)

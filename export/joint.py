@@ -1,4 +1,4 @@
-"""The served graph: pixels in, the joint answer of both heads out."""
+"""The served graph: pixels in, the joint probabilities of both heads out."""
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class JointClassifier(nn.Module):
         super().__init__()
         self.readout = readout or ("joint-probability" if is_distilled(model) else "class")
         if self.readout != "class" and not is_distilled(model):
-            raise RepositoryError(f"--readout {readout} needs a distillation head, and this model has none")
+            raise RepositoryError(f"--readout {readout} needs a distillation head, which this model lacks")
         self.model = model
         self.fitted: tuple[float, float] | None = None
         self.normalises = True  # unless that is folded into the model, which then takes pixels 0..255 as they come

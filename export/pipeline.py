@@ -1,4 +1,4 @@
-"""One export, step by step: load, build the graphs, judge them, publish those that pass."""
+"""One export, step by step: load, build the graphs, verify them, publish those that pass."""
 
 import dataclasses
 import logging
@@ -125,7 +125,7 @@ def export_models(config: ExportConfig) -> list[Path]:
                 confidence=confidence,
             )
             folders += keep_plans(passed) if config.engine == "tensorrt-rtx" else [publish_version(passed)]
-        if config.explain and folders:  # an explaining model of other weights would serve nobody
+        if config.explain and folders:  # an explaining model of other weights would be useless
             try:
                 folders.append(publish_explaining(classifier, expected, source, config, confidence, Path(scratch)))
             except RepositoryError as error:
@@ -174,7 +174,7 @@ def _judged(
                 logger.warning("%s %s: %s", precision, method, error)
                 unloadable.append(error)
                 continue
-            logger.info("judging %s %s on %s", precision, method, engine.title)
+            logger.info("verifying %s %s on %s", precision, method, engine.title)
             judgement = judge(
                 run,
                 expected,
@@ -185,7 +185,7 @@ def _judged(
             )
             found.append((onnx_file, Candidate(method=method, engine=engine, judgement=judgement)))
         if found and found[-1][1].passes and config.engine == "tensorrt-rtx" and not engines[0].on_gpu:
-            return found  # a processor's speed says nothing about a GPU's: take the first that passes, the best known
+            return found  # a CPU's speed does not predict a GPU's: take the first that passes, the best known
     if not found:
         raise unloadable[0]
     rivals = [place for place, (_, candidate) in enumerate(found) if candidate.passes]

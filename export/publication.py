@@ -158,11 +158,11 @@ def keep_plans(passed: Passed) -> list[Path]:
 
 
 def drop_plans(precision: str, source: TrainedModel, config: ExportConfig) -> None:
-    """Remove earlier plans of `keep_plans` for the same GPUs, so that none remains of a model that the gate refuses."""
+    """Remove earlier plans of `keep_plans` for the same GPUs, so that none remains of a model that fails the gate."""
     for capability in config.capabilities:
         target = config.plans / model_name(precision, source, config) / capability
         if removed_folder(target):
-            logger.warning("removed %s: the gate refuses this model for it now", target)
+            logger.warning("removed %s: the model no longer passes the gate for it", target)
 
 
 def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> str:
@@ -172,7 +172,7 @@ def model_name(precision: str, source: TrainedModel, config: ExportConfig) -> st
 
 
 def explaining_name(source: TrainedModel, config: ExportConfig) -> str:
-    """Of the model that explains those of all precisions."""
+    """Name of the model that explains those of all precisions."""
     return f"{model_name('fp32', source, config)}{EXPLAIN_SUFFIX}"
 
 

@@ -82,7 +82,7 @@ def quantize(
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """ONNX Runtime says up to five times to simplify the graph first, which its export has done."""
+    """Silence ONNX Runtime's advice to simplify the graph first, which the export has already done."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "pre-processing before quantization" not in record.getMessage()
@@ -96,8 +96,8 @@ def _without_advice() -> Iterator[None]:
 
 
 def weighted_products(onnx_file: Path, *, after_gelu: bool = True) -> list[str]:
-    """Names of the products by weights. Attention multiplies activations by activations, which loses more than it
-    saves, and the heads are less than a hundredth of the work.
+    """Names of the products with weights. Attention multiplies activations by activations, which loses more accuracy
+    than it saves time, and the heads are less than a hundredth of the work.
     """
     graph = onnx.load(onnx_file, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}

@@ -1,4 +1,4 @@
-"""The graph that resizes for Triton's model decode_jpegs: a picture and two matrices in, the model's pixels out.
+"""The graph that resizes for Triton's model decode_jpegs: an image and two matrices in, the model's pixels out.
 
 In the repository as serving/embedded/resize.onnx, because a server has no package that writes ONNX:
 
@@ -71,7 +71,7 @@ def _product(matrix: str, pixels: str, result: str) -> list[NodeProto]:
 
 
 def _turned_unless(condition: str, picture: str, result: str) -> NodeProto:
-    """The picture with rows and columns in each other's place, or as it is."""
+    """The image, transposed or unchanged."""
 
     def branch(node: NodeProto) -> onnx.GraphProto:
         output = helper.make_tensor_value_info(node.output[0], TensorProto.UINT8, None)

@@ -1,4 +1,4 @@
-"""The real images on which a graph is judged and calibrated."""
+"""The real images on which a graph is verified and calibrated."""
 
 import logging
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def load_samples(
     calibrates: bool,
     columns: Columns = Columns(),  # noqa: B008  frozen
 ) -> tuple[Sample, Sample | None, LabelledImages | None]:
-    """Images to judge on; if something `calibrates`, others to calibrate on; and those held out to fit probabilities.
+    """Images for the gate; if something `calibrates`, others for int8; and those held out to calibrate probabilities.
 
     With a data set, these are images of its test split, calibrated on its train split; without both splits, every
     fourth image, at most 64, is for calibration. Up to 2048 other images of the test split are held out, if they have
@@ -107,7 +107,7 @@ def _chosen(judging: list[int], count: int | None) -> list[int]:
 
 
 def _split(count: int, calibrates: bool) -> tuple[list[int], list[int]]:
-    """Indices to judge on and to calibrate on, without overlap."""
+    """Indices for the gate and for calibration, without overlap."""
     calibration = set(_spread(count, min(count // 4, MOST_CALIBRATION_IMAGES))) if calibrates else set()
     return [index for index in range(count) if index not in calibration], sorted(calibration)
 
@@ -161,8 +161,8 @@ def _prepared(images: list[Callable[[], npt.NDArray[np.uint8]]]) -> tuple[npt.ND
 
 
 def leave_out(error: DataError, *, damaged: int, of: int) -> None:
-    """Log that an image cannot be decoded. Raises DataError if it is one too many."""
-    logger.warning("%s; it is left out", error)
+    """Log that an image cannot be decoded. Raises DataError if there are too many."""
+    logger.warning("%s; it is skipped", error)
     if damaged > max(LARGEST_CORRUPT_SHARE * of, 1):
         raise DataError(f"{damaged} of {of} images are damaged, such as {error}: repair or remove them") from error
 

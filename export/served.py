@@ -1,8 +1,9 @@
 """The form of the model that is exported: the same function with less work, in the requested precision.
 
-- Normalisation is folded into the patch embedding's weights: it is a convolution without padding, so this is exact. And
-  its patches do not overlap, so it is a product of patches by weights, which engines run faster and which int8 covers.
-- The last block computes only the tokens that the heads read; it still attends to all. Exact, and 7 % of a DeiT's work.
+- Normalisation is folded into the patch embedding's weights, which is exact because the convolution has no padding. Its
+  patches do not overlap, so it becomes a matrix product, which engines run faster and which int8 covers.
+- The last block computes only the tokens that the heads read; it still attends to all. This is exact and saves 7 % of a
+  DeiT's work.
 - Queries, keys and values are separate products and the attention's factor is part of the queries' weights, so that no
   tensor is sliced or scaled.
 - In half precision the products and GELU run in it, and what would lose too much accuracy stays in float32: LayerNorm,
@@ -29,7 +30,7 @@ def served_form(
 ) -> JointClassifier:
     """A copy of `classifier` to export, in evaluation mode, with the products in `dtype`.
 
-    A model that is not one of timm's ViTs stays as it is, in float32.
+    A model that is not one of timm's ViTs is unchanged, in float32.
 
     Args:
         for_gpu: fuse attention and its three products, and compute the patches in `dtype` too: pixels are whole
@@ -142,7 +143,7 @@ class ServedBlock(nn.Module):
         return self.attended(tokens)[0]
 
     def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens, and the attention that they paid to those that came in, (N, heads, kept tokens, tokens)."""
+        """The tokens, and their attention to the input tokens, (N, heads, kept tokens, tokens)."""
         normed = self.norm1(tokens)
         # Cast once, not once for each product
         everything = normed.to(self.dtype)

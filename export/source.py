@@ -40,8 +40,9 @@ def _label_names(given: str | None, known: tuple[str, ...], num_classes: int) ->
         names = known
     else:
         raise RepositoryError(
-            "the checkpoint names no classes: add --labels FILE with one name a line, or --labels imagenet-1k"
+            "the checkpoint does not name its classes: add --labels FILE with one name per line, or --labels "
+            "imagenet-1k"
         )
     if len(names) != num_classes:
-        raise RepositoryError(f"there are {len(names)} class names, but the model decides among {num_classes} classes")
+        raise RepositoryError(f"there are {len(names)} class names, but the model has {num_classes} classes")
     return names

@@ -15,11 +15,11 @@ ROUND_S = 0.8
 WARM_UPS = 2
 
 MOST_CALLS = 50
-"""In a round; a small model needs no more for a steady rate."""
+"""Seconds per round; a small model does not need more for a steady rate."""
 
 
 def images_per_s(engines: list[list[Infer]], batch: npt.NDArray[np.uint8]) -> list[float]:
-    """The median rate of each engine over interleaved rounds, so that a busy moment of the machine affects all alike.
+    """The median rate of each engine over interleaved rounds, so that a busy moment of the machine affects all equally.
 
     Args:
         engines: the instances of each engine, which run at the same time.

@@ -37,7 +37,7 @@ def refuse_other_precision(onnx_file: Path, precision: str) -> None:
     lower = {name for name, number in TYPED.items() if number in types}
     if lower != ({precision} - {"fp32"}):
         raise RepositoryError(
-            f"{onnx_file} computes in {', '.join(sorted(lower)) or 'fp32'}, and {precision} was asked for: export the "
+            f"{onnx_file} computes in {', '.join(sorted(lower)) or 'fp32'}, and {precision} was requested: export the "
             f"graph with --precision {precision}"
         )
 
@@ -142,9 +142,10 @@ def builder_config(tensorrt: Any, builder: Any, network: Any, profiles: tuple[Pr
 
 
 def check_inspection(report: str, precision: str) -> None:
-    """Raises RepositoryError when no layer of the built plan computes in the precision that was asked for.
+    """Raises RepositoryError if no layer of the built plan computes in the requested precision.
 
-    A plan that is silently float32 gives right answers at half the speed: https://github.com/roboflow/rf-detr/issues/1453.
+    A plan that is silently float32 gives correct results at half the speed:
+    https://github.com/roboflow/rf-detr/issues/1453.
 
     Args:
         report: the engine inspector's JSON.

@@ -49,7 +49,7 @@ def quantize_before_transposing(model: onnx.ModelProto) -> None:
 
 
 def _only_maker(nodes: Sequence[onnx.NodeProto], tensor: str, op_type: str) -> onnx.NodeProto | None:
-    """The node of this type that makes the tensor, if one other node alone reads it."""
+    """The node of this type that produces the tensor, if only one other node reads it."""
     readers = sum(list(node.input).count(tensor) for node in nodes)
     return next((node for node in nodes if node.op_type == op_type and tensor in node.output and readers == 1), None)
 

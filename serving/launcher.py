@@ -1,7 +1,7 @@
 """`deit serve`: Triton and the gateway, and `deit triton`: Triton alone. They start in order and end together.
 
-SIGTERM and Ctrl-C: the gateway takes no new requests and finishes those it has, then Triton stops. A second one ends
-everything at once. SIGHUP: `deit serve` reads its file of API keys again, and ends as with SIGTERM if there is none.
+SIGTERM and Ctrl-C: the gateway accepts no new requests and finishes those it has, then Triton stops. A second signal
+ends everything at once. SIGHUP: `deit serve` reads its file of API keys again; without one it stops as with SIGTERM.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ BANNER = """
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C: the first is noted, and obeyed where that is safe; the second raises KeyboardInterrupt.
+    """SIGTERM or Ctrl-C: the first is recorded and acted on when that is safe; the second raises KeyboardInterrupt.
 
     Python's own handler raises at once, in the middle of whatever runs, such as the constructor of a gRPC client.
     """
@@ -122,8 +122,8 @@ def serve(settings: ServeSettings) -> None:
 def run_triton(settings: StandaloneSettings) -> None:
     """The embedded Triton alone, for a separate container behind `deit serve --triton-url`.
 
-    It is watched as `deit serve` watches it. Any loss ends the process, and the container's restart policy starts it
-    again. Returns after a signal to stop.
+    It is watched as in `deit serve`. If a model or Triton is lost, the process exits, and the container's restart
+    policy starts it again. Returns after a signal to stop.
 
     Raises:
         ServingError, RepositoryError: Triton cannot be started, or it or a model of it died or hangs.
@@ -291,7 +291,7 @@ def collect_less_garbage() -> None:
 def choose_default(wanted: str | None, names: Sequence[str]) -> str:
     """The wanted model, else the first by name that does not only explain another.
 
-    Even if that one could not be loaded: otherwise another one would answer silently.
+    Even if that model could not be loaded: otherwise another would silently answer in its place.
     """
     if wanted is None:
         return next((name for name in names if not name.endswith(EXPLAIN_SUFFIX)), names[0])
@@ -303,7 +303,7 @@ def choose_default(wanted: str | None, names: Sequence[str]) -> str:
 
 
 def on_hangup(settings: ServeSettings, keys: ApiKeys | None) -> Callable[[int, object], None] | None:
-    """A handler that reads the file of keys again; None if there is no file."""
+    """A handler that reads the key file again; None without a key file."""
     if keys is None or settings.api_keys_file is None:
         return None
     from_environment = settings.api_keys.text if settings.api_keys else None

@@ -18,7 +18,7 @@ from deit.log import LogFormat
 from deit.options import Secret, named, wrong
 
 LARGEST_IMAGE_PIXELS = 400_000_000
-"""Twice the pixels of the largest cameras. A decoder may take 32 bytes for each."""
+"""Twice the pixels of the largest cameras. A decoder may need 32 bytes for each."""
 
 # The panels of --help.
 MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
@@ -81,12 +81,12 @@ class TritonSettings:
 
     model_repository: Annotated[
         Path,
-        Option(help="Folder of models that `deit export` wrote. Set it to serve your own.", rich_help_panel=MODELS),
+        Option(help="Folder that `deit export` publishes models in. Set it to serve your own.", rich_help_panel=MODELS),
     ] = Path("model_repository")
     start_timeout_s: Annotated[
         float,
         Option(
-            help="Seconds until every model must be loaded. Raise it if Triton builds TensorRT engines.",
+            help="Seconds that Triton may take to load all models. Raise it if Triton builds TensorRT engines.",
             rich_help_panel=TRITON,
         ),
     ] = 120.0
@@ -94,8 +94,8 @@ class TritonSettings:
         DecodingDevice | None,
         Option(
             "--triton-decode",
-            help="Decode plain JPEGs in the embedded Triton; unset, the gateway's processes decode everything. Set gpu "
-            "where they keep the cores busy and the GPU waits; cpu does the same without a GPU, for tests.",
+            help="Decode plain JPEGs in the embedded Triton; unset, the gateway's processes decode everything. Choose "
+            "gpu if decoding keeps the cores busy while the GPU waits; cpu is for tests.",
             rich_help_panel=TRITON,
         ),
     ] = None
@@ -122,7 +122,7 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may use, and all requests together."""
+    """Limits on one request, and on all requests together."""
 
     max_body_bytes: Annotated[
         int,
@@ -135,15 +135,16 @@ class Limits:
     max_image_pixels: Annotated[
         int,
         Option(
-            help="Largest width x height of an image; with --decode fast, JPEGs in one scan may have eight times as "
-            "much. Raise it for larger images; decoding takes up to 32 bytes per pixel.",
+            help="Largest width x height of an image; with --decode fast, single-scan JPEGs may have eight times as "
+            "many pixels. Raise it for larger images; decoding takes up to 32 bytes per pixel.",
             rich_help_panel=LIMITS,
         ),
     ] = 25_000_000
     max_images: Annotated[
         int,
         Option(
-            help="Most images in one request. Raise it, and --max-body-bytes, for large batches of small images.",
+            help="Maximum number of images in one request. Raise it, and --max-body-bytes, for large batches of small "
+            "images.",
             rich_help_panel=LIMITS,
         ),
     ] = 64
@@ -158,15 +159,15 @@ class Limits:
     max_wait_s: Annotated[
         float,
         Option(
-            help="Seconds that an image may take from arrival to answer; beyond it, new requests get 429. Raise it if "
-            "callers would rather wait.",
+            help="Longest expected time in seconds from an image's arrival to its result; beyond it, new requests get "
+            "429. Raise it if callers would rather wait.",
             rich_help_panel=LIMITS,
         ),
     ] = 0.5
     max_in_flight_bytes: Annotated[
         int,
         Option(
-            help="Arrived bytes of all bodies in flight; beyond it, 429. Lower it if memory is short.",
+            help="Total bytes of request bodies in memory; beyond it, 429. Lower it if memory is short.",
             rich_help_panel=LIMITS,
         ),
     ] = 256 * 2**20
@@ -206,7 +207,7 @@ DECODER_BYTES = 32 * 2**20
 """A little more than the memory of an idle decoding process."""
 
 MOST_DECODERS = 32
-"""Above this the gateway, a single process, is the limit."""
+"""With more, the gateway, a single process, is the bottleneck."""
 
 
 def decoders_for(cores: int, memory_bytes: int | None) -> int:
@@ -223,7 +224,7 @@ CORES_PER_GATEWAY = 4
 """Decoding and, if it runs on the CPU, the engine keep the other three busy."""
 
 GATEWAY_BYTES = 128 * 2**20
-"""A generous estimate of what a gateway holds; its decoders come on top."""
+"""A generous estimate of a gateway's memory, without its decoders."""
 
 MOST_GATEWAYS = 16
 
@@ -261,7 +262,7 @@ class Decoding:
         DecodingMode,
         Option(
             "--decode",
-            help="fast resizes with vector instructions, within 2 of 255 levels of Pillow, and scales large JPEGs down "
+            help="fast resizes with SIMD instructions, within 2 of 255 levels of Pillow, and scales large JPEGs down "
             "while decoding; exact gives the pixels of Pillow and timm. Choose exact to compare bit by bit.",
             rich_help_panel=GATEWAY,
         ),
@@ -276,14 +277,14 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """Which pictures are kept with their answers, and how many."""
+    """Which images are saved with their predictions, and how many."""
 
     folder: Annotated[
         Path | None,
         Option(
             "--capture",
-            help="Folder for a share of the pictures and their answers; unset, none are kept. Set it to look at real "
-            "requests, if the callers have agreed.",
+            help="Folder in which to save a sample of the images with their predictions; unset, none are saved. Set it "
+            "to inspect real requests, if the callers have agreed.",
             rich_help_panel=CAPTURE,
         ),
     ] = None
@@ -291,7 +292,7 @@ class CaptureSettings:
         float,
         Option(
             "--capture-percent",
-            help="Share of the requests whose pictures are kept. Raise it if there are few requests.",
+            help="Percentage of requests whose images are saved. Raise it if there are few requests.",
             rich_help_panel=CAPTURE,
         ),
     ] = 1.0
@@ -299,7 +300,9 @@ class CaptureSettings:
         int,
         Option(
             "--capture-max-images",
-            help="Most pictures in the folder; then no more are kept until some are deleted. Raise it to look at more.",
+            help="Maximum number of images in the folder; when it is full, saving stops until you delete some. Raise "
+            "it"
+            "to inspect more.",
             rich_help_panel=CAPTURE,
         ),
     ] = 10_000
@@ -307,8 +310,8 @@ class CaptureSettings:
         int,
         Option(
             "--capture-max-bytes",
-            help="Most bytes of pictures in the folder; then no more are kept until some are deleted. Raise it if the "
-            "disk has room.",
+            help="Maximum bytes of images in the folder; when it is full, saving stops until you delete some. Raise it "
+            "if the disk has room.",
             rich_help_panel=CAPTURE,
         ),
     ] = 2**30
@@ -329,7 +332,7 @@ class ServeSettings:
     default_model: Annotated[
         str | None,
         Option(
-            help="Model for requests that name none; unset, the first by name. Set it if you serve several.",
+            help="Model for requests that do not name one; unset, the first by name. Set it if you serve several.",
             rich_help_panel=MODELS,
         ),
     ] = None
@@ -337,8 +340,9 @@ class ServeSettings:
         str,
         Option(
             metavar="MODEL=CANDIDATE:PERCENT",
-            help="Compare a candidate, another served model or MODEL/VERSION, with a share of a model's answers; "
-            "several with commas. Set it to try a model on real requests before callers get its answers.",
+            help="Run a candidate (another served model, or MODEL/VERSION) on a share of a model's requests, only to "
+            "compare its predictions; separate several with commas. Set it to try a model on real requests before "
+            "callers get its predictions.",
             rich_help_panel=MODELS,
         ),
     ] = ""
@@ -346,8 +350,9 @@ class ServeSettings:
         str,
         Option(
             metavar="MODEL=CANDIDATE:PERCENT",
-            help="Let a candidate answer a share of a model's requests; several with commas. Set it to replace a model "
-            "step by step.",
+            help="Let a candidate answer a share of a model's requests; separate several with commas. Set it to "
+            "replace"
+            "a model step by step.",
             rich_help_panel=MODELS,
         ),
     ] = ""
@@ -372,8 +377,9 @@ class ServeSettings:
     images_per_request: Annotated[
         int | None,
         Option(
-            help="Most images in one request to Triton: under load, images for the same model wait up to 1 ms for each "
-            "other. Set it to 1 if that millisecond matters more than the rate.",
+            help="Maximum number of images in one request to Triton: under load, images for the same model wait up "
+            "to 1"
+            "ms for each other. Set it to 1 if that millisecond matters more than throughput.",
             show_default="32 for a model on a GPU, else 1",
             rich_help_panel=TRITON,
         ),
@@ -392,16 +398,17 @@ class ServeSettings:
     triton_restarts: Annotated[
         int,
         Option(
-            help="Restarts of a failing embedded Triton in a row before the server gives up. Set 0 if an orchestrator "
-            "restarts the server.",
+            help="How many times in a row a failing embedded Triton is restarted before the server exits. Set 0 if an "
+            "orchestrator restarts the server.",
             rich_help_panel=TRITON,
         ),
     ] = 5
     host: Annotated[
         str,
         Option(
-            help="Address to listen on. 0.0.0.0 accepts other machines, :: also over IPv6: set API keys, and put a TLS "
-            "proxy in front.",
+            help="Address to listen on. 0.0.0.0 accepts other machines, :: also over IPv6; then set API keys, and "
+            "put a"
+            "TLS proxy in front.",
             rich_help_panel=GATEWAY,
         ),
     ] = "127.0.0.1"
@@ -429,15 +436,16 @@ class ServeSettings:
     metrics_port: Annotated[
         int | None,
         Option(
-            help="Port for /metrics alone, open without a key; unset, /metrics is on --port. Set it if Prometheus "
-            "has no key.",
+            help="Separate port for /metrics, without API keys; unset, /metrics is on --port. Set it if Prometheus "
+            "does"
+            "not send a key.",
             rich_help_panel=GATEWAY,
         ),
     ] = None
     gateways: Annotated[
         int | None,
         Option(
-            help="Gateway processes that share the port. Raise it if cores stay idle under load: one answers some 800 "
+            help="Gateway processes that share the port. Raise it if cores stay idle under load: one handles about 800 "
             "images a second.",
             show_default="one for every four cores, with the default limits up to 4; 1 with --allow-reload",
             rich_help_panel=GATEWAY,
@@ -447,7 +455,7 @@ class ServeSettings:
     api_keys_file: Annotated[
         Path | None,
         Option(
-            help="File of the accepted API keys, a SHA-256 and a name per line. Or put the keys themselves into "
+            help="File of accepted API keys, with one SHA-256 and name per line. Or put the keys themselves into "
             "DEIT_API_KEYS, separated by commas.",
             rich_help_panel=ACCESS,
         ),
@@ -458,7 +466,7 @@ class ServeSettings:
         bool,
         Option(
             "--insecure",
-            help="Accept other machines without API keys. Set it only if something else keeps strangers out.",
+            help="Accept other machines without API keys. Set it only if something else controls access.",
             rich_help_panel=ACCESS,
         ),
     ] = False
@@ -480,16 +488,16 @@ class ServeSettings:
     trusted_proxies: Annotated[
         str,
         Option(
-            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: the log then has "
-            "the caller's address from their X-Forwarded-For. Set it behind a proxy.",
+            help="Addresses or networks of proxies in front, separated by commas, such as 10.0.0.0/8: the caller's "
+            "address in the log then comes from their X-Forwarded-For. Set it behind a proxy.",
             rich_help_panel=ACCESS,
         ),
     ] = ""
     contracts: Annotated[
         bool,
         Option(
-            help="Also answer clients of Hugging Face, KServe, SageMaker and Vertex AI on their own paths. Turn it off "
-            "to close these paths if nobody uses them.",
+            help="Also serve the APIs of Hugging Face, KServe, SageMaker and Vertex AI. Turn it off if nobody uses "
+            "them.",
             rich_help_panel=GATEWAY,
         ),
     ] = True
@@ -563,8 +571,8 @@ class ServeSettings:
             )
         if self.shared_memory and self.triton_url is not None and self.shared_memory_key is None:
             raise ValueError(
-                f"{named('--shared-memory')} with {named('--triton-url')} needs the key with which that Triton was "
-                "started in DEIT_SHARED_MEMORY_KEY; docs/serving.md says how to start it"
+                f"{named('--shared-memory')} with {named('--triton-url')} needs the key that Triton was started with, "
+                "in DEIT_SHARED_MEMORY_KEY; docs/serving.md says how to start it"
             )
         if self.images_per_request is not None and not 1 <= self.images_per_request <= MOST_IMAGES_PER_REQUEST:
             raise wrong(
@@ -599,7 +607,8 @@ class ServeSettings:
                 raise wrong(f"--{mode}", repr(text), str(error)) from error
             if both := found.keys() & more.keys():
                 raise ValueError(
-                    f"{min(both)} is in {named('--shadow')} and in {named('--canary')}: a model has one candidate"
+                    f"{min(both)} is in {named('--shadow')} and in {named('--canary')}: a model can have only one "
+                    "candidate"
                 )
             found |= more
         return found
@@ -627,8 +636,8 @@ class StandaloneSettings:
         bool,
         Option(
             "--insecure",
-            help="Accept other machines, although Triton checks no API keys. Set it only where the network lets nobody "
-            "but the gateway through.",
+            help="Accept other machines, although Triton does not check API keys. Set it only where the network lets "
+            "only the gateway through.",
             rich_help_panel=ACCESS,
         ),
     ] = False
@@ -643,6 +652,6 @@ class StandaloneSettings:
             raise wrong(
                 "--host",
                 self.host,
-                f"this accepts other machines, and Triton checks no API keys; add {named('--insecure')} where the "
-                "network lets nobody but the gateway through",
+                f"this accepts other machines, and Triton does not check API keys; add {named('--insecure')} if the "
+                "network lets only the gateway through",
             )

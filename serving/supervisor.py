@@ -1,9 +1,10 @@
 """Several gateways on one port: `deit serve --gateways N`.
 
-A gateway is one process with one event loop, which answers some 800 images a second on any machine. The supervisor is
+A gateway is one process with one event loop, which handles about 800 images a second on any machine. The supervisor is
 the parent of the gateways and of the embedded Triton. Each gateway has its own listening socket on the same port
 (SO_REUSEPORT), and the kernel distributes connections among them. The supervisor keeps the sockets open, so if a
-gateway ends, its callers wait for its successor instead of being refused. Decoders and the in-flight limits are divided
+gateway dies, its callers wait for its replacement instead of being refused. Decoders and the in-flight limits are
+divided
 evenly, and any gateway answers /metrics for all of them.
 """
 
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 60.0
 
 PAUSE_AFTER_LOSS_S = 1.0
-"""Shortest time between two starts of a gateway, for one that ends as soon as it is started."""
+"""Shortest time between two starts of a gateway, in case it exits immediately."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ class GatewayProcess:
         process = self._process
         if process is None or process.poll() is None or time.monotonic() - self._started_s < PAUSE_AFTER_LOSS_S:
             return
-        logger.error("a gateway ended with status %d and is replaced", process.returncode)
+        logger.error("a gateway exited with status %d and is being replaced", process.returncode)
         mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
         try:
             self.start()
@@ -253,7 +254,7 @@ def send_to(gateways: Sequence[GatewayProcess], number: int) -> None:
 
 
 def end(gateways: Sequence[GatewayProcess], sockets: Sequence[Sequence[socket.socket]]) -> None:
-    """Let them finish their requests; a second signal kills them. New callers are refused from now on."""
+    """Let the gateways finish their requests; a second signal kills them. New callers are refused."""
     for listener in itertools.chain.from_iterable(sockets):
         listener.close()
     send_to(gateways, signal.SIGTERM)

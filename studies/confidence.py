@@ -1,9 +1,9 @@
-"""What fitting a model's probabilities to held-out images gives, and how well their entropy finds unfamiliar images.
+"""Measures the calibration of a model on held-out images, and how well entropy finds unfamiliar images.
 
     python -m studies.confidence --model deit_cifar10 --data CIFAR10 --other PHOTOGRAPHS
 
-takes a published model whose probabilities are its own, fits them as `deit export` does, and judges on all other images
-of the test split. Unfamiliar are the images of --other, noise, and plain colours.
+takes a published, uncalibrated model, calibrates it as `deit export` does, and evaluates on all other images of the
+test split. The unfamiliar images are those of --other, noise, and plain colours.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Answers:
 
 
 def measure_confidence(config: ConfidenceConfig) -> Result:
-    """One result: errors before and after, and for each kind of unfamiliar images how well it is told apart.
+    """One result: errors before and after, and how well each kind of unfamiliar images is recognised.
 
     Raises:
         BenchmarkError: the model is fitted already, or has one head; the data has too few images.

@@ -1,6 +1,6 @@
-"""What the contracts of other clients cost next to `POST /classify`.
+"""What the APIs of other servers cost compared with `POST /classify`.
 
-All ask one `deit serve`, in turns. A rate is compared with that of /classify in the same round, because other work on
+All use one `deit serve`, in turns. A rate is compared with that of /classify in the same round, because other work on
 the machine comes and goes; the processor time of the gateway's process hardly depends on it.
 """
 

@@ -1,4 +1,4 @@
-"""What every run of a comparison, and every teacher, says of the test images."""
+"""The predictions of every run of a comparison, and of every teacher, on the test images."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What repeated augmentation, batches and processes make of a data set.
+"""What an epoch reads of a data set, given repeated augmentation, batches and processes.
 
     python -m studies.explain --preset small-32 --data DATA --name run
 

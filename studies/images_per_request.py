@@ -187,7 +187,7 @@ def gateway(config: JoiningConfig, images_per_request: int) -> Iterator[tuple[st
 
 
 def measure(config: JoiningConfig, images_per_request: int) -> Joined:
-    """One window of closed-loop load on a gateway of its own.
+    """One window of closed-loop load on a separate gateway.
 
     Raises:
         BenchmarkError: a process did not start, or some images got no answer.

@@ -74,7 +74,7 @@ class StepCost:
 
 
 def measure_losses(config: CostConfig) -> dict[str, StepCost]:
-    """Measure every loss in turn, round after round, each in a process of its own, so that none inherits memory."""
+    """Measure every loss in turn, round after round, each in a separate process, so that none inherits memory."""
     rounds: dict[str, list[tuple[float, int]]] = {name: [] for name in LOSSES}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         for _ in range(config.rounds):

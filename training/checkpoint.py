@@ -1,7 +1,6 @@
-"""Checkpoint folders and the resume state of a run: written whole, read without executing anything.
+"""Checkpoint folders and the resume state of a run: written atomically, read without executing code.
 
-Weights are safetensors. PyTorch files are read with `weights_only=True` and no way around it, because a pickle can run
-code.
+Weights are safetensors. PyTorch files are always read with `weights_only=True`, because a pickle can run code.
 """
 
 import argparse

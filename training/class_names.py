@@ -1,4 +1,4 @@
-"""The classes of a data set that gives each image an index or a name."""
+"""The classes of a data set whose images have an index or a name."""
 
 import logging
 import unicodedata
@@ -57,7 +57,7 @@ def class_indices(
     """
     missing = [label is None or label in ("", "-1", -1) for label in labels]
     if labels and all(missing):
-        raise UnlabelledError(f"{source} gives no image a class (-1 or nothing): it cannot be evaluated")
+        raise UnlabelledError(f"{source} has no labels (-1 or nothing), so it cannot be evaluated")
     if any(missing):
         raise DataError(f"{source} gives image {missing.index(True)} no class (counted from 0): remove it or name it")
     if any(isinstance(label, str) and not label.strip().isdecimal() for label in labels):
@@ -73,7 +73,9 @@ def class_indices(
                 "class by name"
             )
         logger.info(
-            "%s names no classes, so their numbers are their names: %s names them, one a line", source, LABELS_FILE
+            "%s does not name its classes, so their numbers are their names; to name them, add %s, one name per line",
+            source,
+            LABELS_FILE,
         )
         names = tuple(map(str, range(most + 1)))
     if numbers and not 0 <= least <= most < len(names):

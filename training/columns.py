@@ -1,4 +1,4 @@
-"""The columns of a data set that hold image and class, for data sets whose types leave a choice. Free of torch."""
+"""Which columns of a data set hold image and class, if their types are ambiguous. Free of torch."""
 
 from dataclasses import dataclass
 

@@ -88,7 +88,7 @@ class TrainConfig:
     )
 
     profile: Annotated[
-        bool, Option("--profile", help="Report after each epoch where the time of its steps went; slower on a GPU.")
+        bool, Option("--profile", help="Report after each epoch where its time went; this slows training on a GPU.")
     ] = False
     report: Annotated[bool, Option("--report", help="Write RUNS/NAME/report.md with the curves at the end.")] = False
 
@@ -143,9 +143,9 @@ class TrainConfig:
     distillation: Annotated[
         Distillation,
         Option(
-            help="What to learn from the teacher. hard: its decision; soft: its probabilities; nkd: its normalised "
-            "probabilities, added to the full label loss; two-class-tokens: nothing, the paper's control with two "
-            "tokens that both learn the label."
+            help="What to learn from the teacher. hard: its predicted class; soft: its probabilities; nkd: its "
+            "normalised probabilities, added to the full label loss; two-class-tokens: nothing, the paper's control "
+            "with two tokens that both learn the label."
         ),
     ] = "none"
     token: Annotated[
@@ -159,17 +159,24 @@ class TrainConfig:
     teacher_cache: Annotated[
         Path | None,
         Option(
-            help="Folder that keeps the teacher's answers. A run with the same data, seed, augmentation, batch and "
-            "teacher reads them there, and loads the teacher only if some are missing."
+            help="Folder that caches the teacher's outputs. Runs with the same data, seed, augmentation, batch and "
+            "teacher reuse them, and load the teacher only if some are missing."
         ),
     ] = None
     teacher_cache_logits: Annotated[
         int,
-        Option(min=1, help="Largest logits of an answer that the cache keeps, for soft and nkd; hard keeps the class."),
+        Option(
+            min=1,
+            help="Largest logits per image that the cache keeps, for soft and nkd; hard keeps the class.",
+        ),
     ] = 10
     label_weight: Annotated[
         float,
-        Option(min=0, max=1, help="Weight of the label loss; the teacher's has the rest. 1 - the paper's lambda."),
+        Option(
+            min=0,
+            max=1,
+            help="Weight of the label loss; the teacher's has the rest. 1 - the paper's lambda.",
+        ),
     ] = 0.5
     temperature: Annotated[float, Option(help="Temperature of soft distillation; higher is flatter.")] = 3.0
     kl_reduction: Annotated[
@@ -210,14 +217,15 @@ class TrainConfig:
         float | None,
         Option(
             min=0,
-            help="Weight of mimicking. For sum 3e-5, as published; for mean give one, 4.52 for DeiT-Ti from DeiT "
-            "III-S.",
+            help="Weight of mimicking. Default for sum: 3e-5, as published. Needed for mean, such as 4.52 for DeiT-Ti "
+            "from DeiT III-S.",
         ),
     ] = None
     vitkd_generate_weight: Annotated[
         float | None,
         Option(
-            min=0, help="Weight of generation. For sum 3e-6, as published; for mean give one, 0.226 for the same pair."
+            min=0,
+            help="Weight of generation. Default for sum: 3e-6, as published. Needed for mean, such as 0.226.",
         ),
     ] = None
 
@@ -229,16 +237,16 @@ class TrainConfig:
         int | None,
         Option(
             min=1,
-            help="Images that fit on a device; a step accumulates the rest of --batch-size. Lower it if memory runs "
-            "out.",
+            help="Images per forward pass on a device; gradients are accumulated up to --batch-size. Lower it if "
+            "memory runs out.",
         ),
     ] = None
     repeated_augmentation: Annotated[
         int,
         Option(
             min=1,
-            help="Draws of an image in a row, each augmented again. DeiT uses 3; an epoch then sees a third of the "
-            "images.",
+            help="How many times in a row an image is drawn, each time augmented anew. DeiT uses 3; an epoch then "
+            "sees a third of the images.",
         ),
     ] = 1
     balanced_sampling: Annotated[
@@ -260,8 +268,8 @@ class TrainConfig:
         Option(
             min=0.01,
             max=1,
-            help="Factor of the learning rate from each block to the one before it, such as 0.75. Default: one rate. "
-            "For pretrained weights and little data.",
+            help="Factor by which the learning rate falls from each block to the one before it, such as 0.75. "
+            "Default: the same rate for all. For pretrained weights and little data.",
         ),
     ] = None
     schedule: Annotated[
@@ -293,7 +301,7 @@ class TrainConfig:
     ] = 0.08
     auto_augment: Annotated[
         str | None,
-        Option(help="RandAugment as timm describes it, such as rand-m9-mstd0.5-inc1. Default: off."),
+        Option(help="RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1. Default: off."),
     ] = None
     random_erasing: Annotated[float, Option(min=0, max=1, help="Share of the images in which a box is erased.")] = 0.25
     mixup_alpha: Annotated[float, Option(min=0, help="Beta parameter of mixup; 0 turns it off.")] = 0.8
@@ -315,7 +323,7 @@ class TrainConfig:
         int,
         Option(
             min=1,
-            help="Evaluate and save after every so many epochs, and after the last. Raise it if epochs take seconds.",
+            help="Evaluate and save only every N epochs, and after the last. Raise it if epochs take seconds.",
         ),
     ] = 1
 
@@ -350,7 +358,7 @@ class TrainConfig:
         int,
         Option(min=0, help="Processes that decode and augment, per training process. Raise it if steps wait for data."),
     ] = 2
-    seed: Annotated[int, Option(min=0, help="Seed of everything random.")] = 0
+    seed: Annotated[int, Option(min=0, help="Random seed.")] = 0
 
     def __post_init__(self) -> None:
         if not self.has_teacher and self.teacher is not None:
@@ -364,7 +372,7 @@ class TrainConfig:
         if self.teacher is None and self.teacher_image_size is not None:
             raise ValueError("--teacher-image-size needs a --teacher")
         if self.teacher_cache is not None and (self.teacher is None or self.features != "none"):
-            raise ValueError("--teacher-cache keeps logits and decisions: it needs a --teacher, and --features none")
+            raise ValueError("--teacher-cache stores logits and classes: it needs a --teacher, and --features none")
         if self.initial_checkpoint is None and self.position_antialias:
             raise ValueError("--position-antialias needs an --initial-checkpoint, whose position embedding it resizes")
         if self.freeze_blocks is not None:
@@ -376,7 +384,7 @@ class TrainConfig:
         if weighed and self.label_weight == 1:
             raise ValueError(f"--label-weight 1 turns --distillation {self.distillation} off: lower it")
         if weighed and self.label_weight == 0 and self.token == "distillation":
-            raise ValueError("--label-weight 0 leaves the class head untrained: raise it, or take --token class")
+            raise ValueError("--label-weight 0 leaves the class head untrained: raise it, or use --token class")
         for option, temperature in (("--temperature", self.temperature), ("--nkd-temperature", self.nkd_temperature)):
             if temperature <= 0:
                 raise ValueError(f"{option} {temperature:g}: must be above 0")

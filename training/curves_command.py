@@ -11,7 +11,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def curves(
     logs: Annotated[list[Path], typer.Argument(help="metrics.jsonl of one or more runs.")],
-    output: Annotated[Path, typer.Option(help="The picture to write: .svg, .png or .pdf.")] = Path("curves.svg"),
+    output: Annotated[Path, typer.Option(help="File to write: .svg, .png or .pdf.")] = Path("curves.svg"),
 ) -> None:
     """Draw the loss and the accuracy of training runs, epoch by epoch."""
     if output.suffix not in (".svg", ".png", ".pdf"):

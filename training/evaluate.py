@@ -1,4 +1,4 @@
-"""Accuracy of each read-out of a model, and how often its read-outs differ.
+"""Accuracy of each read-out of a model, and how often they disagree.
 
 Read-outs: "class" always; for a distilled model also "distillation", "joint", the mean of both softmaxes (paper
 section 4, "Classification with our approach: joint classifiers"), and "joint_logit", the mean of both logits, as in

@@ -43,8 +43,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointEvaluation | None:
     images = with_classes_of(label_names, images)
     if model.num_classes != len(images.label_names):
         raise TrainingError(
-            f"{config.checkpoint} decides among {model.num_classes} classes, {config.data} has "
-            f"{len(images.label_names)}"
+            f"{config.checkpoint} has {model.num_classes} classes, but {config.data} has {len(images.label_names)}"
         )
     teacher = None
     if config.teacher is not None:

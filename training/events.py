@@ -53,7 +53,7 @@ def event_file(folder: Path, *, first_step: int, steps_per_epoch: int, enabled: 
     try:
         from torch.utils.tensorboard import SummaryWriter  # a bare machine has torch and no tensorboard
     except ModuleNotFoundError as error:
-        logger.warning("%s is not installed: the run writes no event files, only metrics.jsonl", error.name)
+        logger.warning("%s is not installed, so the run writes only metrics.jsonl, without event files", error.name)
         yield Events(None, steps_per_epoch)
         return
     with SummaryWriter(str(folder), purge_step=first_step) as writer:

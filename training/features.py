@@ -1,4 +1,5 @@
-"""ViTKD: a vision transformer learns from the features of another one (arXiv:2209.02432, https://github.com/yzd-v/cls_KD).
+"""ViTKD: a vision transformer learns from the features of another one (arXiv:2209.02432,
+https://github.com/yzd-v/cls_KD).
 
 Shallow layers are mimicked: the student's tokens, projected to the teacher's width, learn to match the teacher's. A
 deep layer is generated: some of its tokens, chosen at random, are replaced by a mask token, and a small convnet on the
@@ -85,7 +86,7 @@ def generation_loss(
 
 
 class Generator(nn.Module):
-    """Generates the teacher's tokens from the student's, of which some are masked."""
+    """Generates the teacher's tokens from the student's, some of which are masked."""
 
     def __init__(self, student_width: int, width: int, grid: tuple[int, int], mask_ratio: float) -> None:
         super().__init__()

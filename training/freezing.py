@@ -1,4 +1,4 @@
-"""Keeps the first layers of a pretrained model as they are, in timm's groups: stem, blocks, heads."""
+"""Freezes the first layers of a pretrained model, in timm's groups: stem, blocks, heads."""
 
 from timm.models import group_parameters
 from torch import nn

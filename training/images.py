@@ -78,7 +78,7 @@ def with_classes_of(label_names: tuple[str, ...], images: LabelledImages) -> Lab
         return SomeImages(images, np.arange(len(images), dtype=np.int32), label_names)
     if len(images.label_names) == len(label_names):
         logger.warning(
-            "the model calls its first class %r, the data %r: classes are compared by their index",
+            "the model's first class is %r, the data's is %r: classes are compared by index",
             *(label_names[0], images.label_names[0]),
         )
     return images

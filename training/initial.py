@@ -1,4 +1,4 @@
-"""Weights to start from, fitted to a model of another resolution, of other classes, of other tokens or less deep.
+"""Weights to start from, adapted to a model with another resolution, other classes, other tokens or fewer blocks.
 
 Nothing is changed silently: each change is logged, and anything else that does not fit is an error. DeiT's loader
 silently drops what does not fit and loads the rest.
@@ -110,7 +110,7 @@ def _fit_depth(state: dict[str, Tensor], depth: int) -> list[str]:
 
 
 def _fit_heads(state: dict[str, Tensor], fresh: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Initialise a head that decides among another number of classes."""
+    """Initialise a head for another number of classes."""
     heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
     changes = []
     for head in (heads,) if isinstance(heads, str) else heads:

@@ -69,7 +69,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
     )
     asks_teacher = cache is None or cache.lacks(range(config.epochs))
     if not asks_teacher:
-        logger.info("the teacher's answers are read from %s; it is not loaded", config.teacher_cache)
+        logger.info("the teacher's outputs are read from %s; the teacher is not loaded", config.teacher_cache)
     seed_everything(config.seed)
     learner = create_learner(
         config,
@@ -164,7 +164,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
         for epoch in range(state.epochs_done, config.epochs):
             # an epoch in progress is finished first: its weights are not those of the last line of metrics
             if state.steps_done == 0 and is_stalled(state.metrics, splits.judged_by, config.patience):
-                logger.info("none of the last %d epochs was better, so the run ends (--patience)", config.patience)
+                logger.info("the last %d epochs did not improve, so the run stops (--patience)", config.patience)
                 if splits.reported is not None and not any(key.startswith("test_") for key in state.metrics[-1]):
                     # it was killed before this point, and resumed with less patience
                     result = {"test": evaluate_reported(splits.reported)}
@@ -213,7 +213,7 @@ def _train(config: TrainConfig, device: torch.device, processes: Processes) -> N
                         if processes.is_first:
                             state.save(config)
                         raise TrainingError(
-                            f"stopped after step {step + 1} of epoch {epoch + 1}: --resume goes on from there"
+                            f"stopped after step {step + 1} of epoch {epoch + 1}: --resume continues from there"
                         )
             train_s = time.monotonic() - started
             if cache is not None:

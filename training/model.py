@@ -120,7 +120,7 @@ class Normalize(nn.Module):
 
 
 class Teacher(nn.Module):
-    """A frozen model that answers for the student's batches, whatever resolution and statistics it was trained with.
+    """A frozen model that labels the student's batches, whatever resolution and statistics it was trained with.
 
     It sees the student's augmented, erased and mixed images (the paper's setting), converted to its own normalisation
     and resized to its own resolution.
@@ -173,7 +173,7 @@ class Teacher(nn.Module):
         return logits if self._classes is None else logits[:, self._classes]
 
     def _view(self, images: Tensor) -> Tensor:
-        """The images, converted to what this model expects."""
+        """The images, converted to the form that this model expects."""
         images = images * self._scale + self._shift
         if images.shape[-1] != self._image_size:
             images = F.interpolate(images, size=(self._image_size, self._image_size), mode="bicubic")
@@ -215,7 +215,7 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
         names = known if set(label_names) <= set(known) else ()
     if not names and num_classes != len(label_names):
         raise TrainingError(
-            f"the teacher {spec} decides among {num_classes} classes without names, the data has {len(label_names)}: "
+            f"the teacher {spec} has {num_classes} classes without names, but the data has {len(label_names)}: "
             "take a teacher trained on this data (`deit train` without --teacher trains one)"
         )
     if not names or names == label_names:
@@ -224,15 +224,15 @@ def _classes_of(teacher: TrainedModel, label_names: tuple[str, ...], spec: str) 
     wanted = [composed(name) for name in label_names]
     if missing := tuple(name for name in label_names if composed(name) not in places):
         raise TrainingError(
-            f"the teacher {spec} decides among {_some(names)}, and of the data's it does not know "
-            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: take a teacher whose classes include all of "
-            "the data's by name"
+            f"the teacher {spec} has the classes {_some(names)} and lacks the data's "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: take a teacher whose classes include all "
+            "of the data's by name"
         )
     for side, its in (("the teacher", list(map(composed, names))), ("the data", wanted)):
         name, count = Counter(its).most_common(1)[0]
         if count > 1:
             raise TrainingError(f"{side} has {count} classes named {name}, and {spec} answers by name: rename them")
-    logger.info("the teacher %s answers for %d of its %d classes, by name", spec, len(wanted), len(names))
+    logger.info("the teacher %s uses %d of its %d classes, matched by name", spec, len(wanted), len(names))
     return tuple(places[name] for name in wanted)
 
 

@@ -138,7 +138,7 @@ def state_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
             f"{', '.join((*TRAINED, *AVERAGED))}; it has {keys or 'nothing'}. Save the model's state_dict alone."
         )
     if found in AVERAGED:
-        logger.info("%s: taking the averaged weights, %s", path, found)
+        logger.info("%s: using the averaged weights, %s", path, found)
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return dict(state)

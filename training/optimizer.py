@@ -36,7 +36,7 @@ def rate_of(optimizer: Optimizer) -> float:
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Load a saved state, also of a run on another kind of device: whether it is fused stays as it is here."""
+    """Load a saved state, also from a run on another kind of device; whether the optimiser is fused does not change."""
     for group, here in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         if "fused" in here:
             group["fused"] = here["fused"]
@@ -59,7 +59,7 @@ def update(optimizer: Optimizer, scaler: torch.amp.GradScaler, numbers: Tensor) 
     """
     is_finite = numbers.isfinite().all()
     by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)  # as torch's GradScaler checks
-    if scaler.is_enabled():  # it skips by itself, and lowers its scale
+    if scaler.is_enabled():  # it skips steps itself, and lowers its scale
         scaler.step(optimizer)
         scaler.update()
     elif by_itself:

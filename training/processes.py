@@ -14,7 +14,7 @@ from deit.errors import TrainingError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and its number of companions; every method is a no-op in a run of one."""
+    """This process and how many others there are; every method is a no-op in a run with one process."""
 
     rank: int = 0
     count: int = 1

@@ -1,4 +1,4 @@
-"""Where the time of a run's steps goes, part by part."""
+"""How long each part of a training step takes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ class StepProfile:
     steps: list[dict[str, float]] = field(default_factory=list)
 
     def timed(self, part: str, function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-        """The function, whose time counts as that of `part`, one of PARTS, in the step in which it is called."""
+        """The function, timed as `part`, one of PARTS, of the step in which it is called."""
         if not self.enabled:
             return function
 

@@ -1,4 +1,5 @@
-"""ReaL: the classes that people found in ImageNet's validation images (arXiv:2006.07159), as timm ships them."""
+"""ReaL labels: the classes that annotators found in ImageNet's validation images (arXiv:2006.07159), as shipped by
+timm."""
 
 import json
 from importlib.resources import files

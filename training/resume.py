@@ -1,7 +1,7 @@
 """The folder of a run, and the state from which a killed or stopped run continues.
 
-Everything random follows from the seed and the position in the run (training.seeds), so no generator's state is kept:
-the weights and the position are enough to repeat the uninterrupted run.
+All randomness is derived from the seed and the position in the run (training.seeds), so generator states are not saved:
+weights and position are enough to reproduce the uninterrupted run.
 """
 
 import json
@@ -147,9 +147,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or Ctrl-C has come: the run then saves its position. A second Ctrl-C ends it at once.
+    """Whether SIGTERM or Ctrl-C was received: the run then saves its position. A second Ctrl-C ends it at once.
 
-    Spot machines send SIGTERM before they vanish.
+    Spot machines send SIGTERM before they are taken away.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals

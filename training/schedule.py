@@ -1,4 +1,4 @@
-"""The learning rate of each step: linear warm-up, then a cosine, both inside the epochs of the run."""
+"""The learning rate of each step: linear warm-up, then a cosine, both within the run's epochs."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The images of a run: to train on, to choose the best epoch by, and to report the result on."""
+"""The images of a run: for training, for choosing the best epoch, and for reporting the result."""
 
 import logging
 import math
@@ -96,7 +96,7 @@ def held_out(data: Path, share: float, columns: Columns) -> tuple[LabelledImages
     """The training images left to train on, and those held out: a share of each class, always the same images.
 
     Raises:
-        TrainingError: the data has a split val, which judges the epochs.
+        TrainingError: the data has a split val, which is used to choose the epoch.
     """
     if _labelled(data, "val", columns) is not None:
         raise TrainingError(f"--val-share {share:g}: {data} already has val: leave it out")

@@ -35,7 +35,7 @@ def log_start(config: TrainConfig, learner: Learner, splits: Splits, shares: Sha
         config.epochs,
     )
     logger.info(
-        "peak learning rate %g for the whole batch, used as it is; DeiT's code takes --lr %g and scales it by %d/512",
+        "peak learning rate %g for the whole batch, not scaled; DeiT's code takes --lr %g and scales it by %d/512",
         config.learning_rate,
         config.learning_rate * 512 / config.batch_size,
         config.batch_size,

@@ -1,7 +1,7 @@
-"""Keeps the teacher's answers by draw, so that runs which show it the same images run it only once.
+"""Caches the teacher's outputs by draw, so that runs which show it the same images compute them only once.
 
-The run's seed and the position of a draw decide an image's augmentation (training.seeds), and so the answer. A folder
-holds a key, which lists what the answers depend on, and a file for each epoch, whole or absent.
+The run's seed and the position of a draw decide an image's augmentation (training.seeds), and so the output. A folder
+holds a key, which lists what the outputs depend on, and a file per epoch, written atomically.
 """
 
 import io
@@ -48,10 +48,10 @@ MOST_CLASSES = 2**15
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is kept, as 16-bit numbers.
+    """How an output is stored, as 16-bit numbers.
 
     Attributes:
-        classes: number of classes that the teacher decides among.
+        classes: number of classes of the teacher.
         best: None keeps the decision, in 2 bytes; a number keeps that many of the largest logits and the mass of all
             others, in 4 x best + 2 bytes.
         temperature: of the softmax whose mass is kept.
@@ -96,7 +96,7 @@ class Form:
 
 
 class TeacherCache:
-    """The teacher's answers, epoch by epoch: read if they are kept, otherwise kept as the teacher gives them."""
+    """The teacher's outputs by epoch: read if they are stored, otherwise stored as the teacher computes them."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class TeacherCache:
             self._codes.copy_(codes)
 
     def recall(self, step: int, turn: int) -> Tensor | None:
-        """The answers to a device batch: classes (n,) or logits (n, classes). None if the teacher must be asked."""
+        """The answers to a device batch: classes (n,) or logits (n, classes). None if the teacher must compute them."""
         return self._form.decode(self._codes[self._places(step, turn)]) if self._is_read else None
 
     def keep(self, step: int, turn: int, logits: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class TeacherCache:
         np.savez(buffer, codes=codes.numpy(), error=np.float64(error))
         write_file(self._file(self._epoch), buffer.getvalue())
         logger.info(
-            "kept the teacher's answers to epoch %d: %.1f MB, %d bytes a draw, which move %.2g of the mass",
+            "stored the teacher's outputs for epoch %d: %.1f MB, %d bytes per draw, which move %.2g of the mass",
             *(self._epoch + 1, codes.numel() * 2 / 1e6, self._form.width * 2, error),
         )
 
@@ -193,7 +193,7 @@ class TeacherCache:
             there = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file} is damaged ({error}): remove the folder, and the teacher is asked again"
+                f"{file} is damaged ({error}): remove the folder, and the teacher will run again"
             ) from error
         for name, here in self.key.items():
             if there.get(name) != here:
@@ -215,7 +215,7 @@ class TeacherCache:
             with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
                 codes = torch.from_numpy(content["codes"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file} is damaged ({error}): remove it, and the teacher is asked again") from error
+            raise DataError(f"{file} is damaged ({error}): remove it, and the teacher will run again") from error
         if codes.shape != (self._draws, self._form.width) or codes.dtype != torch.int16:
             raise DataError(
                 f"{file} has {tuple(codes.shape)} numbers, not {(self._draws, self._form.width)}: remove it"

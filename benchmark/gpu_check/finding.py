@@ -15,7 +15,7 @@ Verdict = Literal["passed", "failed", "measured", "not possible here"]
 
 
 class NotPossible(Exception):
-    """A step, or a part of it, cannot run on this host; the message says why and what would change that."""
+    """A step, or a part of it, cannot run on this host; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)

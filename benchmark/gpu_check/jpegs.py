@@ -40,7 +40,7 @@ def check(config: GpuCheckConfig) -> Iterator[Finding]:
 
 
 def best_answers(url: str, photographs: Sequence[bytes]) -> list[tuple[int, float]]:
-    """Of each photograph the most probable class and its probability."""
+    """The most probable class of each photograph, and its probability."""
     with httpx.Client(base_url=url, timeout=60) as client:
         answers = [client.post(CLASSIFY, content=each).raise_for_status().json() for each in photographs]
     return [(each["predictions"][0]["index"], each["predictions"][0]["probability"]) for each in answers]

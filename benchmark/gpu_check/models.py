@@ -171,7 +171,7 @@ def aims(config: GpuCheckConfig, models: list[str]) -> Iterator[Finding]:
         ]
         if shares:
             aim = next(share for prefix, share in AIMS.items() if name.startswith(prefix))
-            yield judged(f"{name}, best in fp16", max(shares) >= aim, f"{max(shares):.0%} of products, aim {aim:.0%}")
+            yield judged(f"{name}, best in fp16", max(shares) >= aim, f"{max(shares):.0%} of matmul, aim {aim:.0%}")
 
 
 def product_rates(config: GpuCheckConfig) -> dict[str, float]:

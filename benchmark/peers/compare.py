@@ -161,7 +161,7 @@ def refuse_other_answers(
     """Raises BenchmarkError if a server's answers differ from ours."""
     for place, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
         for index, probability in ours.items():
-            # a class at the end of the five may give way to one of equal probability
+            # the fifth class may be replaced by one of equal probability
             if abs(theirs.get(index, min(theirs.values())) - probability) > largest:
                 raise BenchmarkError(f"{server} answers image {place} with {theirs}, ours is {ours}")
 

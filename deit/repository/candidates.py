@@ -49,11 +49,11 @@ def try_candidate(
             )
         if missing := {each.name for each in config.output} - {each.name for each in version.config.output}:
             raise RepositoryError(
-                f"{version.folder} lacks the output {min(missing)} of {name}: it cannot answer in its place"
+                f"{version.folder} lacks the output {min(missing)} of {name}, so it cannot replace it"
             )
         present = read_version(model)
         if version.labels != present.labels:
-            raise RepositoryError(f"{version.folder} has other class names than {name}: it cannot answer in its place")
+            raise RepositoryError(f"{version.folder} has other class names than {name}, so it cannot replace it")
         if is_same and _run(version.config) != _run(config):
             publish = models_command(
                 "publish", model, "--version", version.number, "--name", "NAME", repository=repository
@@ -91,8 +91,8 @@ def _tried(repository: Path, name: str, other: str | None, number: int | None, s
         if number in served:
             rollback = models_command("rollback", name, repository=repository)
             raise RepositoryError(
-                f"version {number} of {name} is served (served: {listed(served)}), and a candidate is another version: "
-                f"{rollback} serves the previous one"
+                f"version {number} of {name} is served (served: {listed(served)}), and a candidate must be another "
+                f"version: {rollback} serves the previous one"
             )
         return read_version(repository / name, number)
     return read_version(find_model(repository, other), number)

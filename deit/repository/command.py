@@ -24,7 +24,7 @@ def models() -> None:
 
 @app.command("list")
 def list_models(repository: Repository = REPOSITORY) -> None:
-    """List models with versions, the served ones, precision and backend."""
+    """List models with their versions, which one is served, precision and backend."""
     from rich.console import Console
     from rich.table import Table
 
@@ -53,7 +53,7 @@ def show(
     version: Annotated[int | None, typer.Option(help="Version to show. Default: the served one.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Show where a version came from, how it runs, and what the gate found."""
+    """Show where a version came from, how it runs, and the gate's report."""
     from rich.console import Console
 
     from deit.repository.layout import REPORT_TABLE
@@ -89,8 +89,8 @@ def show(
 def publish(
     model: Annotated[Path, typer.Argument(help="Folder of a model in another repository, such as staging/deit_tiny.")],
     repository: Repository = REPOSITORY,
-    name: Annotated[str | None, typer.Option(help="Name here; the folder's unless given.")] = None,
-    version: Annotated[int | None, typer.Option(help="Version to take; the served one unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in this repository. Default: the folder's.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to copy. Default: the served one.")] = None,
 ) -> None:
     """Copy a version of a model from another repository as the next version here, if `doctor` finds it sound."""
     from deit.repository.publishing import promote
@@ -126,8 +126,8 @@ def rollback(
         version = older[-1]
     serve_version(repository, name, version)
     print(
-        f"{name}: version {version} is served from Triton's next start on. A running `deit serve --allow-reload` takes "
-        "it at once with `deit models reload`, which needs --port if the server's is not 8080."
+        f"{name}: version {version} will be served from Triton's next start. A running `deit serve --allow-reload` "
+        "takes it now with `deit models reload`, which needs --port if the server's is not 8080."
     )
 
 
@@ -149,10 +149,10 @@ def shadow(
     version: TriedVersion = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Compare another model or version with a share of a model's answers.
+    """Run another model or version on a share of a model's requests, to compare them.
 
-    Callers never get its answers; /metrics has how often they differ. Triton
-    loads it at its next start; a server with --allow-reload, with
+    Callers never get its predictions; /metrics shows how often they differ.
+    Triton loads it at its next start; a server with --allow-reload, with
     `deit models reload`.
     """
     _try("shadow", repository, name, percent, model, version)
@@ -168,8 +168,8 @@ def canary(
 ) -> None:
     """Let another model or version answer a share of a model's requests.
 
-    Answers name the model and version that gave them. Triton loads it at
-    its next start; a server with --allow-reload, with `deit models reload`.
+    Responses name the model and version used. Triton loads the candidate at its
+    next start; a server with --allow-reload, with `deit models reload`.
     """
     _try("canary", repository, name, percent, model, version)
 
@@ -183,7 +183,7 @@ def _try(mode: Mode, repository: Path, name: str, percent: float, model: str | N
         end_candidate(repository, name)
         done = "no candidate"
     print(
-        f"{name}: {done} from Triton's next start on. A running `deit serve --allow-reload` takes it at once with "
+        f"{name}: {done} from Triton's next start. A running `deit serve --allow-reload` takes it now with "
         "`deit models reload`, which needs --port if the server's is not 8080."
     )
 
@@ -192,9 +192,9 @@ def _try(mode: Mode, repository: Path, name: str, percent: float, model: str | N
 def reload(
     port: Annotated[int, typer.Option(envvar="DEIT_PORT", help="Port on which `deit serve` listens.")] = 8080,
 ) -> None:
-    """Let a running server serve what its model repository holds now.
+    """Load new versions and models into a running server, and drop removed ones.
 
-    No request fails: old versions answer until the new ones have given
+    No request fails: old versions answer until the new ones have returned
     probabilities. A version that does not is refused, and the old one keeps
     serving.
     Exit status: 0 done, 1 a model was refused.
@@ -230,7 +230,7 @@ def doctor(
         str | None, typer.Option(help="Version of the TensorRT that will load plans, such as 11.1.0.")
     ] = None,
 ) -> None:
-    """Check a repository for faults and name their remedies. Exit status 1 if there are any."""
+    """Check a repository for faults and say how to fix them. Exit status 1 if there are any."""
     from deit.repository.doctor import examine
 
     findings = examine(repository, tensorrt=tensorrt)

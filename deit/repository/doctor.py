@@ -47,7 +47,7 @@ def examine(repository: Path, *, tensorrt: str | None = None) -> list[str]:
         tensorrt: version of the TensorRT that will load plans, such as "11.1.0"; plans are not compared when None.
     """
     names = model_folders(repository)
-    findings = [] if names else [f"{repository} holds no model: write one with `deit export`"]
+    findings = [] if names else [f"{repository} does not contain a model: write one with `deit export`"]
     if staging_folder(repository).exists():
         findings.append(
             f"{staging_folder(repository)} was left by a writer that was killed, unless one is at work now: the next "
@@ -122,7 +122,7 @@ def _labels(version: ModelVersion) -> Iterator[str]:
         return
     if list(output.dims) != [count]:
         yield (
-            f"{version.model} names {count} classes, the model decides among {list(output.dims)}: write one "
+            f"{version.model} names {count} classes, but the model has {list(output.dims)}: write one "
             "name a line, in the order of the classes"
         )
 

@@ -1,4 +1,4 @@
-"""Lets one writer at a time change a repository, and gives it a folder to prepare the change in."""
+"""A lock that lets one writer at a time change a repository, and a folder in which to prepare the change."""
 
 import errno
 import fcntl
@@ -60,6 +60,6 @@ def _lock(descriptor: int, repository: Path) -> None:
         if time.monotonic() > deadline:
             raise RepositoryError(
                 f"another process has been writing {repository} for {LOCK_WAIT_S:.0f} s: let that `deit export` or "
-                "`deit models` finish, or end it"
+                "`deit models` finish, or stop it"
             )
         time.sleep(0.05)

@@ -178,7 +178,7 @@ def candidate_of(model: Path, config: model_config_pb2.ModelConfig) -> Candidate
 
 
 def nothing_served(model: Path, config: model_config_pb2.ModelConfig) -> str:
-    """The sentence for a model of which Triton serves no version."""
+    """The message for a model without a served version."""
     asked = listed(config.version_policy.specific.versions) if config.version_policy.HasField("specific") else "latest"
     return f"{model} serves no version: {CONFIG_FILE} asks for {asked}, there are: {listed(version_numbers(model))}"
 
@@ -215,12 +215,15 @@ def model_names(repository: Path) -> list[str]:
     """Sorted names of the models, checked for what Triton would report late or not at all.
 
     Raises:
-        RepositoryError: the repository holds no model, or a folder in it is not one. Triton puts a model's name on a
+        RepositoryError: the repository does not contain a model, or a folder in it is not one. Triton puts a model's
+        name on a
             command line (CVE-2025-23316), so only a MODEL_NAME may reach it.
     """
     names = model_folders(repository)
     if not names:
-        raise RepositoryError(f"the model repository {repository} holds no model; write one with `deit export`")
+        raise RepositoryError(
+            f"the model repository {repository} does not contain a model; write one with `deit export`"
+        )
     for name in names:
         if not MODEL_NAME.fullmatch(name):
             raise RepositoryError(

@@ -195,7 +195,7 @@ def _candidate(model: Path) -> CandidateModel | None:
 def _say_what_ends(model: Path, candidate: CandidateModel | None) -> None:
     """A candidate ends with the served version that it was compared with."""
     if candidate is not None:
-        logger.warning("%s: %s ends", model.name, candidate)
+        logger.warning("%s: this ends the %s", model.name, candidate)
 
 
 def _refuse_other_interface(model: Path, config: model_config_pb2.ModelConfig, label_names: tuple[str, ...]) -> None:

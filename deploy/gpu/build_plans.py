@@ -2,11 +2,10 @@
 
     build_plans.py [MODELS PLANS CACHE]        /models, /plans and /cache unless given
 
-The served version of each model becomes a TensorRT plan, or stays ONNX for ONNX Runtime on CUDA where none can be
-built. Either is served only after a Triton of its own has given the answers that PyTorch gave when the version was
-exported; what does not is left out by name, and so is what does not compute on GPUs. What has not changed since the
-last time is kept, so that a restart takes no time. Standard library only: nothing of ours is in NVIDIA's image but
-these files.
+The served version of each model becomes a TensorRT plan or, if none can be built, stays ONNX for ONNX Runtime on CUDA.
+It is served only if its output in a temporary Triton matches what PyTorch gave at export; a model that does not match,
+or does not run on GPUs, is left out and named in the log. Unchanged models are kept, so a restart is quick. Standard
+library only: NVIDIA's image contains only these files of ours.
 """
 
 import contextlib
@@ -83,7 +82,7 @@ def main(
     tritonserver: Sequence[str] = ("tritonserver",),
     libraries: Path = LIBRARIES,
 ) -> None:
-    """Make PLANS/repository anew, whole. Raises SystemExit when nothing can be served, and leaves it as it was."""
+    """Rebuild PLANS/repository atomically. Raises SystemExit, and changes nothing, if no model can be served."""
     machine = find_machine(libraries)
     print(f"TensorRT {machine.tensorrt} on {machine.gpus}", flush=True)
     tools = Tools(trtexec, tritonserver, cache / "timing.cache")

@@ -1,6 +1,6 @@
-"""Whether a model in Triton answers as PyTorch did, on the images that `deit export` put next to each version.
+"""Compares a model in Triton with PyTorch, on the images that `deit export` stored with each version.
 
-Standard library only: nothing of ours is in NVIDIA's image.
+Standard library only, because NVIDIA's image does not contain our packages.
 """
 
 import ast
@@ -150,7 +150,8 @@ def differences(expected: Reference, found: dict[str, Rows]) -> Iterator[str]:
     if not all(abs(sum(row) - 1) < LARGEST_SUM_ERROR for row in rows):
         yield "some outputs are not probabilities that add up to 1"
     count = len(expected.images)
-    # The share is of hundreds of images and there are few here, all of which the judged engine answered as PyTorch did.
+    # The share is of hundreds of images and there are few here, and the engine that passed the gate agreed with PyTorch
+    # on all of them.
     may_change = math.ceil((1 - (expected.limits["agreement"] or 0)) * count - 1e-9)
     first = next(iter(expected.outputs))
     changed = sum(_best(a) != _best(b) for a, b in zip(expected.outputs[first], found[first], strict=True))
@@ -190,11 +191,11 @@ def ask(url: str, name: str, version: str, expected: Reference, start: int, end:
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
             length = int(answer.headers["Inference-Header-Content-Length"])
-            told, body = json.loads(answer.read(length)), answer.read()
+            described, body = json.loads(answer.read(length)), answer.read()
     except urllib.error.HTTPError as error:
         raise Refused(f"it does not answer: {error.read().decode(errors='replace')[:500]}") from error
     found, place = {}, 0
-    for output in told["outputs"]:
+    for output in described["outputs"]:
         size = output["parameters"]["binary_data_size"]
         found[output["name"]] = _rows(body[place : place + size], output["shape"][1])
         place += size

@@ -38,7 +38,7 @@ RUN install-extra export
 FROM build AS build-benchmark
 RUN install-extra benchmark
 
-# perf_analyzer wants an older tritonclient than ours, so it has an environment of its own, and Debian's libb64.
+# perf_analyzer wants an older tritonclient than ours, so it has a separate environment, and Debian's libb64.
 FROM build AS build-perf-analyzer
 COPY requirements/perf-analyzer.txt requirements/
 RUN python3 -m venv /opt/perf-analyzer \

@@ -1,4 +1,4 @@
-"""What a server answers to a client, and what can go wrong instead."""
+"""The results that the clients return, and the errors that they raise."""
 
 import base64
 import struct
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class ClientError(DeitError):
-    """The server gave no answer."""
+    """The server did not give an answer."""
 
 
 class Unreachable(ClientError):
@@ -55,7 +55,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Tokens(Generic[T]):
-    """Something of each token; a model with one head has only the class token."""
+    """A value for each token; a model with one head has only the class token."""
 
     class_token: T
     distillation_token: T | None

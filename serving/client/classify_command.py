@@ -1,4 +1,4 @@
-"""`deit classify`: pictures, folders and patterns through a running server."""
+"""`deit classify`: sends images, folders and patterns to a running server."""
 
 import asyncio
 import csv
@@ -40,12 +40,12 @@ class Unclassified(DeitError):
 def classify(
     files: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders (with everything below), and patterns such as 'holiday/**/*.jpg'."),
+        typer.Argument(help="Images, folders (searched recursively), and patterns such as 'holiday/**/*.jpg'."),
     ],
     url: Annotated[str, typer.Option(envvar="DEIT_URL", help="Address of the server.")] = DEFAULT_URL,
     model: Annotated[str | None, typer.Option(help="Name of the model. Default: the server's.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of the model. Default: the newest.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Predictions per picture, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Predictions per image, best first.")] = 1,
     min_probability: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out classes below this probability.")
     ] = None,
@@ -57,15 +57,17 @@ def classify(
     concurrency: Annotated[
         int,
         typer.Option(
-            min=1, help="Requests in flight. Lower it on a slow connection; a busy server slows the command by itself."
+            min=1,
+            help="Requests in flight. Lower it on a slow connection; the command slows down by itself when the "
+            "server is busy.",
         ),
     ] = 8,
 ) -> None:
-    """Classify pictures with a running server.
+    """Classify images with a running server.
 
-    Answers come in the order of the files. DEIT_API_KEY holds the key, if the
-    server needs one. Exit status: 0 every picture was classified, 1 some were
-    not, 2 wrong usage.
+    Results are printed in the order of the files. Set DEIT_API_KEY if the server
+    needs a key. Exit status: 0 every image was classified, 1 some were not,
+    2 wrong usage.
     """
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other; choose one")
@@ -74,7 +76,7 @@ def classify(
     options = ClassifyOptions(model=model, version=version, top_k=top_k, min_probability=min_probability, heads=heads)
     failed = asyncio.run(_classify(found, url, options, concurrency, write))
     if failed:
-        raise Unclassified(f"{failed} of {len(found)} pictures not classified")
+        raise Unclassified(f"{failed} of {len(found)} images not classified")
 
 
 def find(given: str) -> Iterator[Path]:
@@ -89,7 +91,7 @@ def find(given: str) -> Iterator[Path]:
     pictures = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
     others = Counter(file.suffix.lower() or file.name for file in files if file.suffix.lower() not in SUFFIXES)
     if not pictures:
-        what = f"the folder holds no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
+        what = f"the folder does not contain an image ({', '.join(SUFFIXES)})" if path.is_dir() else "not found"
         raise typer.BadParameter(f"{given}: {what}")
     if others:
         left_out = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
@@ -120,10 +122,10 @@ async def _classify(
 async def outcomes(
     client: AsyncClient, files: list[Path], options: ClassifyOptions, concurrency: int
 ) -> AsyncIterator[FileOutcome]:
-    """In the order of the files, with at most `concurrency` of them on their way.
+    """Outcomes in the order of the files, with at most `concurrency` in flight.
 
     Raises:
-        ClientError: none of the files can be the reason, so further ones would fail too.
+        ClientError: the error is not due to a file, so further ones would fail too.
     """
     turns = asyncio.Semaphore(concurrency)
 

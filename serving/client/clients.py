@@ -1,11 +1,11 @@
-"""Classify pictures from Python, with httpx alone:
+"""Classify images from Python; needs only httpx:
 
     from serving.client import Client
 
     with Client("http://127.0.0.1:8080") as client:
         print(client.classify("photo.jpg").best.label)
 
-A busy server says when to try again; both clients wait that long and try again, for at most `patience_s`.
+A busy server says when to retry; both clients wait that long and retry, for at most `patience_s`.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class ClassifyOptions(TypedDict, total=False):
 
 
 class Client:
-    """Classifies with one server, one picture at a time; use it as a context manager, or close it.
+    """Classifies on one server, one image at a time; use it as a context manager, or close it.
 
     Args:
         api_key: if the server needs one. Default: the environment variable DEIT_API_KEY.
@@ -97,7 +97,7 @@ class Client:
 
 
 class AsyncClient:
-    """Client for asyncio: many pictures at once over a few connections."""
+    """Client for asyncio: many images at once over a few connections."""
 
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0, patience_s: float = 60.0
@@ -165,7 +165,7 @@ def _waits_s(patience_s: float) -> Iterator[float]:
 
 
 def _wait_s(response: httpx.Response, patience_left_s: Iterator[float]) -> float | None:
-    """How long to wait before asking again; None when the response is to be taken as it is."""
+    """How long to wait before a retry; None if the response is final."""
     retry_after = response.headers.get("Retry-After", "")
     if response.status_code not in (429, 503) or not retry_after.isdecimal():
         return None

@@ -1,7 +1,7 @@
-"""The command line of `tritonserver`, by version: a Triton ends at once on an option that it does not know.
+"""The command line of `tritonserver`, by version, because Triton exits on an option that it does not know.
 
-What is set: loopback unless asked otherwise, gRPC and metrics, no way to load models or files from outside without a
-key, everything explicit.
+It listens on loopback unless asked otherwise, with gRPC and metrics; loading models or files from outside needs a key.
+All options are set explicitly.
 Sources: `src/command_line_parser.cc` of https://github.com/triton-inference-server/server, branch by branch.
 """
 
@@ -26,8 +26,8 @@ HTTP_THREADS = 2
 SHM_BYTES = 64 * 2**20
 SHM_GROWTH_BYTES = 16 * 2**20
 
-# Protocols that nothing of ours uses, and that other users of the machine could misuse on loopback (CVE-2024-0087,
-# CVE-2025-23319). They require a header whose value nobody knows. So does shared memory, unless the gateway uses it.
+# Protocols that we do not use, and that other users of the machine could misuse on loopback (CVE-2024-0087,
+# CVE-2025-23319). They require a header whose value is secret. So does shared memory, unless the gateway uses it.
 CLOSED_PROTOCOLS = "trace,logging"
 
 # Loading models: it can bring files, and with a Python backend any program (CVE-2025-23316).
@@ -56,9 +56,9 @@ def triton_options(
 
     Args:
         host: address of gRPC and metrics; HTTP stays on loopback.
-        control_key: the key to load and unload models with; None when nobody may.
-        traces_url: where an OpenTelemetry collector takes spans of requests that bear a `traceparent`; None for none.
-        shared_memory_key: the key for registering shared memory; None when nobody may.
+        control_key: the key to load and unload models with; None to forbid it. traces_url: OpenTelemetry collector for
+            spans of requests with a `traceparent`; None for none.
+        shared_memory_key: the key for registering shared memory; None to forbid it.
     """
     is_ipv6 = ":" in host
     closed = CLOSED_PROTOCOLS if shared_memory_key else f"{KEY_NAME},{CLOSED_PROTOCOLS}"

@@ -1,4 +1,4 @@
-"""The server's half of `deit/control.py`: commands on a Unix socket, in a folder that only its user may enter."""
+"""The server's half of `deit/control.py`: commands on a Unix socket, in a folder that only its user can open."""
 
 import asyncio
 import contextlib

@@ -1,12 +1,12 @@
 """Decodes JPEGs for Triton's model decode_jpegs: `python -m serving.embedded.jpeg_process ...`, one per instance.
 
-A process of its own, because a picture that ends the library must not end a process of Triton, with which all models
-would be started again. nvImageCodec decodes, on the GPU with nvJPEG or on the CPU with libjpeg-turbo, and ONNX Runtime
-resizes, on the same device. Before it takes a picture it proves that its pixels are Pillow's, up to DISTANCE_LEVELS.
+A separate process, because an image that crashes the library must not crash a process of Triton, which would restart
+all models. nvImageCodec decodes, on the GPU with nvJPEG or on the CPU with libjpeg-turbo, and ONNX Runtime resizes, on
+the same device. Before it accepts files it checks that its pixels are Pillow's, within DISTANCE_LEVELS.
 
-A question is two messages, JSON with the preprocessing and the sizes of the files, and the files; the answer is a byte
-for each file, 1 if it was decoded, and a message with the pixels of those that were, uint8 (N, side, side, 3). The end
-of the socket is the end of the process.
+A request is two messages: JSON with the preprocessing and the sizes of the files, and the files. The response is a byte
+for each file, 1 if it was decoded, and a message with the pixels of those that were, uint8 (N, side, side, 3). The
+process exits when the socket is closed.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class JpegDecoder:
         options.intra_op_num_threads = 1
         if on_gpu:
             self._session = gpu_session(GRAPH, options, [cuda_provider()])
-            # nvImageCodec works on a stream of its own, and ONNX Runtime on another.
+            # nvImageCodec and ONNX Runtime work on different streams.
             self._wait_for_gpu = ctypes.CDLL("libcudart.so.13").cudaDeviceSynchronize
         else:
             self._session = onnxruntime.InferenceSession(GRAPH, options, providers=[CPU])
@@ -131,7 +131,7 @@ class JpegDecoder:
 
 
 def prove(decoder: JpegDecoder) -> None:
-    """Raises ServingError when the pixels of plain JPEGs of several kinds are further from Pillow's than allowed."""
+    """Raises ServingError if the pixels of several kinds of plain JPEG differ from Pillow's by more than allowed."""
     files = list(plain_jpegs())
     distances = []
     for content, pixels in zip(files, decoder.pixels(files, PROVED_WITH), strict=True):

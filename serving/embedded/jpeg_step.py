@@ -1,4 +1,4 @@
-"""The model decode_jpegs in the repository that the embedded Triton sees, when it is asked to decode."""
+"""Adds the model decode_jpegs to the repository that the embedded Triton sees, with --triton-decode."""
 
 import sys
 from pathlib import Path

@@ -45,7 +45,7 @@ HARMLESS = (
 class Ailment:
     """Attributes:
     reason: what is wrong.
-    may_pass: it may end by itself; else only a new Triton helps.
+    may_pass: it may recover by itself; else Triton must be restarted.
     """
 
     reason: str
@@ -92,7 +92,7 @@ class TritonProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it ended unasked."""
+        """Whether it exited without being stopped."""
         return not self._is_stopping and self._process.poll() is not None
 
     def ailment(self) -> "Ailment | None":
@@ -118,7 +118,7 @@ class TritonProcess:
         return None
 
     def end_reason(self) -> str | None:
-        """Triton's own reason if it ended unasked; may wait a second for its last output."""
+        """Triton's own reason if it exited without being stopped; may wait a second for its last output."""
         if not self.has_ended:
             return None
         self._reader.join(timeout=1)  # the last lines may still be in the pipe
@@ -130,7 +130,7 @@ class TritonProcess:
         return list(dict.fromkeys(self._errors))
 
     def raise_if_ended(self) -> None:
-        """Raises ServingError with Triton's own reason if it ended unasked."""
+        """Raises ServingError with Triton's own reason if it exited without being stopped."""
         if (reason := self.end_reason()) is not None:
             raise ServingError(reason)
 
@@ -141,7 +141,7 @@ class TritonProcess:
         try:
             self._process.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:
-            logger.warning("Triton did not end within %.0f s and is killed", grace_s)
+            logger.warning("Triton did not exit within %.0f s; killing it", grace_s)
         finally:
             self.kill()
 

@@ -1,8 +1,9 @@
-"""Follows the model repository while it is served: versions are loaded, checked and switched to, and no request fails.
+"""Reloads the model repository while it is served: loads versions, checks them and switches to them, and no request
+fails.
 
-The old versions serve on until the new ones have answered; only then do requests go to the new ones, and the old ones
-are unloaded when no request that was meant for them can be left. A version that does not load or does not answer as
-a classifier must is refused, and all is as it was.
+The old versions keep serving until the new ones have answered; then requests go to the new ones, and the old ones are
+unloaded once their last request is done. A version that does not load, or does not return probabilities, is refused,
+and nothing changes.
 """
 
 import asyncio
@@ -86,7 +87,7 @@ class Reloader:
         """Serve what the repository offers now, model by model.
 
         Raises:
-            RepositoryError, ServingError: the repository as a whole cannot be followed; nothing has changed.
+            RepositoryError, ServingError: the repository as a whole cannot be read; nothing has changed.
         """
         async with self._turn:
             if self._unloading:  # of the reload before
@@ -102,7 +103,7 @@ class Reloader:
             for change in changes:
                 self.metrics.count_load(change.outcome)
                 if change.outcome == "refused":
-                    logger.error("the model %s is served as before: %s", change.model, change.reason)
+                    logger.error("the model %s is unchanged: %s", change.model, change.reason)
                 elif change.outcome != "unchanged":
                     logger.info("%s the model %s %s", change.outcome, change.model, " ".join(change.versions))
             return changes
@@ -165,7 +166,7 @@ class Reloader:
                 prove(client, model, version)
             if model.candidate is not None and model.candidate.model == name:
                 if model.other is None:
-                    raise ServingError(f"its {model.candidate} does not answer as a classifier; the log says why")
+                    raise ServingError(f"its {model.candidate} does not work as a classifier; the log says why")
                 prove(client, model.other, model.other.version)
         return model
 
@@ -190,7 +191,7 @@ class Reloader:
 
 
 def prove(client: InferenceServerClient, model: ServedModel, version: str) -> None:
-    """Raises ServingError when a version gives no probabilities for a grey image."""
+    """Raises ServingError if a version does not return probabilities for a grey image."""
     grey = np.full((1, *model.input_shape), 128, np.uint8)
     result = client.infer(
         model.name,
@@ -202,6 +203,6 @@ def prove(client: InferenceServerClient, model: ServedModel, version: str) -> No
     row = result.as_numpy(PROBABILITIES)[0]
     if not np.isfinite(row).all() or row.min() < 0 or abs(row.sum() - 1) > SUM_TOLERANCE:
         raise ServingError(
-            f"version {version} of the model {model.name} gives no probabilities: they add up to {row.sum():g}; "
-            "export it again"
+            f"version {version} of the model {model.name} does not return probabilities: they add up to "
+            f"{row.sum():g}; export it again"
         )

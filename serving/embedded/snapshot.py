@@ -1,7 +1,7 @@
 """The model repository as Triton sees it: links to the versions to serve, and separate configurations.
 
-So an export in progress, an edited file or a refused version does not reach a Triton that is restarted: the served
-versions change only when `deit serve` starts and when it is asked to reload.
+So a restarted Triton does not pick up an export in progress, an edited file or a refused version: the served versions
+change only when `deit serve` starts or reloads.
 """
 
 import shutil

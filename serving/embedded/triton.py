@@ -1,7 +1,7 @@
-"""The embedded Triton, from its start to its end.
+"""The lifecycle of the embedded Triton: start, watch, restart, stop.
 
-**Start** (`embedded_triton`). The binary comes from a wheel (wheel.py). It gets a folder of this run (run_folder.py)
-with our backends and a snapshot of the model repository (snapshot.py), its options (command_line.py), and becomes a
+**Start** (`embedded_triton`). The binary comes from a wheel (wheel.py). It gets a folder for this run (run_folder.py)
+with our backends and a snapshot of the model repository (snapshot.py), and its options (command_line.py). It runs as a
 child process (process.py) that the kernel kills when ours is killed (with_parent.py).
 
 **Watch** (`EmbeddedTriton.watch`). Three checks run ten times a second, because Triton's own health says "ready" while
@@ -11,11 +11,10 @@ the process that runs a model is dead:
 2. The kernel: a process of Triton is stopped, or one that ran a model died (`TritonProcess.ailment`).
 3. A model has not answered for seconds, not even the gateway's probe (serving/gateway/readiness.py).
 
-**Restart.** The rest of Triton is killed, in any state, and another one started, which loads the models again. The
-first restart comes at once, the next ones after growing pauses. After too many in a row the watch returns, and
-`failure` says why.
+**Restart.** What is left of Triton is killed, and a new one is started, which loads the models again. The first restart
+is immediate, the next ones wait longer and longer. After too many in a row the watch returns, and `failure` says why.
 
-**End.** When the block of `embedded_triton` ends, Triton unloads its models, and is killed if that takes too long.
+**Stop.** When the block of `embedded_triton` ends, Triton unloads its models, and is killed if that takes too long.
 """
 
 import asyncio
@@ -61,8 +60,8 @@ class EmbeddedTriton:
         process: the current one.
         snapshot: the model repository as this Triton sees it.
         offers: the last offer of each model that it was shown.
-        control_headers: gRPC headers that loading models needs; empty when nobody may.
-        shared_memory_key: the key for registering shared memory; None when nobody may.
+        control_headers: gRPC headers that loading models needs; empty if it is forbidden.
+        shared_memory_key: the key for registering shared memory; None if it is forbidden.
         failure: why it was given up, once it was.
     """
 
@@ -87,7 +86,7 @@ class EmbeddedTriton:
             yield
 
     async def watch(self, readiness: Readiness) -> None:
-        """Start Triton again whenever it fails; return, with `failure`, when it failed too often in a row."""
+        """Restart Triton whenever it fails; return, with `failure`, when it failed too often in a row."""
         restarts = 0
         while True:
             steady_since_s = time.monotonic()
@@ -101,7 +100,7 @@ class EmbeddedTriton:
             pause_s = min(LONGEST_PAUSE_S, SECOND_PAUSE_S * 2 ** (restarts - 1)) if restarts else 0.0
             restarts += 1
             logger.error(
-                "%s; starting Triton again in %.0f s (%d of at most %d in a row)",
+                "%s; restarting Triton in %.0f s (%d of at most %d in a row)",
                 *(reason, pause_s, restarts, self.most_restarts),
             )
             await asyncio.sleep(pause_s)
@@ -110,7 +109,7 @@ class EmbeddedTriton:
             await self._until_ready(readiness)
 
     async def _trouble(self, readiness: Readiness) -> str:
-        """Return, with the reason, when only another Triton helps."""
+        """Return, with the reason, when Triton must be restarted."""
         ill_since_s = math.inf
         while True:
             close_shared_memory()
@@ -195,7 +194,7 @@ def embedded_triton(
             traces_url=traces_url,
         )
         logger.info(
-            "starting Triton %d.%d (release 24.10) with %s; it lacks the security fixes since October 2024 and %s",
+            "starting Triton %d.%d (release 24.10) with %s; it lacks security fixes made since October 2024 and %s",
             *wheel.version,
             ", ".join(offers),
             "therefore listens on loopback only"

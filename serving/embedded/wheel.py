@@ -1,4 +1,4 @@
-"""The wheel `nvidia-pytriton`: where its `tritonserver` and libraries lie, and whether they can run here.
+"""The wheel `nvidia-pytriton`: where its `tritonserver` and libraries are, and whether they can run here.
 
 Only the files are used; the package `pytriton` is never imported.
 """
@@ -93,7 +93,7 @@ class TritonWheel:
 def nvidia_libraries() -> list[Path]:
     """The folders in which the wheels nvidia-* keep CUDA, cuDNN and cuBLAS, such as nvidia/cu13/lib; none without one.
 
-    ONNX Runtime opens some of them by name while it computes, when no package can help it any more.
+    ONNX Runtime opens some of them by name while it computes, when it is too late for a package to help.
     nvImageCodec makes `nvidia` a package of its folder alone, so Python does not know all of them.
     """
     return [library for folder in sys.path for library in sorted(Path(folder).glob("nvidia/*/lib"))]
@@ -104,7 +104,7 @@ def _joined(folders: Iterable[Path | str | None]) -> str:
 
 
 def find_wheel() -> TritonWheel:
-    """Raises ServingError that says what stands in the way of the embedded Triton, and what to do."""
+    """Raises ServingError if the embedded Triton cannot run here, with what to do."""
     check_platform()
     check_numpy()
     spec = importlib.util.find_spec("pytriton")
@@ -116,7 +116,7 @@ def find_wheel() -> TritonWheel:
     installed = metadata.version(WHEEL)
     if installed not in TRITON_OF_WHEEL:
         raise ServingError(
-            f"{WHEEL} {installed} is installed, but this server knows {', '.join(TRITON_OF_WHEEL)}; "
+            f"{WHEEL} {installed} is installed, but this server supports only {', '.join(TRITON_OF_WHEEL)}; "
             f"{how_to_install('serving')}"
         )
     package = Path(spec.origin).parent
@@ -152,7 +152,7 @@ def check_numpy() -> None:
     version = metadata.version("numpy")
     if int(version.partition(".")[0]) >= 2:
         raise ServingError(
-            f"numpy {version} is installed, with which the embedded Triton answers wrongly; it needs one below 2: "
+            f"numpy {version} is installed, with which the embedded Triton gives wrong results; it needs one below 2: "
             f"{how_to_install('serving')}"
         )
 

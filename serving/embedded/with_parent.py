@@ -1,10 +1,9 @@
-"""Becomes a program that the kernel kills when its parent ends: `python -IS with_parent.py PARENT_PID PROGRAM ...`
+"""Runs a program that the kernel kills when its parent dies: `python -IS with_parent.py PARENT_PID PROGRAM ...`
 
 Popen's `preexec_fn` would do the same, but runs Python between fork and exec of a process with threads, where it may
-deadlock. SIGKILL, because it works on a Triton in any state; its Python stubs notice within two seconds, end, and
-remove their shared memory. Some do not: a stub that waits for a lock which the killed Triton held waits forever. So a
-guard ends the rest of the process group. Linux only; the setting survives exec. Imports nothing but the standard
-library.
+deadlock. SIGKILL, because it works on a Triton in any state; its Python stubs notice within two seconds, exit, and
+remove their shared memory. Some do not: a stub that waits for a lock held by the killed Triton waits forever. So a
+guard kills the rest of the process group. Linux only; the setting survives exec. Imports only the standard library.
 """
 
 import ctypes

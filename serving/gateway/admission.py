@@ -1,9 +1,9 @@
-"""How much work the gateway takes on: an early refusal costs next to nothing, and what is admitted is answered soon.
+"""How much work the gateway accepts: an early refusal costs almost nothing, and what is admitted is answered soon.
 
-Three quantities are in flight: bytes of bodies that have arrived (memory), megapixels (decoding time and memory) and
-images. The limit of images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when
-they are not, so it finds what this machine and this model can do. Large images have a separate limit: they wait for
-each other, and small ones, for which a decoder stays free, need not. Retry-After is the backlog divided by the measured
+Three quantities are limited: bytes of request bodies (memory), megapixels (decoding time and memory) and images. The
+limit on images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when they are not,
+so it adapts to the machine and the model. Large images have a separate limit: they queue for each other, while one
+decoder stays free for small ones. Retry-After is the backlog divided by the measured
 rate.
 """
 
@@ -69,12 +69,12 @@ class ServiceRate:
         self._finished += units
 
     def per_second(self) -> float | None:
-        """None as long as nothing was finished."""
+        """None until something has finished."""
         return self._finished / self._busy_s if self._finished and self._busy_s else None
 
 
 class Lane:
-    """Images of one kind: how many are in flight, how many may be, and how fast they are answered."""
+    """Images of one size class: how many are in flight, their limit, and how fast they are answered."""
 
     def __init__(self, max_wait_s: float) -> None:
         self._max_wait_s = max_wait_s
@@ -101,7 +101,8 @@ class Lane:
         self._adapt(took_s)
 
     def wait_s(self) -> float:
-        """Until what is in flight is done, at the rate measured lately; 1 as long as nothing was measured."""
+        """Seconds until the images in flight are done, at the recently measured rate; 1 before the first
+        measurement."""
         self._advance()
         backlogs = ((self.images, self._image_rate.per_second()), (self.pixels, self._pixel_rate.per_second()))
         return max((backlog / rate for backlog, rate in backlogs if rate), default=1)
@@ -112,7 +113,7 @@ class Lane:
         self._pixel_rate.advance(now_s, was_busy=self.pixels > 0)
 
     def _adapt(self, took_s: float) -> None:
-        """Move the limit by how long an image took from its turn to its answer."""
+        """Adapt the limit to how long an image took from its turn to its answer."""
         if took_s <= self._max_wait_s:
             is_used = self.images >= 0.8 * self.limit  # else nothing shows that more would be well too
             if is_used and took_s <= GROWTH_BELOW * self._max_wait_s:
@@ -140,7 +141,7 @@ class Admission:
 
     @property
     def has_room(self) -> bool:
-        """Whether there is time for work that no caller waits for: the limits are not close."""
+        """Whether there is room for background work: the limits are not close."""
         near = any(lane.images >= BUSY * lane.limit for lane in (self._small, self._large))
         return not (near or self.is_stopping)
 
@@ -150,7 +151,7 @@ class Admission:
         return int(self._small.limit)
 
     def stop(self) -> None:
-        """Report in /readyz that the server is stopping. Requests that are on their way are still admitted."""
+        """Report in /readyz that the server is stopping. Requests that still arrive are admitted."""
         self.is_stopping = True
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ class Admission:
             Draining, Overloaded
         """
         if self._is_closed:
-            raise Draining("the server is shutting down; another may answer")
+            raise Draining("the server is shutting down; retry on another")
         self._check_bytes(self._limits.max_body_bytes if declared_bytes is None else declared_bytes)
         self._check_images(self._small)
         ticket = Ticket(self)
@@ -174,7 +175,7 @@ class Admission:
         return ticket
 
     async def drained(self) -> None:
-        """Return when every request that is in flight now has its answer; further ones may come meanwhile."""
+        """Return when all requests that are now in flight have been answered; new ones may arrive meanwhile."""
         earlier = set(self._tickets)
         while earlier & self._tickets:
             await asyncio.sleep(DRAIN_POLL_S)
@@ -208,7 +209,7 @@ class Ticket:
         self._places: list[tuple[Lane, int, int]] = []
 
     def arrive(self, count: int) -> None:
-        """Count bytes of the body that have come.
+        """Count bytes of the body that have arrived.
 
         Raises:
             Overloaded: the bodies in flight have too many; drop this one.
@@ -222,7 +223,7 @@ class Ticket:
         """Take places for the images of the request, once they have arrived; `pixels` is what each declares.
 
         Raises:
-            Overloaded: no places are left.
+            Overloaded: there is no room left.
         """
         admission = self._admission
         small, large = admission._small, admission._large

@@ -1,6 +1,7 @@
-"""API keys, known only by their SHA-256 and compared in constant time; several are valid at once, to change them.
+"""API keys, stored only as SHA-256 and compared in constant time; several are valid at once, so that they can be
+changed.
 
-A key is a long random text, so a fast hash is enough: nobody can try 2^128 of them.
+A key is a long random string, so a fast hash is enough: nobody can try 2^128 of them.
 """
 
 import hashlib
@@ -30,11 +31,11 @@ class ApiKeys:
     digests: Mapping[str, bytes]
 
     def reload(self, file: Path | None, from_environment: str | None) -> None:
-        """Read the file again. If it cannot be read, or holds no key, the old keys stay, and the log says why."""
+        """Read the file again. If it cannot be read, or has no key, the old keys stay, and the log says why."""
         try:
             keys = load_api_keys(file, from_environment)
         except ServingError as error:
-            logger.error("the API keys stay as they are: %s", error)
+            logger.error("the API keys are unchanged: %s", error)
             return
         if keys is not None:
             before, self.digests = self.digests, keys.digests
@@ -59,7 +60,8 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
     """The keys of the file and of the environment variable; None when neither is given.
 
     Raises:
-        ServingError: a key is too short, or the file cannot be read. No message holds a key or a line of the file.
+        ServingError: a key is too short, or the file cannot be read. Messages never contain a key or a line of the
+        file.
     """
     digests: dict[str, bytes] = {}
     if from_environment is not None:
@@ -76,7 +78,8 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
         if file is None and from_environment is None:
             return None
         raise ServingError(
-            f"{file or ENVIRONMENT_VARIABLE} holds no key; add one (docs/serving.md says how), or leave it out"
+            f"{file or ENVIRONMENT_VARIABLE} does not contain a key; add one (docs/serving.md says how), or leave it "
+            "out"
         )
     return ApiKeys(digests)
 

@@ -57,10 +57,10 @@ Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may send requests, how often, and from which pages; None and empty for everybody on this machine.
+    """Who may send requests, how often, and from which pages; None and empty for everyone on this machine.
 
     Attributes:
-        trusted_proxies: proxies whose X-Forwarded-For is believed.
+        trusted_proxies: proxies whose X-Forwarded-For is trusted.
     """
 
     keys: ApiKeys | None = None
@@ -171,7 +171,7 @@ def _add_middleware(
     metrics: Metrics,
     tracing: Tracing | None,
 ) -> None:
-    """From the innermost to the outermost, which is the last one added."""
+    """Add middleware from the innermost to the outermost, which is added last."""
     app.add_middleware(AdmissionControl, admission=admission)
     app.add_middleware(BodyGuard, max_bytes=settings.limits.max_body_bytes)
     if access.keys is not None:

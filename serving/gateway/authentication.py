@@ -27,7 +27,7 @@ KEY_SCHEMES = {
 
 
 class TokenBucket:
-    """`rate` permissions a second, as many at once as come in a second."""
+    """`rate` permits per second, with bursts of one second's worth."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -36,7 +36,7 @@ class TokenBucket:
         self._last_s = time.monotonic()
 
     def wait_s(self) -> float:
-        """Take a permission and return 0, or return the seconds until there is one."""
+        """Take a permit and return 0, or return the seconds until there is one."""
         now_s = time.monotonic()
         self._tokens = min(self._capacity, self._tokens + (now_s - self._last_s) * self._rate)
         self._last_s = now_s
@@ -47,10 +47,10 @@ class TokenBucket:
 
 
 class Authentication:
-    """Lets requests with a live key through, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+    """Lets requests with a valid key through, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
     Args:
-        rate_limit: how many requests with pictures each key may send per second; None for any number.
+        rate_limit: how many requests with images each key may send per second; None for no limit.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, *, rate_limit: float | None) -> None:
@@ -75,11 +75,11 @@ class Authentication:
         name = self._keys.name_of(key)
         if name is None:
             await asyncio.sleep(WRONG_KEY_S)
-            raise Unauthorized("the key is not known here")
+            raise Unauthorized("the key is unknown")
         if self._rate_limit is not None and answering_route(scope["path"]) is not None:
             wait_s = self._buckets.setdefault(name, TokenBucket(self._rate_limit)).wait_s()
             if wait_s > 0:
-                raise RateLimited("the key was used more often than its limit", retry_after_s=math.ceil(wait_s))
+                raise RateLimited("the key exceeded its rate limit", retry_after_s=math.ceil(wait_s))
         return name
 
 

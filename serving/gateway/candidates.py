@@ -1,6 +1,6 @@
-"""Decides which requests a model shares with its candidate: a canary answers them, a shadow is only compared.
+"""Decides which requests go to a model's candidate: a canary answers them, a shadow is only compared.
 
-The request's id alone decides. Requests that name a version or contain pixels always get the model they name.
+Only the request's id decides. Requests that name a version or contain pixels always get the model they name.
 """
 
 import logging
@@ -37,7 +37,7 @@ class Candidates:
         return self._chosen.get(model.name, model.candidate)
 
     def share(self, question: Question, model: ServedModel, record: RequestRecord) -> Question:
-        """The question as it is, or with a shadow, or put to the canary.
+        """The question unchanged, with a shadow, or addressed to the canary.
 
         If the canary is unavailable the model answers, which is counted and logged.
         """
@@ -93,5 +93,5 @@ def check_candidates(candidates: Mapping[str, CandidateModel], discovered: Disco
         if served is not None and tried is not None and tried.labels != served.labels:
             raise ServingError(
                 f"{named(f'--{candidate.mode}')}: {candidate.model} has other class names than {name}, so it cannot "
-                "answer in its place"
+                "replace it"
             )

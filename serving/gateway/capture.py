@@ -1,8 +1,8 @@
-"""Keeps a sampled share of pictures with their answers in a folder, to look at them or to train on them.
+"""Saves a sample of the images with their predictions in a folder, to inspect them or to train on them.
 
-Each becomes a separate folder, `<time>-<request id>-<random>/`, with the picture as received and `answer.json`, written
-atomically. One thread writes, and no caller waits for it; if it falls behind, further images are dropped. When the
-folder is full, nothing more is kept until some are deleted.
+Each becomes a separate folder, `<time>-<request id>-<random>/`, with the image as received and `answer.json`, written
+atomically. One thread writes, and callers do not wait for it; if it falls behind, further images are dropped. When the
+folder is full, saving stops until some are deleted.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Captured:
 
 
 class Capture:
-    """Belongs to the event loop; makes the folder, for this user alone, when there is none.
+    """Belongs to the event loop; creates the folder, only for this user, if it is missing.
 
     Raises:
         ServingError: the folder cannot be written.
@@ -155,7 +155,7 @@ class Contents:
     bytes: int = 0
 
     def count_again(self) -> None:
-        """Count the folder's contents, of which some may have been deleted, and remove what a killed writer left."""
+        """Count the folder's contents, since some may have been deleted, and remove what a killed writer left."""
         self.images = self.bytes = 0
         for entry in self.folder.iterdir():
             if not entry.name.startswith("."):
@@ -167,7 +167,7 @@ class Contents:
 
 @contextlib.contextmanager
 def counted(folder: Path) -> Iterator[Contents]:
-    """The count that all gateways keep in one file, for this one alone while the block runs."""
+    """The count that all gateways keep in one file, locked while the block runs."""
     with (folder / TALLY_FILE).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""From an uploaded image to the answer: decode, ask the model, pick the best classes, compare the heads."""
+"""From an uploaded image to the prediction: decode, run the model, pick the best classes, compare the heads."""
 
 import asyncio
 import time
@@ -50,7 +50,7 @@ class AnsweredImage:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Answers questions about images, each image on its own.
+    """Classifies images, each one separately.
 
     Args:
         max_pixels: of an image that is decoded whole.
@@ -71,7 +71,7 @@ class Classifier:
         """The answer for one image.
 
         Raises:
-            Problem: the image is refused, or the model gives no answer in time.
+            Problem: the image is refused, or the model does not answer in time.
         """
         asked = await self.output(upload, question, deadline=deadline, record=record)
         answer, labels = asked.answer, asked.model.labels
@@ -227,7 +227,7 @@ class Classifier:
                 failures += 1
                 if failures == 2:
                     raise
-                failed = None if isinstance(problem, VersionChanged) else triton  # what it serves is asked again
+                failed = None if isinstance(problem, VersionChanged) else triton  # what it serves is read again
                 continue
             if jpeg is not None:
                 self.count_jpeg(True)
@@ -239,7 +239,7 @@ class Classifier:
                 raise InvalidParameter(f"pixels for the model {model.name} have the shape {list(model.input_shape)}")
             return ModelInput(image.pixels, {})
         if not image.content:
-            raise MalformedRequest("the body holds no bytes; send an image in JPEG, PNG, WebP or AVIF")
+            raise MalformedRequest("the body is empty; send an image in JPEG, PNG, WebP or AVIF")
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await self.decoder.model_input(image.content, model.preprocessing, header=image.header)
@@ -250,7 +250,7 @@ class Classifier:
 
 
 def best(probabilities: Probabilities, labels: tuple[str, ...], count: int) -> list[PredictionBody]:
-    """The `count` most probable classes, best first; of equals the lower index."""
+    """The `count` most probable classes, best first; ties go to the lower index."""
     candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count].tolist()
     return [PredictionBody(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
@@ -270,7 +270,7 @@ def compare(
 
 
 def jensen_shannon_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
-    """How far two distributions are apart, in bits: 0 for equal ones, 1 for those that share no class.
+    """How far apart two distributions are, in bits: 0 for equal ones, 1 for those that share no class.
 
     The mean of both Kullback-Leibler divergences from their mixture (Lin 1991, IEEE Trans. Inf. Theory 37(1)).
     """

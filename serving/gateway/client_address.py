@@ -20,7 +20,7 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
-    """The nearest address that is not a trusted proxy's; the farthest when all are, "" when the peer has none."""
+    """The nearest address that is not a trusted proxy's; the farthest if all are, "" if the peer has no address."""
     if scope.get("client") is None:
         return ""
     address = str(scope["client"][0])

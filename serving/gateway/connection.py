@@ -48,7 +48,7 @@ def wait_until_ready(urls: Sequence[str], *, timeout_s: float, raise_if_in_vain:
 
     Args:
         urls: HOST:PORT of each.
-        raise_if_in_vain: called between attempts; raises when waiting is in vain.
+        raise_if_in_vain: called between attempts; raises when waiting is pointless.
 
     Raises:
         ServingError: not ready in time.

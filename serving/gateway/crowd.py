@@ -1,9 +1,9 @@
-"""Which connection is closed for a new one when the limit is reached.
+"""Chooses the connection to close for a new one when the limit is reached.
 
-Never one whose request is being answered. One that waits for its next request is the first to go. One whose request is
-still arriving goes only when its client has more connections than the client of the new one, so nobody can keep others
-out by holding connections open, and nobody behind the same proxy suffers for another. A client is an IPv4 address or an
-IPv6 network of 64 bits, which is what one machine gets.
+A connection whose request is being answered is never closed. Idle connections are closed first. One whose request is
+still arriving is closed only if its client has more connections than the client of the new one, so a client cannot keep
+others out by holding connections open, nor harm others behind the same proxy. A client is an IPv4 address or an IPv6
+/64 network, which is what one machine gets.
 """
 
 import enum
@@ -17,7 +17,7 @@ IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Stage(enum.Enum):
-    """State of a connection: no part of a request has come; part of one has; its answer is made or written."""
+    """State of a connection: waiting for a request; part of one has arrived; its response is computed or written."""
 
     IDLE = enum.auto()
     ARRIVING = enum.auto()

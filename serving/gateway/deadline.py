@@ -1,4 +1,4 @@
-"""One deadline for a request, from its first byte to its answer; every stage gets what is left of it."""
+"""One deadline for a request, from its first byte to its response; every stage gets the time that is left."""
 
 import math
 import time
@@ -12,7 +12,7 @@ HEADER = "X-Request-Timeout-Ms"
 @dataclass(frozen=True)
 class Deadline:
     """Attributes:
-    allowed_s: what the request was given in all.
+    allowed_s: the total time for the request.
     at_s: when it ends, by `time.monotonic()`.
     """
 
@@ -28,7 +28,7 @@ def request_deadline(given_ms: str | None, *, longest_s: float, started_s: float
     """The deadline of a request that began at `started_s`: what the caller gave in HEADER, at most `longest_s`.
 
     Raises:
-        InvalidParameter: the header holds no number of milliseconds.
+        InvalidParameter: the header is not a number of milliseconds.
     """
     allowed_s = longest_s
     if given_ms is not None:

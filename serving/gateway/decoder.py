@@ -1,8 +1,8 @@
-"""Decodes uploads in separate processes, so that no image can delay or take down others.
+"""Decodes uploads in separate processes, so that one image cannot delay or take down others.
 
 A decoder that ends (a crash in a library, the kernel's out-of-memory killer, a limit) is replaced; only the image that
-it was decoding is refused. Threads decode as fast, but share the interpreter lock with the event loop for everything
-that Pillow does in Python, and one crash ends them all.
+it was decoding is refused. Threads would be as fast, but share the GIL with the event loop for everything that Pillow
+does in Python, and one crash would end them all.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Decoder:
         self._watch = asyncio.create_task(self._look_after())
 
     def findings(self) -> list[str]:
-        """Why no image can be decoded, in a sentence; empty if images can be decoded."""
+        """Why images cannot be decoded, in a sentence; empty if they can."""
         if any(process.is_alive for process in self.processes):
             return []
         return [f"no decoder runs: {self._start_failure or 'others are being started'}"]
@@ -96,7 +96,7 @@ class Decoder:
             NotReady: no decoder runs, and none can be started.
         """
         if self._start_failure is not None and self.findings():
-            raise NotReady("no process can be started that decodes images")
+            raise NotReady("the processes that decode images cannot be started")
         asked_s = time.monotonic()
         header = read_header(content) if header is None else header
         is_large = header.pixels is None or header.pixels >= LARGE_PIXELS  # as admission takes them
@@ -126,7 +126,7 @@ class Decoder:
             self._replace(process, failure)
 
     def _replace(self, process: DecoderProcess, reason: object) -> None:
-        logger.error("a decoder ended and is replaced: %s", reason)
+        logger.error("a decoder died and is being replaced: %s", reason)
         self._on_loss()
         process.kill()
         self.processes.discard(process)
@@ -158,7 +158,7 @@ class Decoder:
                 return
 
     async def _look_after(self) -> None:
-        """Forever replace decoders that ended while idle, and kill stopped ones, which then end as any other."""
+        """Keep replacing decoders that ended while idle, and killing stopped ones, which are then replaced too."""
         suspects: set[DecoderProcess] = set()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -169,7 +169,7 @@ class Decoder:
                     self._idle.put_nowait(process)
             stopped = {process for process in self.processes if process.look_whether_stopped()}
             for process in stopped & suspects:
-                logger.error("the decoder %d is stopped and is killed", process.pid)
+                logger.error("the decoder %d has stopped responding; killing it", process.pid)
                 os.kill(process.pid, signal.SIGKILL)
             suspects = stopped
 

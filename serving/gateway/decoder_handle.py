@@ -104,7 +104,7 @@ class DecoderProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has started, runs, and was not stopped at the last look."""
+        """Whether it has started, runs, and was not stopped at the last check."""
         return self._is_ready.done() and not self._is_stopped and not self.has_ended
 
     def look_whether_stopped(self) -> bool:
@@ -164,7 +164,7 @@ class DecoderProcess:
             work.decoding.set_exception(PROBLEMS[reply["problem"]](reply["detail"]))
             return
         size = work.image_size
-        # Copied at once, because the next image may take this one's place before anybody waits for these pixels.
+        # Copied at once, because the next image may overwrite this one before anyone reads these pixels.
         pixels = np.frombuffer(self._region[: size * size * 3], np.uint8).reshape(size, size, 3)
         work.decoding.set_result(ModelInput(pixels, reply))
 
@@ -198,7 +198,7 @@ class DecoderProcess:
 
 
 class DecodingJob(NamedTuple):
-    """An image that is being decoded. `hang` gives it up after HANG_S."""
+    """An image that is being decoded. `hang` abandons it after HANG_S."""
 
     decoding: asyncio.Future[ModelInput]
     image_size: int

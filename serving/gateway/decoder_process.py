@@ -1,9 +1,9 @@
 """A process that decodes one image after the other, for the gateway: `python -m serving.gateway.decoder_process ...`
 
-The harm that a picture can do to the C code that reads it ends here: in a crash, in a limit on memory, in a limit on
-processor time. Uploads and pixels are in memory that both processes share. Messages go over a socket: the size of an
-upload, its header, how to decode it and the preprocessing; and back in JSON, how long that took, or the problem.
-The process ends with the socket, so none outlives its gateway.
+Damage that an image does to the C code that reads it is contained here: by a crash, a limit on memory, or a limit on
+CPU time. Uploads and pixels are in memory that both processes share. Messages go over a socket: the size of an upload,
+its header, how to decode it and the preprocessing; and back, as JSON, how long that took, or the problem. The process
+exits when the socket closes, so it never outlives its gateway.
 """
 
 import argparse

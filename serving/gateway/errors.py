@@ -1,7 +1,7 @@
 """Every error of the gateway: one table, as problem details (RFC 9457).
 
 A problem's `type` is stable and resolves on the gateway itself: GET /problems/image-too-large explains it. `detail`
-is the finding in this request, in words for the caller; it holds nothing internal.
+explains to the caller what is wrong with this request; it contains nothing internal.
 """
 
 import http
@@ -102,18 +102,18 @@ class MalformedRequest(Problem):
 class Unauthorized(Problem):
     """The request has no key, or an unknown one. Ask the operator of the server for one."""
 
-    status, name, title = 401, "unauthorized", "A key is needed"
+    status, name, title = 401, "unauthorized", "An API key is needed"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(Problem):
-    """There is nothing at this path. /docs lists the paths."""
+    """This path does not exist. /docs lists the paths."""
 
-    status, name, title = 404, "not-found", "No such page"
+    status, name, title = 404, "not-found", "Not found"
 
 
 class UnknownModel(Problem):
-    """No model of this name, or no such version of it, is served. GET /models lists those that are."""
+    """The model or the version is not served. GET /models lists those that are."""
 
     status, name, title = 404, "unknown-model", "No such model"
 
@@ -121,7 +121,7 @@ class UnknownModel(Problem):
 class MethodNotAllowed(Problem):
     """The path exists, but not for this method. /docs lists the paths with their methods."""
 
-    status, name, title = 405, "method-not-allowed", "Wrong method"
+    status, name, title = 405, "method-not-allowed", "Method not allowed"
 
 
 class HeaderTimeout(Problem):
@@ -155,7 +155,7 @@ class UrlTooLong(Problem):
 
 
 class UnsupportedType(Problem):
-    """The body is not a JPEG, PNG, WebP or AVIF image, or is labelled as something that cannot hold one."""
+    """The body is not a JPEG, PNG, WebP or AVIF image, or its Content-Type cannot hold one."""
 
     status, name, title = 415, "unsupported-type", "Not a JPEG, PNG, WebP or AVIF image"
 
@@ -167,15 +167,15 @@ class UndecodableImage(Problem):
 
 
 class ImageTooComplex(Problem):
-    """The image is built to cost far more time than its size suggests, such as a JPEG with hundreds of scans."""
+    """The image is crafted to take far more time than its size suggests, such as a JPEG with hundreds of scans."""
 
     status, name, title = 422, "image-too-complex", "The image takes too long to decode"
 
 
 class RateLimited(Problem):
-    """This key was used more often than its limit allows. Try again after the time in Retry-After."""
+    """This key exceeded its rate limit. Try again after the time in Retry-After."""
 
-    status, name, title = 429, "rate-limited", "The key was used too often"
+    status, name, title = 429, "rate-limited", "The key exceeded its rate limit"
     may_succeed_later = True
 
 
@@ -186,7 +186,7 @@ class HeadersTooLarge(Problem):
 
 
 class Overloaded(Problem):
-    """More images wait than the server can answer soon. Try again after the time in Retry-After."""
+    """Too many images are waiting. Try again after the time in Retry-After."""
 
     status, name, title = 429, "overloaded", "The server is overloaded"
     may_succeed_later = True
@@ -227,9 +227,9 @@ class Draining(Problem):
 
 
 class DeadlineExceeded(Problem):
-    """The answer was not ready in time."""
+    """The response was not ready in time."""
 
-    status, name, title = 504, "deadline-exceeded", "The answer took too long"
+    status, name, title = 504, "deadline-exceeded", "The response took too long"
 
 
 IMAGE_PROBLEMS: tuple[type[Problem], ...] = (

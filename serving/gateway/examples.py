@@ -1,4 +1,4 @@
-"""Answers of POST /classify, as the OpenAPI description shows them."""
+"""Example responses of POST /classify for the OpenAPI description."""
 
 import json
 from typing import Any

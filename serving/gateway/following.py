@@ -1,8 +1,8 @@
 """Finds the Tritons behind `--triton-url`, and learns what each serves.
 
-A name, such as that of a service of Docker Compose or a headless one of Kubernetes, is looked up again and again,
-because Tritons come and go. What a Triton serves is learnt over its connection, and forgotten when the connection ends
-or a version is not there any more: a Triton that comes back may serve another one, with pixels of another kind.
+A name, such as that of a service of Docker Compose or a headless one of Kubernetes, is looked up regularly, because
+Tritons come and go. What a Triton serves is learnt over its connection, and forgotten when the connection ends or a
+version disappears: a Triton that comes back may serve another version, with other preprocessing.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ async def look_up(urls: Sequence[str]) -> set[str]:
 
 
 async def learn(url: str, tritons: Tritons, shared_memory_key: str | None) -> None:
-    """Know what the Triton at this address serves, until cancelled."""
+    """Keep track of what the Triton at this address serves, until cancelled."""
     triton = Triton(url, shared_memory_key=shared_memory_key)
 
     def give_up_waiting() -> None:
@@ -103,7 +103,7 @@ async def learn_once(triton: Triton, tritons: Tritons, give_up: Callable[[], Non
         except ServingError as error:
             if triton.trouble != str(error):
                 triton.trouble = str(error)
-                logger.error("%s; it is not used until that is over", error)
+                logger.error("%s; it is not used until this is resolved", error)
             give_up()
             await asyncio.wait([ended], timeout=LEARN_AGAIN_AFTER_S)
             return

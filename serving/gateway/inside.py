@@ -1,4 +1,4 @@
-"""Explains a model's answer with a second one that `deit export --explain` publishes; other requests do not pay."""
+"""Explains predictions with a second model that `deit export --explain` publishes; other requests do not use it."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from serving.gateway.schemas import ByToken
 from serving.gateway.tritons import Tritons
 
 PICTURE_SHARE = 0.4
-"""Of the picture, in grey, in a heat map."""
+"""How much of the greyscale image shows through a heat map."""
 
 # From black over red to pale yellow, which also reads in print and for the colour-blind: five colours of matplotlib's
 # colour map "inferno".
@@ -58,7 +58,7 @@ async def look_inside(
     deadline: Deadline,
     record: RequestRecord,
 ) -> Inside:
-    """Ask `explainer` about the pixels that `model` has answered.
+    """Run `explainer` on the pixels that `model` has classified.
 
     Raises:
         NotReady: it does not answer, or explains another version by now.
@@ -67,7 +67,7 @@ async def look_inside(
     asked = await tritons.model(explainer, None)
     triton = tritons.pick(asked) if asked.explains(model) else None
     if triton is None:
-        raise NotReady(f"the model {explainer} explains another version of {model.name} at present")
+        raise NotReady(f"the model {explainer} currently explains another version of {model.name}")
     count = 2 if asked.has_heads else 1
     names = (CLASS_RELEVANCE, DISTILLATION_RELEVANCE)[:count] + (CLASS_FEATURES, DISTILLATION_FEATURES)[:count]
     with record.model_call(asked.name) as headers:
@@ -85,7 +85,7 @@ async def look_inside(
         for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     if not all(np.isfinite(each).all() for each in found.values()):
-        raise Internal("the model gave no usable explanation")
+        raise Internal("the model did not return a usable explanation")
     values = [found[name] for name in names]
     return Inside(pixels, tuple(values[:count]), tuple(values[count:]))
 
@@ -96,7 +96,7 @@ def by_token(texts: list[str]) -> ByToken:
 
 
 def heat_map(pixels: npt.NDArray[np.uint8], relevance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """The picture in grey under the relevance in colour, from its least (dark) to its greatest (bright).
+    """The image in grey under the relevance in colour, from the least (dark) to the greatest (bright).
 
     Args:
         pixels: (H, W, 3).

@@ -2,7 +2,7 @@
 
 Much of the cost of a call, in the gateway and in Triton, is the same for one image as for many, so under load images
 share a call. A single image never waits: it is sent at once if no request to its model is in flight. Others wait until
-an answer comes, the request is full, or LONGEST_WAIT_S has passed.
+a response comes, the request is full, or LONGEST_WAIT_S has passed.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class WaitingImage:
     """Attributes:
     ends_s: its deadline, by `time.monotonic()`.
     headers: for gRPC.
-    answer: cancelled when its caller has left or its deadline has passed.
+    answer: cancelled when its caller has disconnected or its deadline has passed.
     """
 
     image: ModelImage
@@ -175,6 +175,6 @@ class Joiner:
 def _give_up_when_all_left(
     request: asyncio.Task[None], images: list[WaitingImage], left: asyncio.Future[object]
 ) -> None:
-    """Cancel a request when nobody waits for its images any more, so that Triton drops it."""
+    """Cancel a request when all callers of its images have left, so that Triton drops it."""
     if left.cancelled() and all(image.answer.done() for image in images):
         request.cancel()

@@ -1,4 +1,4 @@
-"""JPEGs that Triton decodes, where it has the model for that (deit/jpeg_step.py): their bytes travel as they are.
+"""JPEGs that Triton decodes, if it has the model for that (deit/jpeg_step.py): their bytes are sent unchanged.
 
 What that model leaves, and all that is not surely a plain JPEG, goes the usual way: decoder.py decodes or refuses it.
 """
@@ -14,7 +14,7 @@ from serving.gateway.models import ServedModel
 from serving.gateway.uploads import Upload
 
 MOST_BYTES = 32 * 2**20
-"""Of the files in one request; a gRPC message may have twice as many (connection.py)."""
+"""Total size of the files in one request; a gRPC message may have twice as much (connection.py)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ def bytes_of_files(images: Iterable[ModelImage]) -> int:
 
 
 class LeftToGateway(Exception):
-    """Triton did not decode the file; it may be damaged, or of a rare kind, or the decoder there was lost."""
+    """Triton did not decode the file; it may be damaged or unusual, or the decoder there died."""
 
 
 def jpeg_of(upload: Upload, model: ServedModel, max_pixels: int) -> Jpeg | None:
-    """The upload for Triton to decode; None if it is not to be, as far as its header says.
+    """The upload for Triton to decode; None if its header shows that Triton should not.
 
     Args:
         max_pixels: more than that only the gateway's decoders take, at a fraction of their size.

@@ -62,7 +62,7 @@ class WhatIsServed:
         yield GaugeMetricFamily("deit_tritons", "Tritons that answer", value=self.tritons.answering())
         broken = GaugeMetricFamily(
             "deit_models_broken",
-            "Models that a Triton does not serve, because they do not load or give no probabilities",
+            "Models that a Triton does not serve, because they do not load or do not return probabilities",
             labels=["triton"],
         )
         for triton in self.tritons:
@@ -194,7 +194,7 @@ class Metrics:
             self._show_load()
 
     def end(self, record: RequestRecord, *, route: str, status: int, seconds: float) -> None:
-        """Count a request that has its answer."""
+        """Count an answered request."""
         self._in_flight.dec()
         if IS_SHARED:
             self._show_load()
@@ -203,7 +203,7 @@ class Metrics:
         for problem in record.problems:
             self._problems.labels(problem).inc()
         if (canary := record.canary) is not None:
-            # the status is 200 where all of several images failed; and a refused upload says nothing about a model
+            # the status is 200 where all of several images failed; and a refused upload is not the model's fault
             outcome: str | None
             if record.images:
                 outcome = "answered" if canary.answers else "unavailable"

@@ -1,4 +1,4 @@
-"""A port for /metrics alone, open without a key, on the gateway's own server: with its limits on connections."""
+"""A separate port for /metrics, without API keys, with the same limits on connections as the gateway's."""
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,7 +10,7 @@ METRICS = "/metrics"
 
 
 class MetricsPort:
-    """Answers what comes in on this port; everything else goes on to the application."""
+    """Answers requests on this port; all others go to the application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, port: int) -> None:
         self._app = app

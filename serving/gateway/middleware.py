@@ -1,6 +1,6 @@
-"""What every request passes before routing: a request id, limits on the body, admission, and an answer in any case.
+"""What every request passes before routing: a request id, limits on the body, admission, and a response in every case.
 
-Pure ASGI, so that what is refused is refused before anything reads the body.
+Pure ASGI, so that requests are refused before their body is read.
 """
 
 import asyncio
@@ -51,9 +51,10 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(eq=False)
 class RequestEnvelope:
-    """Around everything: an id and a record for each request, headers for each answer, a 500 for unexpected errors.
+    """The outermost layer: an id and a record for each request, headers for each response, a 500 for unexpected errors.
 
-    Counts, traces and logs, here alone. The id is the caller's X-Request-ID where that is harmless, else a new one.
+    The only place that counts, traces and logs requests. The id is the caller's X-Request-ID if it is harmless, else
+    new.
     """
 
     app: ASGIApp
@@ -123,13 +124,13 @@ class RequestEnvelope:
 
 
 def below(path: str, root_path: str) -> str:
-    """The path without the root path, which uvicorn puts in front; a proxy may have left it there too."""
+    """The path without the root path, which uvicorn prepends; a proxy may have left it in too."""
     path = path.removeprefix(root_path)
     return path.removeprefix(root_path) if path == root_path or path.startswith(f"{root_path}/") else path
 
 
 def route_of(scope: Scope) -> str:
-    """The path as it was declared, so that there are few; "other" for unknown paths."""
+    """The path as declared, so that there are only a few; "other" for unknown paths."""
     path: str = scope["path"]
     declared: str = getattr(scope.get("route"), "path", "")  # none where it was refused on the way
     if path.startswith("/static/"):
@@ -153,7 +154,7 @@ def log_values(record: RequestRecord, seconds: float) -> dict[str, object]:
 
 
 class BodyGuard:
-    """Refuses a body over the limit, at once when its length is declared, and one that stalls.
+    """Refuses a body over the limit (immediately if its length is declared) and one that stalls.
 
     Starlette's own limit (FastAPI's `max_body_size`) answers in plain text, also in place of an answer of ours
     (Starlette 1.10).
@@ -186,7 +187,7 @@ class BodyGuard:
                 async with asyncio.timeout(BODY_STALL_S):
                     message = await receive()
             except TimeoutError as error:
-                raise BodyTimeout(f"nothing more of the body came for {BODY_STALL_S:g} s") from error
+                raise BodyTimeout(f"the body stalled for {BODY_STALL_S:g} s") from error
             is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
@@ -200,7 +201,7 @@ class BodyGuard:
 
 
 class AdmissionControl:
-    """Refuses images that cannot be answered soon, before a byte of the body is read, and counts those that come.
+    """Refuses images that cannot be answered soon, before a byte of the body is read, and counts the rest.
 
     An admitted request has its ticket in `scope["state"]["ticket"]`.
     """

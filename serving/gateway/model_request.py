@@ -1,4 +1,4 @@
-"""Requests to Triton as messages of gRPC, with pixels or with files, in as few copies as possible."""
+"""gRPC requests to Triton, with pixels or files, in as few copies as possible."""
 
 import functools
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def with_images(request: ModelInferRequest, images: Sequence[ModelImage]) -> byt
 
 
 def parts_of(image: ModelImage) -> Sequence[bytes | memoryview]:
-    """An image in a tensor: pixels as they are, a file after its length (4 bytes, little-endian)."""
+    """An image in a tensor: raw pixels, or a file after its length (4 bytes, little-endian)."""
     if isinstance(image, Jpeg):
         return len(image.content).to_bytes(4, "little"), image.content
     return (np.ascontiguousarray(image).data,)

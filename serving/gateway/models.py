@@ -1,4 +1,4 @@
-"""The models that are served, learnt from Triton over gRPC alone, because Triton may run on another machine.
+"""The served models, learnt from Triton only over gRPC, because Triton may run on another machine.
 
 Shapes come from Triton's metadata, preprocessing and provenance from the parameters of config.pbtxt, labels through the
 classification extension. Checked when they are learnt: a model that does not fit is an error before its first request.
@@ -318,7 +318,9 @@ def _read_labels(
         labels[int(index)] = label[0] if label else ""
         total += float(value)
     if not abs(total - 1) <= SUM_TOLERANCE:  # nor is it a number
-        raise ServingError(f"version {version} of the model {name} gives no probabilities: they add up to {total:g}")
+        raise ServingError(
+            f"version {version} of the model {name} does not return probabilities: they add up to {total:g}"
+        )
     unnamed = labels.count("")
     if unnamed:
         raise ServingError(

@@ -1,4 +1,4 @@
-"""The paths on which pictures are classified: our own, and those of the contracts that other clients speak."""
+"""The paths that classify images: our own, and those of other servers' APIs."""
 
 import functools
 import re
@@ -21,7 +21,7 @@ OF_OTHERS = ("/hf", "/ping", "/invocations", "/v1", "/v2")
 
 
 def answering_route(path: str) -> str | None:
-    """The route that declares this path, if pictures are sent there, else None."""
+    """The route that declares this path, if it accepts images, else None."""
     path = path.removesuffix("\n")  # which the router ignores too
     if path == CLASSIFY:
         return CLASSIFY
@@ -31,7 +31,7 @@ def answering_route(path: str) -> str | None:
 
 
 def is_of_another_contract(path: str) -> bool:
-    """Whether clients of this path expect another contract than ours."""
+    """Whether the path belongs to another server's API."""
     path = path.removesuffix("\n")
     return path.startswith(OF_OTHERS) and f"/{path.split('/', 2)[1]}" in OF_OTHERS
 

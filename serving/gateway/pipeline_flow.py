@@ -1,4 +1,4 @@
-"""When to read on from a connection."""
+"""Decides when to continue reading from a connection."""
 
 import asyncio
 from collections.abc import Collection
@@ -7,7 +7,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 
 class PipelineFlow(FlowControl):
-    """Reads no more while requests wait for their turn; uvicorn would read on after each answer."""
+    """Stops reading while requests wait for their turn; uvicorn would continue after each response."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
         super().__init__(transport)

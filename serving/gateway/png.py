@@ -1,4 +1,4 @@
-"""The model's input as a picture to look at."""
+"""The model's input as a PNG."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ COMPRESSION = 1
 
 
 async def as_png(pixels: npt.NDArray[np.uint8]) -> str:
-    """These very pixels, uint8 (H, W, 3), losslessly, as a data URL."""
+    """These exact pixels, uint8 (H, W, 3), as a data URL."""
     return await asyncio.to_thread(_as_png, pixels)
 
 

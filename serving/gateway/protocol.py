@@ -1,7 +1,7 @@
 """HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
 
-uvicorn 0.54 holds a connection open forever that sends nothing, half a header or half a body, takes any number of
-headers and of requests ahead of their answers, and after an early answer reads everything that the client sends. Here
+uvicorn 0.54 keeps a connection open forever if it sends nothing, half a header or half a body, accepts any number of
+headers and pipelined requests, and after an early response reads everything that the client still sends. Here
 every state of a connection has limits on time and size, and requests that two servers could read differently are
 refused (RFC 9112 section 11.2, request smuggling).
 """
@@ -157,7 +157,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._object(UrlTooLong(f"the limit is {MAX_URL_BYTES} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A line of the header, or of a trailer, which is dropped: it must not pass for one of the header."""
+        """A line of the header, or of a trailer, which is dropped: it must not be taken for a header line."""
         if self._is_in_header:
             super().on_header(name, value)
         self._unfinished_bytes = 0
@@ -172,7 +172,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 self._object(MethodNotAllowed("CONNECT is for proxies"))
-            return  # `_parse` reads it anew
+            return  # `_parse` reads it again
         if (objection := ambiguity(self.headers, self.parser.get_http_version())) is not None:
             self._object(MalformedRequest(objection))
         if len(self.pipeline) == MAX_WAITING:
@@ -225,7 +225,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def send_soon(self, data: bytes) -> None:
-        """Head and body, which uvicorn writes one by one, leave in one piece: each piece wakes the client."""
+        """Send head and body, which uvicorn writes separately, in one piece, because each piece wakes the client."""
         if not self._unsent:
             self.loop.call_soon(self._send)
         self._unsent.append(data)
@@ -240,7 +240,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._end_after(SLOW_READER_S, self.transport.abort)  # closing waits for what is not yet read
 
     def shutdown(self) -> None:
-        """The server stops: requests that were sent before the client could know are answered."""
+        """The server stops, but requests that were sent before the client could know are still answered."""
         self._is_stopping = True
         if self.cycle is None or self.cycle.response_complete:
             self._end_after(LATE_REQUEST_S, self.transport.close)

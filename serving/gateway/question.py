@@ -1,4 +1,4 @@
-"""What a request asks about each of its images."""
+"""What a request asks for, for each of its images."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
 """Whether a Triton can answer: every model has answered recently.
 
 Triton's own health says "ready" while the process that runs a model is dead (Triton before 25.12), and a stopped Triton
-says nothing, so a small inference probes each model that has not answered a request meanwhile. A model that
-fails it is lost: requests for it are refused at once until it answers again, and those that wait for it are given up.
+does not reply, so each model that has not answered a request recently is probed with a small inference. A model that
+fails is lost: requests for it are refused until it answers again, and waiting ones are cancelled.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class Readiness:
         return model not in self._failures
 
     def beyond_hope(self) -> str | None:
-        """Why only a new Triton can help, or None: a model is lost, and for too long to come back by itself.
+        """Why Triton must be restarted, or None: a model has been lost for too long to come back by itself.
 
         A model that Triton could not load does not affect the others.
         """
@@ -99,7 +99,7 @@ class Readiness:
         return None
 
     def lose_all(self, reason: str, *, may_return: bool) -> None:
-        """Triton has ended or is stopped: no model answers, which needs no probe."""
+        """Mark all models as lost, without probing: Triton has ended or is stopped."""
         for name in self._models:
             if may_return:
                 self._silent.add(name)
@@ -120,7 +120,7 @@ class Readiness:
         return model.name in self._failures or self._since_success_s(model) > PROBE_EVERY_S
 
     def _since_success_s(self, model: ServedModel) -> float:
-        """Of the served version; what a candidate answers says nothing about it."""
+        """Seconds since the served version answered; a candidate's answers do not count."""
         return self._client.since_success_s(model.name, model.version)
 
     async def _ask_model(self, model: ServedModel) -> None:

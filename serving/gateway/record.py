@@ -1,4 +1,4 @@
-"""The facts about a request, collected on its way, and counted and logged in one place (middleware.py)."""
+"""The facts about a request, collected as it is handled, then counted and logged in one place (middleware.py)."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -89,7 +89,7 @@ class RequestRecord:
         return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in self.stages_s().items())
 
     def headers(self) -> dict[str, str]:
-        """Of the answer: the model, its version if all images were answered by one, and the time by stage."""
+        """Headers of the response: the model, its version if all images had the same one, and the time by stage."""
         headers = {"X-Model": self.model, "Server-Timing": self.server_timing()}
         versions = {image.version for image in self.images}
         return headers | ({"X-Model-Version": versions.pop()} if len(versions) == 1 else {})

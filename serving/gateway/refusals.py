@@ -1,4 +1,4 @@
-"""Logs early refusals: a line now and then, because a refusal must cost next to nothing."""
+"""Logs early refusals, summarised in a line now and then, because a refusal must cost almost nothing."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ LINE_EVERY_S = 10.0
 
 
 class Refusals:
-    """Counts refusals and logs the sums: the first one at once, further ones at most every LINE_EVERY_S."""
+    """Counts refusals and logs the totals: the first one at once, further ones at most every LINE_EVERY_S."""
 
     def __init__(self) -> None:
         self._statuses: Counter[int] = Counter()

@@ -152,7 +152,7 @@ class ClassifyRequest:
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IMAGES_AT_ONCE))
 
     async def response(self, uploads: list[Upload]) -> Response:
-        """The whole answer; a lone image that is refused raises its Problem."""
+        """The whole response; if a single image is refused, this raises its Problem."""
         body: BaseModel
         if len(uploads) == 1:
             answer = await self._answer(uploads[0])
@@ -210,7 +210,7 @@ def accepts_ndjson(request: Request) -> bool:
 
 @router.get("/models", summary="List the models")
 async def models(request: Request) -> Models:
-    """The models that are served, with what they expect and where they came from."""
+    """The served models, with their inputs and provenance."""
     gateway = gateway_state(request)
     return Models(
         default=gateway.default_model, models=[described(gateway, model) for model in gateway.models.values()]
@@ -219,7 +219,7 @@ async def models(request: Request) -> Models:
 
 @router.get("/models/{name}", summary="Describe a model", responses=documented(UnknownModel))
 async def describe_model(name: str, request: Request) -> Model:
-    """What one model expects, its classes and where it came from."""
+    """One model's input, classes and provenance."""
     gateway = gateway_state(request)
     return described(gateway, gateway.model(name))
 
@@ -231,13 +231,13 @@ def described(gateway: GatewayState, model: ServedModel) -> Model:
 
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> Health:
-    """200 as long as the process lives. Restart it when this fails."""
+    """200 while the process runs. Restart it if this fails."""
     return Health(status="alive")
 
 
 @router.get("/readyz", summary="Can it answer?", responses=documented(NotReady, Draining))
 async def readyz(request: Request) -> Health:
-    """200 if a decoder runs and every model has answered recently, else 503. Send no requests while it fails."""
+    """200 if a decoder runs and every model has answered recently, else 503. Do not send requests while it fails."""
     gateway_state(request).raise_if_not_ready()
     return Health(status="ready")
 
@@ -253,7 +253,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/problems/{name}", include_in_schema=False)
 async def problem(name: str) -> PlainTextResponse:
-    """What the `type` of an error points at."""
+    """The explanation that an error's `type` links to."""
     if name not in PROBLEMS:
         raise NotFound(f"no problem has this name; known: {', '.join(PROBLEMS)}")
     known = PROBLEMS[name]

@@ -1,4 +1,4 @@
-"""The bodies of the answers, as OpenAPI shows them."""
+"""The response bodies, as OpenAPI shows them."""
 
 from typing import Literal
 
@@ -65,7 +65,7 @@ class OfModel(BaseModel):
 
 
 class ClassificationBody(ImageAnswer, OfModel):
-    """The answer to a request with one image."""
+    """The response to a request with one image."""
 
 
 class ProblemBody(BaseModel):
@@ -94,19 +94,19 @@ class ImageResult(BaseModel):
 
 
 class StreamedResult(ImageResult):
-    """A line of a streamed answer; lines come as images finish."""
+    """A line of a streamed response; lines come as images finish."""
 
     index: int = Field(description="Position of the image in the form, from 0")
 
 
 class ImageResults(OfModel):
-    """The answer to a request with several images, in their order."""
+    """The response to a request with several images, in their order."""
 
     results: list[ImageResult]
 
 
 class PreprocessingBody(BaseModel):
-    """How the gateway turns a picture into pixels: resize, crop the centre."""
+    """How the gateway turns an image into the model's input: resize, crop the centre."""
 
     model_config = ConfigDict(from_attributes=True)
 

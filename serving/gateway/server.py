@@ -1,4 +1,4 @@
-"""The gateway's HTTP server: its ports and its answer to signals."""
+"""The gateway's HTTP server: its ports and its reaction to signals."""
 
 import asyncio
 import ipaddress
@@ -28,7 +28,7 @@ class GatewayServer(uvicorn.Server):
 
     Args:
         on_stop: called when a signal asks the server to stop.
-        has_failed: polled all the time; the server ends when it returns True.
+        has_failed: polled; the server stops when it returns True.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class GatewayServer(uvicorn.Server):
 def reserve_port(
     host: str, port: int, *, admits_strangers: bool, flag: str = "--port", shared: bool = False
 ) -> socket.socket:
-    """A bound socket that does not listen yet: the port is ours, and nobody can connect before we are ready.
+    """A bound socket that does not listen yet: the port is ours, but clients cannot connect before we are ready.
 
     Args:
-        shared: other sockets of this user may bind the port too, and get their share of the connections.
+        shared: other sockets of this user may bind the port too, and get a share of the connections.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -1,6 +1,6 @@
-"""Compares a candidate's answers with those that callers got, in spare time.
+"""Compares a candidate's predictions with those that callers got, in spare time.
 
-When the model has answered, an image goes to the candidate too. It waits in a short queue and takes no place in
+When the model has answered, the image goes to the candidate too. It waits in a short queue and does not count for
 admission: while the server is busy, or when the queue is full, it is dropped. Its outcome never reaches a caller.
 """
 
@@ -64,7 +64,7 @@ class Shadow:
             self._count(image, "dropped")
 
     def close(self) -> None:
-        """Give up the comparisons in progress."""
+        """Cancel the comparisons in progress."""
         self._waiting.clear()
         for task in self._under_way:
             task.cancel()

@@ -1,12 +1,12 @@
 """Pixels for a Triton on the same machine, in memory that it shares with the gateway.
 
-A request then names a place in a region instead of carrying pixels, which gRPC and protobuf copy on both sides.
+A request then refers to a place in a region instead of carrying pixels, which gRPC and protobuf copy on both sides.
 
-A region is a file in /dev/shm that loses its name as soon as Triton has mapped it, so nothing is left behind when a
-process is killed, and no other program can open it. Its name in Triton is random, because a request may name any
-region. When a request fails (its deadline has passed, its caller has left, the connection broke), Triton may still read
-its pixels later. So nothing is written to that region any more: another one replaces it, and Triton drops the old one
-as soon as no request uses it. While there is no region, and when it is full, requests carry their pixels.
+A region is a file in /dev/shm that is unlinked as soon as Triton has mapped it, so nothing is left behind when a
+process is killed, and other programs cannot open it. Its name in Triton is random, because a request may name any
+region. When a request fails (missed deadline, disconnected caller, broken connection), Triton may still read its pixels
+later. So that region is never written again: another one replaces it, and Triton drops the old one after its last
+request. Without a region, or when it is full, requests carry their pixels.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ PAUSE_AFTER_FAILURE_S = 1.0
 
 
 class Region:
-    """Memory in which places are taken and given back. Call `hide` once Triton has mapped it, `close` at the end."""
+    """Memory in which places are allocated and freed. Call `hide` once Triton has mapped it, `close` at the end."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -111,7 +111,7 @@ class Region:
 
 
 class Place(NamedTuple):
-    """Where the pixels of one request lie: `size` bytes of what is taken, from `start` to `end`."""
+    """Where the pixels of one request are: `size` bytes of the place from `start` to `end`."""
 
     region: Region
     start: int

@@ -1,4 +1,4 @@
-"""Asks Triton for probabilities, and turns its errors into the gateway's problems.
+"""Gets probabilities from Triton, and turns its errors into the gateway's problems.
 
 A request carries one image, or several that joining.py put together; Triton's dynamic batching joins requests. Each
 request names the version that its pixels were made for, so no other version can answer it.
@@ -52,7 +52,7 @@ class ModelOutput:
 
 
 class VersionChanged(NotReady):
-    """This Triton does not serve the requested version, or not any more."""
+    """This Triton does not serve the requested version (any more)."""
 
 
 class UnknownRegion(Exception):
@@ -95,7 +95,7 @@ class TritonClient:
         return self._channel.get_state() is READY
 
     async def connected(self, on_failure: Callable[[], None]) -> None:
-        """Return when there is a connection; `on_failure` is called after each attempt that was in vain."""
+        """Return when there is a connection; `on_failure` is called after each failed attempt."""
         while (state := self._channel.get_state(try_to_connect=True)) is not READY:
             if state is ChannelConnectivity.TRANSIENT_FAILURE:
                 on_failure()
@@ -114,7 +114,7 @@ class TritonClient:
         return self._usual_answer_s.get(model, 0.0)
 
     def abandon(self, model: str) -> None:
-        """Give up every call that waits for this model: it ends with NotReady."""
+        """Cancel every call that waits for this model, with NotReady."""
         for call in self._calls[model]:
             call.cancel()
 
@@ -182,7 +182,7 @@ class TritonClient:
             raise
         answers = answers_of(response, len(images), with_heads)
         if any(isinstance(answer, Problem) for answer in answers):
-            logger.error("the model %s gave probabilities that are not numbers; export it again", model)
+            logger.error("the model %s returned probabilities that are not numbers; export it again", model)
         else:
             now_s = time.monotonic()
             self._last_success_s[model, version] = now_s
@@ -279,7 +279,7 @@ def answers_of(
             heads=(outputs[CLASS_PROBABILITIES][row], outputs[DISTILLATION_PROBABILITIES][row]) if with_heads else None,
         )
         if usable[row]
-        else Internal("the model gave no usable answer")
+        else Internal("the model did not return a usable result")
         for row in range(count)
     ]
 

@@ -1,7 +1,7 @@
-"""The Tritons behind the gateway: which of them serves what, and whose turn it is.
+"""The Tritons behind the gateway: what each serves, and which one is next.
 
-They may differ: while new versions are rolled out, one Triton serves the old version and another the new one. So pixels
-are made for the version that one Triton serves, and go only to a Triton that serves exactly that.
+They may differ: while new versions are rolled out, one Triton serves the old version and another the new one. So an
+image is preprocessed for the version that one Triton serves, and goes only to a Triton with exactly that version.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Triton:
 
 
 class Tritons:
-    """All of them, each in its turn.
+    """All Tritons, used in turn.
 
     Args:
         on_change: called with what is served whenever that has changed.
@@ -122,7 +122,7 @@ class Tritons:
         return sorted({version for model in served for version in model.versions}, key=int)
 
     def broken(self) -> dict[str, str]:
-        """Models that a Triton could not load, or that give no probabilities there, with its reason."""
+        """Models that a Triton could not load, or that do not return probabilities there, with the reason."""
         return {
             name: why for triton in self._members for name, why in triton.broken.items() if name not in triton.models
         }
@@ -132,7 +132,7 @@ class Tritons:
         return sum(any(map(triton.answers, triton.models)) for triton in self._members)
 
     def findings(self) -> list[str]:
-        """Which models cannot answer, and why, a sentence each; empty while all is well."""
+        """Which models cannot answer, and why, one sentence each; empty if all can."""
         served = self.models()
         if not served:
             return [self._nothing_served()]
@@ -147,7 +147,7 @@ class Tritons:
             besides: a Triton that has just failed.
 
         Raises:
-            NotReady: no Triton serves it at present.
+            NotReady: no Triton serves it now.
         """
         try:
             async with asyncio.timeout(LEARNING_S):
@@ -165,7 +165,7 @@ class Tritons:
         raise NotReady(self.why_not(name))
 
     def pick(self, model: ServedModel, *, besides: Triton | None = None) -> Triton | None:
-        """The Triton whose turn it is among those that serve exactly this; None if there is none any more."""
+        """The next Triton among those that serve exactly this; None if none does any more."""
         in_turn = self._in_turn()
         self._turn += 1
         for triton in in_turn:
@@ -195,7 +195,7 @@ class Tritons:
         """Why no Triton can answer for the model, in words for the caller."""
         if name in self.broken():
             return f"the model {name} could not be loaded; the server's log says why"
-        return f"the model {name} does not answer at present" if self.models() else self._nothing_served()
+        return f"the model {name} is not answering" if self.models() else self._nothing_served()
 
     def _nothing_served(self) -> str:
         if any(triton.is_learning for triton in self._members):

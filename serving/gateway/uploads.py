@@ -1,4 +1,4 @@
-"""The bytes of the uploaded images, out of a raw body or a multipart form, in memory and within limits."""
+"""Extracts the uploaded images from a raw body or a multipart form, in memory and within limits."""
 
 import functools
 import re

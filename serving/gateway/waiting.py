@@ -1,4 +1,4 @@
-"""Waits for a request's body and images, until its deadline or until its client leaves."""
+"""Waits for a request's body and images, until its deadline or until its client disconnects."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ def deadline_of(request: Request) -> Deadline:
 
 
 async def received(request: Request, reading: Coroutine[Any, Any, Done], deadline: Deadline) -> Done:
-    """What `reading` makes of the body. Raises BodyTimeout."""
+    """The result of `reading` the body. Raises BodyTimeout."""
     record = record_of(request.scope)
     try:
         async with asyncio.timeout(deadline.remaining_s()):

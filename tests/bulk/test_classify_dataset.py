@@ -105,7 +105,7 @@ def test_a_folder_is_classified_and_little_is_said(pictures, tmp_path, where):
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "8 images are classified" in said
-    assert "1 of 8 images have a problem" in said
+    assert "1 of 8 images could not be classified" in said
     assert len(said.splitlines()) <= 4 + len(where), said  # Ray's core has a line that nothing turns off
     check_answers(pictures, tmp_path / "answers")
 
@@ -141,7 +141,7 @@ def test_a_job_for_gpus_ends_before_it_begins_where_there_is_none(pictures, tmp_
     job = command("--images", pictures, "--output", tmp_path / "answers", "--model=deit_cifar10", "--gpus=1")
     said, _ = job.communicate(timeout=300)
     assert job.returncode == 1
-    assert "deit: --gpus asks for a GPU, and none can be used: onnxruntime" in said.replace("\n", " ")
+    assert "deit: --gpus needs a GPU, and none can be used: onnxruntime" in said.replace("\n", " ")
     assert "install the extra gpu" in said
     assert not (tmp_path / "answers").exists()
 
@@ -291,7 +291,7 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
 def test_what_cannot_be_classified_is_rows(tmp_path, pictures, table):
     with pytest.raises(DataError, match="does not exist"):
         find_parts(str(tmp_path / "nowhere"), part_images=3)
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="neither an image"):
         (tmp_path / "empty").mkdir()
         find_parts(str(tmp_path / "empty"), part_images=3)
     with pytest.raises(DataError, match="give one kind"):

@@ -133,8 +133,8 @@ def test_labels_that_the_model_does_not_know_leave_its_probabilities(
     labels = np.random.default_rng(0).integers(0, 3, len(images)).tolist()
     write_parquet(tmp_path / "test.parquet", encoded_images, labels, ("cat", "dog", "owl"))
     (version,) = exported(checkpoint, tmp_path, tmp_path / "models")
-    assert "calls its first class 'red', the data 'cat': classes are compared by their index" in caplog.text
-    assert "to which no temperature from 0.2 to 10 fits: the probabilities stay the model's own" in caplog.text
+    assert "first class is 'red', the data's is 'cat': classes are compared by index" in caplog.text
+    assert "to which no temperature from 0.2 to 10 fits: the probabilities are not calibrated" in caplog.text
     assert Provenance.from_json((version / "provenance.json").read_text()).calibration is None
     with pytest.raises(DataError, match="check the labels, add harder images, or leave --calibrate out"):
         exported(checkpoint, tmp_path, tmp_path / "models", calibrate=True)

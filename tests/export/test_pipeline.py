@@ -108,7 +108,7 @@ def test_a_weights_file_of_deits_own_code_exports_under_its_architecture(picture
         ({"checkpoint": "nowhere"}, CheckpointError, "--checkpoint nowhere: there is no such file or folder"),
         ({"architecture": "deit_tiny_patch16_224"}, CheckpointError, "names its architecture itself"),
         ({"labels": "nowhere.txt"}, RepositoryError, "nowhere.txt"),
-        ({"labels": "imagenet-1k"}, RepositoryError, "1000 class names, but the model decides among 3"),
+        ({"labels": "imagenet-1k"}, RepositoryError, "1000 class names, but the model has 3"),
         ({"parity_images": 99}, DataError, "has 40 images, 99 are needed"),
         ({"images": Path("nowhere")}, DataError, "--images nowhere: there is no such folder or file"),
     ],
@@ -151,7 +151,7 @@ def test_without_cuda_the_export_for_a_gpu_ends_before_it_begins(
 ) -> None:
     """With the onnxruntime for processors that is installed here: the checkpoint is not even looked for."""
     with pytest.raises(
-        RepositoryError, match=r"--engine cuda computes on a GPU.*has no CUDAExecutionProvider.*the extra gpu"
+        RepositoryError, match=r"--engine cuda needs a GPU.*has no CUDAExecutionProvider.*the extra gpu"
     ):
         export_models(config(Path("nowhere"), pictures, tmp_path / "models", engine="cuda", precision=precision))
     assert not (tmp_path / "models").exists()

@@ -100,7 +100,7 @@ def test_a_missing_model_repository_is_one_line(tmp_path):
 
 
 def test_an_empty_model_repository_is_one_line(tmp_path):
-    assert_failed(run("--port=0", f"--model-repository={tmp_path}"), "holds no model", "deit export")
+    assert_failed(run("--port=0", f"--model-repository={tmp_path}"), "does not contain a model", "deit export")
 
 
 def test_a_model_without_config_is_one_line(tmp_path):

@@ -50,7 +50,7 @@ def test_they_share_the_port_and_the_metrics_and_outlive_each_other(deit_serve, 
     assert [ask(server.url) for _ in range(30)] == [200] * 30  # those on its socket wait for its successor
     assert answered(server.url) == 60
     assert second in gateways(server)
-    assert "a gateway ended with status -9 and is replaced" in server.output
+    assert "a gateway exited with status -9 and is being replaced" in server.output
     eventually(lambda: shared_regions(triton) == set().union(*map(shared_regions, gateways(server))))
     assert len(shared_regions(triton)) == 2, "Triton has dropped that of the dead one"
 

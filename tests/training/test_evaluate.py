@@ -146,5 +146,5 @@ def test_wrong_usage_is_named() -> None:
 
 def test_data_of_another_number_of_classes_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     data = imagenet_validation(tmp_path, ["ILSVRC2012_val_00000003.JPEG"])
-    with pytest.raises(TrainingError, match="decides among 3 classes, .* has 1000"):
+    with pytest.raises(TrainingError, match="has 3 classes, but .* has 1000"):
         evaluate_checkpoint(EvaluateConfig(data=data, checkpoint=str(checkpoint), device="cpu"))

@@ -91,7 +91,7 @@ def test_the_hubs_imagenet_is_judged_by_its_validation_images(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "data" / "validation", ignore_errors=True)
     for file in (tmp_path / "data").glob("validation*"):
         file.unlink()
-    with pytest.raises(UnlabelledError, match=r"column label of .*test-00000.* gives no image a class \(-1 or nothing"):
+    with pytest.raises(UnlabelledError, match=r"column label of .*test-00000.* has no labels \(-1 or nothing"):
         open_images(tmp_path, "test")
 
 

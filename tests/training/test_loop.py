@@ -169,7 +169,7 @@ def test_two_processes_do_what_one_does_in_two_turns_which_goes_on_when_they_are
     wait_for_first_epoch(process, tmp_path / "stopped")
     process.terminate()
     _, errors = process.communicate()
-    assert re.search(r"deit: stopped after step \d+ of epoch \d+: --resume goes on", errors)
+    assert re.search(r"deit: stopped after step \d+ of epoch \d+: --resume continues", errors)
     assert len(metrics_of(tmp_path / "stopped")) < EPOCHS
 
     train(replace(stopped, resume=True))

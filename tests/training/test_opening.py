@@ -111,7 +111,7 @@ def test_a_weights_file_opens_as_its_program_left_it(
         opened = open_model(str(path), "--checkpoint", architecture=None if says_what_it_is else ARCHITECTURE)
     expected = (AVERAGED if is_averaged else TRAINED).state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in opened.model.state_dict().items())
-    assert ("taking the averaged weights" in caplog.text) == is_averaged
+    assert ("using the averaged weights" in caplog.text) == is_averaged
     assert (opened.architecture, opened.label_names, opened.model.training) == (ARCHITECTURE, (), False)
     assert (opened.preprocessing.image_size, len(opened.weights_sha256)) == (160, 64)
     state, _ = read_weights(str(path), "--initial-checkpoint")

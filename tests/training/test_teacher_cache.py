@@ -56,7 +56,7 @@ def test_hard_labels_from_the_cache_give_the_same_bits_without_the_teacher(
         train(run)
     with caplog.at_level("INFO"):
         train(reading)
-    assert f"the teacher's answers are read from {tmp_path / 'cache'}; it is not loaded" in caplog.text
+    assert f"the teacher's outputs are read from {tmp_path / 'cache'}; the teacher is not loaded" in caplog.text
     for name in ("writing", "reading"):
         for checkpoint in ("checkpoint", "checkpoint-ema"):
             assert same(weights_of(tmp_path / name, checkpoint), weights_of(tmp_path / "plain", checkpoint))
@@ -165,7 +165,7 @@ def test_a_damaged_epoch_is_named(kept: TrainConfig, tmp_path: Path) -> None:
     shutil.copytree(kept.teacher_cache, cache)
     file = cache / "epoch-0001.npz"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"epoch-0001\.npz is damaged .*: remove it, and the teacher is asked again"):
+    with pytest.raises(DataError, match=r"epoch-0001\.npz is damaged .*: remove it, and the teacher will run again"):
         train(replace(kept, name="again", teacher_cache=cache))
 
 
@@ -185,5 +185,5 @@ def test_the_best_logits_and_the_mass_of_the_rest_survive() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"teacher": "x", "features": "vitkd"}])
 def test_a_cache_without_logits_to_keep_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="--teacher-cache keeps logits and decisions: it needs a --teacher"):
+    with pytest.raises(ValueError, match="--teacher-cache stores logits and classes: it needs a --teacher"):
         TrainConfig(data=tmp_path, name="run", teacher_cache=tmp_path, **changes)

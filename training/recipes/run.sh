@@ -1,5 +1,5 @@
 #!/bin/sh
-# Start a run, or go on with it where it was stopped; what is done is left as it is.
+# Start a run, or continue it where it was stopped; finished runs are left alone.
 #
 #     training/recipes/run.sh NAME OPTION...      options of deit train; DEIT_TRAIN_DATA and DEIT_TRAIN_RUNS count too,
 #                                                 and DEIT, the command, where it is another than deit

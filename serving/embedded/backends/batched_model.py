@@ -1,4 +1,4 @@
-"""The common part of our backends for Triton: a batch that Triton formed is one call of the engine.
+"""The common part of our Triton backends: each batch that Triton forms is one call to the engine.
 
 Each backend's folder gets a copy of this file and of deit/allowance.py, because Triton's stub process imports nothing
 of this project.

@@ -1,4 +1,4 @@
-"""Shared by the contracts: answers a request's pictures with the classifier, within the limits of /classify."""
+"""Shared by the contracts: classifies a request's images, within the limits of /classify."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ async def answers(
     """
     gateway, record = gateway_state(request), record_of(request.scope)
     if not images:
-        raise MalformedRequest("the request holds no image")
+        raise MalformedRequest("the request does not contain an image")
     gateway.tritons.raise_if_lost(question.model)
     record.model = question.model
     ticket: Ticket = request.state.ticket

@@ -39,7 +39,7 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
     if any(np.count_nonzero(characters == ord(character)) > most for character, most in limits.items()):
         raise MalformedRequest(
             f"the JSON has more than {MOST_TEXTS} texts or objects, {MOST_LISTS} lists or {MOST_VALUES} values; send "
-            "fewer pictures, and pixels as binary data"
+            "fewer images, and pixels as binary data"
         )
     try:
         return kind.model_validate_json(text)
@@ -51,7 +51,7 @@ def parsed(kind: type[Body], body: bytes | memoryview) -> Body:
 
 
 def description(path: str, answer: Any, asked: type[BaseModel], *raw_types: str) -> dict[str, Any]:
-    """What OpenAPI says of a path that reads its own body: JSON as `asked`, or the bytes of a picture."""
+    """The OpenAPI description of a path that reads its own body: JSON as `asked`, or the bytes of a picture."""
     content: dict[str, Any] = {"application/json": {"schema": schema_of(asked)}}
     content |= {each: {"schema": {"type": "string", "format": "binary"}} for each in raw_types}
     return {
@@ -77,7 +77,7 @@ def picture(text: str, name: str) -> Upload:
         InvalidParameter: it holds neither, or a URL, which is never fetched.
     """
     if ADDRESS.match(text):
-        raise InvalidParameter(f"{name} is a URL, and URLs are not fetched; send the picture itself in base64")
+        raise InvalidParameter(f"{name} is a URL, and URLs are not fetched; send the image itself in base64")
     if (url := DATA_URL.match(text)) is not None:
         text = text[url.end() :]
     elif text.startswith("data:"):

@@ -41,7 +41,7 @@ HEADS = (CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES)
 
 
 def inference_at(path: str) -> dict[str, Any]:
-    """What OpenAPI says of it."""
+    """Its OpenAPI description."""
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     length = {
         "name": HEADER_LENGTH,

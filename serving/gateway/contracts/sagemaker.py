@@ -1,7 +1,7 @@
 """What Amazon SageMaker requires of a container: /ping and /invocations, on port 8080, which is also our default.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
-Body and answer are those of Hugging Face's containers on SageMaker.
+Request and response are those of Hugging Face's containers on SageMaker.
 """
 
 from fastapi import APIRouter, Request, Response

@@ -1,4 +1,4 @@
-"""Requests and answers of the Open Inference Protocol: JSON, with values in it or after it (binary extension)."""
+"""Requests and responses of the Open Inference Protocol: JSON, with values in it or after it (binary extension)."""
 
 import itertools
 import json
@@ -148,7 +148,7 @@ def unnested(data: list[Any]) -> list[Any]:
 
 
 def not_text() -> Upload:
-    raise InvalidParameter("data of type BYTES must be texts: pictures in base64, or data URLs")
+    raise InvalidParameter("data of type BYTES must be strings: images in base64, or data URLs")
 
 
 def written(
@@ -158,7 +158,7 @@ def written(
     outputs: Mapping[str, Sequence[Probabilities]],
     labels: tuple[str, ...],
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON; None if it is all JSON."""
+    """The body of a response, and the length of its JSON; None if it is all JSON."""
     everything = bool(asked.parameters.get("binary_data_output", False))
     wanted = {each.name: each.parameters for each in asked.outputs}
     tensors, values = [], []

@@ -1,8 +1,8 @@
 """Predictions as in Google's Vertex AI; TensorFlow Serving and KServe's first protocol share its path.
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
-An instance is a picture as AutoML's image models take it (`content`) or as TensorFlow Serving does (`b64`); a
-prediction is AutoML's.
+An instance is an image as for AutoML's image models (`content`) or TensorFlow Serving (`b64`); a prediction is
+AutoML's.
 """
 
 from collections.abc import Mapping

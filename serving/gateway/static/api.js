@@ -1,7 +1,7 @@
 // The server, as the page sees it. A key is kept for this tab alone.
 
 const KEY = "api-key";
-const MOST_CLASSES = 100; // of which the page asks both heads' opinion
+const MOST_CLASSES = 100; // the page asks for both heads' predictions of so many
 const MOST_TRIES = 4;
 
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
@@ -48,7 +48,7 @@ async function ask(path, options = {}) {
     body = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The server cannot be reached", "Is it still running? The picture can be sent again.");
+    throw new Refused(0, "The server cannot be reached", "Is it still running? You can send the image again.");
   }
   if (response.ok) return { response, body, total_ms: performance.now() - started };
   const refused = new Refused(response.status, body.title, body.detail);

@@ -75,7 +75,7 @@ async function learnModels() {
 }
 
 function askForKey() {
-  if (hasKey()) $("key-note").textContent = "The server does not know this key. Is it complete?";
+  if (hasKey()) $("key-note").textContent = "The server does not accept this key. Is it complete?";
   $("key-form").hidden = false;
   $("key").focus();
 }
@@ -104,7 +104,7 @@ function showCommand() {
 function showClasses({ labels }) {
   const named = labels.length > MOST_NAMED ? [...labels.slice(0, MOST_NAMED), `${labels.length - MOST_NAMED} more`] : labels;
   $("knows").hidden = false;
-  $("knows").textContent = `The model knows ${labels.length} classes, and takes every picture for one of them: ${named.join(", ")}.`;
+  $("knows").textContent = `The model knows ${labels.length} classes, and assigns every image to one of them: ${named.join(", ")}.`;
 }
 
 function askAgain() {
@@ -189,7 +189,7 @@ async function next() {
 }
 
 async function answer(picture, signal) {
-  const onWait = (seconds) => say(`The server is busy; ${picture.file.name} is sent again in ${seconds} s`);
+  const onWait = (seconds) => say(`The server is busy; ${picture.file.name} will be sent again in ${seconds} s`);
   let outcome;
   try {
     outcome = { answer: await classify(picture.file, model(), $("version").value, { onWait, signal }), refused: null };

@@ -78,7 +78,7 @@ def test_a_version_that_is_published_or_gone_back_to_ends_what_was_tried(
         assert tried(production, f"copy{served}") is None
         run(*end)
         assert tried(production) is None
-        assert "tiny: shadow tiny version 1 with 50 % ends" in caplog.text
+        assert "tiny: this ends the shadow tiny version 1 with 50 %" in caplog.text
         caplog.clear()
 
 

@@ -74,7 +74,7 @@ def what_a_killed_writer_left(repository: Path) -> None:
     ("fault", "finding"),
     [
         (no_labels, "labels.txt does not name the classes"),
-        (too_few_labels, "names 2 classes, the model decides among [10]"),
+        (too_few_labels, "names 2 classes, but the model has [10]"),
         (unknown_backend, "asks for the backend 'caffe2'; known are onnxruntime, openvino, tensorrt"),
         (no_graph, "model.onnx is missing"),
         (half_a_graph, "model.onnx is cut off, or not an ONNX file"),

@@ -130,7 +130,7 @@ def test_classify_takes_folders_and_says_which_file_is_broken(server, pictures):
     assert second.startswith(f"{pictures}/below/b.PNG: ")
     assert f"{pictures}: left out 1 that are not .jpg, .jpeg, .png, .webp, .avif: 1 .txt" in done.stderr
     assert f"{pictures}/torn.jpg: The image cannot be decoded: " in done.stderr
-    assert done.stderr.splitlines()[-1] == "deit: 1 of 3 pictures not classified"
+    assert done.stderr.splitlines()[-1] == "deit: 1 of 3 images not classified"
 
 
 def test_classify_writes_json_and_csv(server, pictures):

@@ -88,7 +88,7 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
     assert set(callers.statuses_since(0)) == {200, 503}
     assert max(seconds for _, seconds in callers.answers) < SOON_S
     assert not any(map(is_alive, first))
-    assert "starting Triton again in 0 s (1 of at most 5 in a row)" in server.output
+    assert "restarting Triton in 0 s (1 of at most 5 in a row)" in server.output
     assert "Traceback" not in server.output
     assert len(shared_memory(server)) <= 2
     assert modes(server) == {0o600}
@@ -105,10 +105,10 @@ def test_one_stopped_instance_of_two_is_not_hidden_by_the_other(deit_serve, tmp_
     assert len(stubs) == 2
     os.kill(stubs[0], signal.SIGSTOP)
     with Callers(server.url) as callers:
-        eventually(lambda: "starting Triton again" in server.output, timeout_s=60)
+        eventually(lambda: "restarting Triton" in server.output, timeout_s=60)
         eventually(lambda: callers.statuses_since(-10).count(200) == 10, timeout_s=100)
         eventually(lambda: not is_alive(stubs[0]))  # it is killed a moment after that line
-    assert "is stopped; starting Triton again" in server.output
+    assert "is stopped; restarting Triton" in server.output
 
 
 @pytest.mark.soak

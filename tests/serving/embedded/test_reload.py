@@ -202,7 +202,7 @@ def without_graph(folder):
     ("spoil", "reason"),
     [
         (torn, "does not load"),
-        (without_probabilities, "no probabilities"),
+        (without_probabilities, "not return probabilities"),
         (of_other_shape, "disagree"),
         (without_graph, "does not load"),
     ],

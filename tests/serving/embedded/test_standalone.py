@@ -71,7 +71,7 @@ def test_sigterm_stops_it_and_leaves_nothing(model_repository, arguments, host):
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 0, said
-    assert "security fixes since October 2024 and therefore listens on loopback only" in said
+    assert "security fixes made since October 2024 and therefore listens on loopback only" in said
     assert not any(map(is_alive, family))
 
 

@@ -40,7 +40,7 @@ def test_without_either_there_are_no_keys():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "holds no key"),
+        ("", "does not contain a key"),
         (FIRST, "line 1 is not a SHA-256"),
         (line(FIRST, "a") + line(SECOND, "a"), "line 2: the name a is taken"),
     ],
@@ -59,7 +59,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_empty_variable_is_a_mistake_and_not_an_open_door():
-    with pytest.raises(ServingError, match="holds no key"):
+    with pytest.raises(ServingError, match="does not contain a key"):
         load_api_keys(None, " , ")
 
 
@@ -80,7 +80,7 @@ def test_a_hangup_reads_the_file_anew_and_a_broken_file_changes_nothing(deit_ser
     assert (status(FIRST), status(SECOND)) == (200, 401)
     hang_up(line(FIRST, "old") + line(SECOND, "new"), "2 API keys; new: new; gone: none")
     assert (status(FIRST), status(SECOND)) == (200, 200)
-    hang_up("nonsense", "the API keys stay as they are")
+    hang_up("nonsense", "the API keys are unchanged")
     assert (status(FIRST), status(SECOND)) == (200, 200)
     hang_up(line(SECOND, "new"), "1 API keys; new: none; gone: old")
     assert (status(FIRST), status(SECOND)) == (401, 200)

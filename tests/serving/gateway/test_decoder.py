@@ -195,7 +195,7 @@ def test_processes_that_cannot_be_started_for_a_while_are_started_later():
         try:
             for pid in before:
                 os.kill(pid, signal.SIGKILL)
-            with pytest.raises(NotReady, match="no process can be started"):
+            with pytest.raises(NotReady, match="cannot be started"):
                 while True:
                     with contextlib.suppress(TimeoutError, DecoderLost):
                         await asyncio.wait_for(decoder.model_input(SMALL, PREPROCESSING), 0.1)

@@ -160,7 +160,7 @@ def test_a_chosen_and_a_pasted_picture_do_as_well(page):
 
 def test_it_says_which_classes_there_are_and_that_an_address_is_no_picture(page):
     page.get_by_text(
-        "The model knows 10 classes, and takes every picture for one of them: airplane, car: blue,"
+        "The model knows 10 classes, and assigns every image to one of them: airplane, car: blue,"
     ).wait_for()
     page.evaluate(
         """() => {
@@ -169,7 +169,7 @@ def test_it_says_which_classes_there_are_and_that_an_address_is_no_picture(page)
           document.getElementById("drop").dispatchEvent(new DragEvent("drop", {bubbles: true, dataTransfer: transfer}));
         }"""
     )
-    page.get_by_role("alert").get_by_text("an address or text, not a file").wait_for()
+    page.get_by_role("alert").get_by_text("a link or text, not a file").wait_for()
     drop(page, photo=PHOTOGRAPH)
     wait_for_answer(page)
     assert not page.locator("#not-a-file").is_visible()
@@ -206,7 +206,7 @@ def test_a_key_is_asked_for_and_kept_for_this_tab_alone(browser, model_repositor
         page.goto(server.wait_until_ready().url)
         page.fill("#key", "another-key-that-nobody-knows")
         page.keyboard.press("Enter")
-        page.get_by_text("does not know this key").wait_for()
+        page.get_by_text("does not accept this key").wait_for()
         page.fill("#key", KEY)
         page.keyboard.press("Enter")
         page.locator("#model option").wait_for(state="attached")

@@ -1,8 +1,8 @@
-"""Triton's model decode_jpegs: files in, another model's answers out.
+"""Triton's model decode_jpegs: files in, another model's outputs out.
 
-serving/embedded/jpeg_process.py decodes and resizes, in a process of its own; the pixels go to the model that a request
-names, in Triton's memory. When that process ends or hangs, the files that it had are left to the caller's own decoders,
-as are all others until another process is ready. serving/embedded/jpeg_step.py configures the model.
+serving/embedded/jpeg_process.py decodes and resizes in a separate process; the pixels go to the model that the request
+names, in Triton's memory. When that process dies or hangs, its files are left to the caller's own decoders, and so are
+all others until a new process is ready. serving/embedded/jpeg_step.py configures the model.
 """
 
 import json
@@ -45,7 +45,7 @@ class Recipient(NamedTuple):
 
 
 class DecodingProcess:
-    """Of one instance; started anew when it is lost."""
+    """The child process of one instance, restarted when it is lost."""
 
     def __init__(self, command: list[str], packages: str) -> None:
         self._command = command

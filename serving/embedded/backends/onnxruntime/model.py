@@ -1,10 +1,11 @@
-"""Triton's `onnxruntime` backend in Python, for a Triton that carries only its Python backend.
+"""Triton's `onnxruntime` backend in Python, for a Triton that has only its Python backend.
 
-Triton looks a backend up by name and takes the native library first, so one model repository serves here and in
-NVIDIA's image, whose `libtriton_onnxruntime.so` this file stands in for. It reads the same keys of config.pbtxt:
-https://github.com/triton-inference-server/onnxruntime_backend#model-config-options. What it cannot honour it logs as a
-warning, but an instance of kind GPU runs on the GPU or does not load. It runs in Triton's stub process, one process an
-instance, and imports nothing of this project but what is copied to its folder: cuda_provider.py and batched_model.py.
+Triton looks a backend up by name and takes the native library first, so one model repository works here and in NVIDIA's
+image, whose `libtriton_onnxruntime.so` this file replaces. It reads the same keys of config.pbtxt:
+https://github.com/triton-inference-server/onnxruntime_backend#model-config-options. Settings that it does not support
+are logged as warnings, but an instance of kind GPU runs on the GPU or does not load. It runs in Triton's stub process,
+one per instance, and imports from this project only what is copied to its folder: cuda_provider.py and
+batched_model.py.
 """
 
 from pathlib import Path

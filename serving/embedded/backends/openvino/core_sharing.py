@@ -1,9 +1,10 @@
-"""How the instances of models share the cores: one that computes alone takes all, those that compute together a share.
+"""How model instances share the cores: one that runs alone takes all, those that run together take a share each.
 
-An instance is a process. Two with one thread each answer most requests a second on two cores, but a single request
-would leave a core idle; two with two threads each get in each other's way under load. OpenVINO fixes a model's threads
+An instance is a process. On two cores, two instances with one thread each give the highest throughput, but a single
+request would leave a core idle; two with two threads each get in each other's way under load. OpenVINO fixes a model's
+threads
 when it compiles the model, but oneTBB, which runs them, can be limited to fewer at any time, and the others then do the
-work of the missing threads: the answers are the same to the last bit.
+work of the missing threads: the output is bit-identical.
 """
 
 import ctypes

@@ -1,9 +1,9 @@
-"""Triton's `openvino` backend in Python, for a Triton that carries only its Python backend.
+"""Triton's `openvino` backend in Python, for a Triton that has only its Python backend.
 
-Like the `onnxruntime` backend, this stands in for a native library of NVIDIA's image, `libtriton_openvino.so`,
+Like the `onnxruntime` backend, this replaces a native library of NVIDIA's image, `libtriton_openvino.so`,
 which Triton takes first where there is one, and reads the same keys of config.pbtxt:
-https://github.com/triton-inference-server/openvino_backend#parameters. What it cannot honour it logs as a warning. It
-runs in Triton's stub process, one process an instance, and imports nothing of this project but what is copied to its
+https://github.com/triton-inference-server/openvino_backend#parameters. Settings that it does not support are logged as
+warnings. It runs in Triton's stub process, one per instance, and imports from this project only what is copied to its
 folder: batched_model.py and allowance.py.
 """
 
