@@ -76,7 +76,7 @@ def test_a_plan_is_built_from_a_graph_of_its_precision_alone(tmp_path: Path, num
     graph = graph_in(number, tmp_path / "model.onnx")
     refuse_other_precision(graph, precision)
     for other in {"fp32", "fp16", "bf16", "int8"} - {precision}:
-        with pytest.raises(RepositoryError, match=f"computes in {precision}, and {other} was asked for"):
+        with pytest.raises(RepositoryError, match=f"computes in {precision}, and {other} was requested"):
             refuse_other_precision(graph, other)
 
 

@@ -172,7 +172,7 @@ def test_a_plan_is_built_once_for_each_compute_capability(graphs: Graphs, tmp_pa
 
 
 def test_a_graph_in_another_precision_than_asked_for_is_refused(graphs: Graphs) -> None:
-    with pytest.raises(RepositoryError, match="computes in fp16, and bf16 was asked for"):
+    with pytest.raises(RepositoryError, match="computes in fp16, and bf16 was requested"):
         built(graphs("fp16", "fused"), "bf16")
 
 

@@ -28,7 +28,7 @@ def test_a_model_goes_from_staging_to_production_and_back_again(
     for number in (1, 2):
         assert run("publish", repository / "tiny").strip() == str(production / "tiny" / str(number))
     assert re.search(r"tiny +1, 2 +2 +fp32 +onnxruntime", run("list"))
-    assert "version 1 is served" in run("rollback", "tiny")
+    assert "version 1 will be served" in run("rollback", "tiny")
     shown = run("show", "tiny")
     assert "1 (served)" in shown
     assert "checkpoint_sha256" in shown

@@ -25,17 +25,17 @@ MAX_ALLOWED_PARALLELISM = 0
 
 
 def load_onetbb() -> Path | None:
-    """Load the oneTBB of the package `tbb`, which OpenVINO then uses in place of its own; None if it is not installed.
+    """Load the oneTBB of the package `tbb`, which OpenVINO then uses in place of its own; None if there is none.
 
     OpenVINO's own (2021.13) lets a thread that may not compute spin, which takes up to half of the other's time:
     https://github.com/uxlfoundation/oneTBB/issues/1417. Call this before OpenVINO is imported, which loads its own.
     """
     try:
         files = metadata.files("tbb") or []
-    except metadata.PackageNotFoundError:
+        library = next(Path(file.locate()).resolve() for file in files if file.name == "libtbb.so.12")
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    except (metadata.PackageNotFoundError, StopIteration, OSError):
         return None
-    library = next(Path(file.locate()).resolve() for file in files if file.name == "libtbb.so.12")
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return library
 
 

@@ -100,7 +100,7 @@ def shared_cores(config: Config, model: Any) -> SharedCores | None:
         return None
     try:
         if ONETBB is None:
-            raise OSError("the package tbb is not installed")
+            raise OSError("the package tbb is not installed whole")
         return SharedCores(ONETBB, Path(__file__).with_name("computing"), share)
     except (OSError, AttributeError) as error:
         warn(config, f"a lone batch computes on {share} of {usable_cores()} cores: {error}")
