@@ -55,8 +55,7 @@ class BulkConfig:
         Option(
             min=1,
             help=f"Images per batch. Default: {BATCH_ON_CPU} on CPUs, whose caches cannot hold more, and "
-            f"{BATCH_ON_GPU}"
-            "with --gpus. Raise it on a large GPU.",
+            f"{BATCH_ON_GPU} with --gpus. Raise it on a large GPU.",
         ),
     ] = None
     part_images: Annotated[

@@ -97,8 +97,8 @@ class ExportConfig:
         Option(
             min=0.0,
             max=0.5,
-            help="Share of images like the test split's that abstain=true may refuse; measured on the same images. "
-            f"Default: {FALSE_REFUSALS}.",
+            help="Share of images like the test split's that abstain=true may refuse; measured on those of "
+            f"--calibrate. Default: {FALSE_REFUSALS}.",
         ),
     ] = None
 

@@ -60,8 +60,7 @@ def export_graph(
 
 def _cast_first(model: onnx.ModelProto) -> None:
     """Make all readers of the uint8 images read the cast images: torch's exporter takes the batch size from the uint8
-    input, but TensorRT can only cast uint8
-    (https://github.com/NVIDIA/TensorRT/issues/3985).
+    input, but TensorRT can only cast uint8 (https://github.com/NVIDIA/TensorRT/issues/3985).
     """
     nodes = model.graph.node
     cast = next((node for node in nodes if node.op_type == "Cast" and list(node.input) == [IMAGES]), None)

@@ -15,7 +15,7 @@ ROUND_S = 0.8
 WARM_UPS = 2
 
 MOST_CALLS = 50
-"""Seconds per round; a small model does not need more for a steady rate."""
+"""Calls per round at most; a small model does not need more for a steady rate."""
 
 
 def images_per_s(engines: list[list[Infer]], batch: npt.NDArray[np.uint8]) -> list[float]:

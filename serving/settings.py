@@ -301,8 +301,7 @@ class CaptureSettings:
         Option(
             "--capture-max-images",
             help="Maximum number of images in the folder; when it is full, saving stops until you delete some. Raise "
-            "it"
-            "to inspect more.",
+            "it to inspect more.",
             rich_help_panel=CAPTURE,
         ),
     ] = 10_000
@@ -351,8 +350,7 @@ class ServeSettings:
         Option(
             metavar="MODEL=CANDIDATE:PERCENT",
             help="Let a candidate answer a share of a model's requests; separate several with commas. Set it to "
-            "replace"
-            "a model step by step.",
+            "replace a model step by step.",
             rich_help_panel=MODELS,
         ),
     ] = ""
@@ -377,9 +375,8 @@ class ServeSettings:
     images_per_request: Annotated[
         int | None,
         Option(
-            help="Maximum number of images in one request to Triton: under load, images for the same model wait up "
-            "to 1"
-            "ms for each other. Set it to 1 if that millisecond matters more than throughput.",
+            help="Maximum number of images in one request to Triton: under load, images for the same model wait up to "
+            "1 ms for each other. Set it to 1 if that millisecond matters more than throughput.",
             show_default="32 for a model on a GPU, else 1",
             rich_help_panel=TRITON,
         ),
@@ -406,9 +403,8 @@ class ServeSettings:
     host: Annotated[
         str,
         Option(
-            help="Address to listen on. 0.0.0.0 accepts other machines, :: also over IPv6; then set API keys, and "
-            "put a"
-            "TLS proxy in front.",
+            help="Address to listen on. 0.0.0.0 accepts other machines, :: also over IPv6; then set API keys, and put "
+            "a TLS proxy in front.",
             rich_help_panel=GATEWAY,
         ),
     ] = "127.0.0.1"
@@ -437,8 +433,7 @@ class ServeSettings:
         int | None,
         Option(
             help="Separate port for /metrics, without API keys; unset, /metrics is on --port. Set it if Prometheus "
-            "does"
-            "not send a key.",
+            "does not send a key.",
             rich_help_panel=GATEWAY,
         ),
     ] = None

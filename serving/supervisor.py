@@ -4,8 +4,7 @@ A gateway is one process with one event loop, which handles about 800 images a s
 the parent of the gateways and of the embedded Triton. Each gateway has its own listening socket on the same port
 (SO_REUSEPORT), and the kernel distributes connections among them. The supervisor keeps the sockets open, so if a
 gateway dies, its callers wait for its replacement instead of being refused. Decoders and the in-flight limits are
-divided
-evenly, and any gateway answers /metrics for all of them.
+divided evenly, and any gateway answers /metrics for all of them.
 """
 
 import asyncio

@@ -86,7 +86,7 @@ def read_class_folders(folder: Path) -> FileImages:
         paths += sorted(str(file.relative_to(folder)) for file in image_files(folders[name], skipped))
         labels += [label] * (len(paths) - before)
         if len(paths) == before:
-            logger.warning("%s is empty, so its class has no images", folders[name])
+            logger.warning("%s contains no image files, so its class has no images", folders[name])
     skipped.update("files next to the class folders" for entry in folder.iterdir() if not entry.is_dir())
     report_skipped(folder, skipped)
     return FileImages(folder, paths, np.array(labels, dtype=np.int32), names)

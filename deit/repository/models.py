@@ -216,8 +216,7 @@ def model_names(repository: Path) -> list[str]:
 
     Raises:
         RepositoryError: the repository does not contain a model, or a folder in it is not one. Triton puts a model's
-        name on a
-            command line (CVE-2025-23316), so only a MODEL_NAME may reach it.
+            name on a command line (CVE-2025-23316), so only a MODEL_NAME may reach it.
     """
     names = model_folders(repository)
     if not names:

@@ -56,8 +56,8 @@ def triton_options(
 
     Args:
         host: address of gRPC and metrics; HTTP stays on loopback.
-        control_key: the key to load and unload models with; None to forbid it. traces_url: OpenTelemetry collector for
-            spans of requests with a `traceparent`; None for none.
+        control_key: the key to load and unload models with; None to forbid it.
+        traces_url: OpenTelemetry collector for spans of requests with a `traceparent`; None for none.
         shared_memory_key: the key for registering shared memory; None to forbid it.
     """
     is_ipv6 = ":" in host

@@ -1,8 +1,7 @@
 """The files of one run of Triton: a temporary folder, and the shared memory of its Python stubs.
 
 Both have the launcher's process id in their name, so that the next start can remove what a killed run left. (A stub
-removes its
-shared memory when Triton is killed, but not when it is killed itself or has not finished loading.)
+removes its shared memory when Triton is killed, but not when it is killed itself or has not finished loading.)
 """
 
 import contextlib

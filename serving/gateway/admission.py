@@ -3,8 +3,7 @@
 Three quantities are limited: bytes of request bodies (memory), megapixels (decoding time and memory) and images. The
 limit on images is not a setting: it grows while images are answered within `max_wait_s` and shrinks when they are not,
 so it adapts to the machine and the model. Large images have a separate limit: they queue for each other, while one
-decoder stays free for small ones. Retry-After is the backlog divided by the measured
-rate.
+decoder stays free for small ones. Retry-After is the backlog divided by the measured rate.
 """
 
 import asyncio

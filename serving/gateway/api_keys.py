@@ -61,7 +61,7 @@ def load_api_keys(file: Path | None, from_environment: str | None) -> ApiKeys | 
 
     Raises:
         ServingError: a key is too short, or the file cannot be read. Messages never contain a key or a line of the
-        file.
+            file.
     """
     digests: dict[str, bytes] = {}
     if from_environment is not None:

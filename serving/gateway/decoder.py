@@ -169,7 +169,7 @@ class Decoder:
                     self._idle.put_nowait(process)
             stopped = {process for process in self.processes if process.look_whether_stopped()}
             for process in stopped & suspects:
-                logger.error("the decoder %d has stopped responding; killing it", process.pid)
+                logger.error("the decoder %d is stopped, by a signal or a debugger; killing it", process.pid)
                 os.kill(process.pid, signal.SIGKILL)
             suspects = stopped
 

@@ -53,8 +53,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestEnvelope:
     """The outermost layer: an id and a record for each request, headers for each response, a 500 for unexpected errors.
 
-    The only place that counts, traces and logs requests. The id is the caller's X-Request-ID if it is harmless, else
-    new.
+    The only place that counts, traces and logs requests. The id is the caller's X-Request-ID if it is harmless, else a
+    new one.
     """
 
     app: ASGIApp

@@ -1,8 +1,8 @@
 """HTTP/1.1 on a connection, with the limits that uvicorn leaves to a proxy.
 
 uvicorn 0.54 keeps a connection open forever if it sends nothing, half a header or half a body, accepts any number of
-headers and pipelined requests, and after an early response reads everything that the client still sends. Here
-every state of a connection has limits on time and size, and requests that two servers could read differently are
+headers and pipelined requests, and after an early response reads everything that the client still sends. Here every
+state of a connection has limits on time and size, and requests that two servers could read differently are
 refused (RFC 9112 section 11.2, request smuggling).
 """
 

@@ -10,8 +10,7 @@ __all__ = ["checkpoint", "labelled"]
 
 @pytest.fixture(scope="module")
 def client(server):
-    early = httpx.Limits(
-        keepalive_expiry=2
-    )  # the server closes idle connections after 5 s: a request must not meet that
+    # The server closes idle connections after 5 s: a request must not meet that.
+    early = httpx.Limits(keepalive_expiry=2)
     with httpx.Client(base_url=server.url, timeout=60, limits=early) as client:
         yield client

@@ -2,9 +2,8 @@
 
 An instance is a process. On two cores, two instances with one thread each give the highest throughput, but a single
 request would leave a core idle; two with two threads each get in each other's way under load. OpenVINO fixes a model's
-threads
-when it compiles the model, but oneTBB, which runs them, can be limited to fewer at any time, and the others then do the
-work of the missing threads: the output is bit-identical.
+threads when it compiles the model, but oneTBB, which runs them, can be limited to fewer at any time, and the others
+then do the work of the missing threads: the output is bit-identical.
 """
 
 import ctypes

@@ -98,10 +98,12 @@ def shared_cores(config: Config, model: Any) -> SharedCores | None:
     is_quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     if int(parameters_of(config).get("INFERENCE_NUM_THREADS", 0)) or share == usable_cores() or is_quantized:
         return None
+    handicap = f"a lone batch computes on {share} of {usable_cores()} cores"
+    if ONETBB is None:
+        warn(config, f"{handicap}: the package tbb is missing or does not load; the extra openvino has it on x86-64")
+        return None
     try:
-        if ONETBB is None:
-            raise OSError("the package tbb is not installed whole")
         return SharedCores(ONETBB, Path(__file__).with_name("computing"), share)
     except (OSError, AttributeError) as error:
-        warn(config, f"a lone batch computes on {share} of {usable_cores()} cores: {error}")
+        warn(config, f"{handicap}: this oneTBB is not known ({error})")
         return None
