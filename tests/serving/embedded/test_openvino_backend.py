@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY_ROOT
 MODELS = REPOSITORY_ROOT / "model_repository"
 ACTIVE_VALUE = "_ZN3tbb6detail2r127global_control_active_valueEi"
 
-# A process that computes alone, which wakes the second thread, and then a hundred times while another instance does.
+# A process that computes alone, which wakes the second thread, and then while another instance does; thirty times.
 # Writes the processor time of this thread and of the others meanwhile, in seconds.
 SHARED = """
 import fcntl, pathlib, sys, time
@@ -24,11 +24,11 @@ library = core_sharing.load_onetbb()
 import numpy, openvino
 settings = {"INFERENCE_NUM_THREADS": 2, "ENABLE_CPU_PINNING": False}
 model = openvino.Core().compile_model(sys.argv[1], "CPU", settings)
-images = numpy.zeros((4, *model.input(0).get_partial_shape().get_max_shape()[1:]), numpy.uint8)
+images = numpy.zeros((16, *model.input(0).get_partial_shape().get_max_shape()[1:]), numpy.uint8)
 cores = core_sharing.SharedCores(library, pathlib.Path("computing"), 1)
 other = open("computing")
 mine = everybodys = 0
-for _ in range(100):
+for _ in range(30):
     with cores.taken():
         model(images)
     fcntl.flock(other, fcntl.LOCK_SH)
@@ -107,8 +107,8 @@ def test_a_thread_that_may_not_compute_rests(load_backend, tmp_path):
         check=True,
     )
     mine, others = map(float, done.stdout.split())
-    # 0.02, for what it still does when the limit begins; 0.3 to 0.4 with the one in the wheel
-    assert others < 0.1 * mine
+    # at most 0.04, for the millisecond until it sleeps; 0.3 to 0.4 with the one in the wheel
+    assert others < 0.15 * mine
 
 
 @pytest.mark.parametrize(
