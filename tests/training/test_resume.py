@@ -3,12 +3,15 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deit.errors import TrainingError
+from tests.conftest import REPOSITORY_ROOT
 from tests.training.test_images import image_folder
 from tests.training.test_loop import CONVNET, config, metrics_of, same, weights_of
 from training.config import TrainConfig
@@ -16,6 +19,22 @@ from training.loop import train
 from training.resume import stop_request
 
 PLAIN = {"model": "deit_tiny_patch16_224", "epochs": 2, "warmup_epochs": 0, "mixing_probability": 0.0}
+
+INTERRUPTED = """
+import logging, signal
+from training.resume import stop_request
+logging.basicConfig(level="INFO")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with stop_request() as is_asked:
+    signal.raise_signal(signal.SIGTERM)
+    if is_asked():
+        print("asked by SIGTERM")
+    signal.raise_signal(signal.SIGINT)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("ended by the second Ctrl-C")
+"""
 
 
 @pytest.fixture
@@ -106,14 +125,13 @@ def test_a_corrupt_image_that_stopped_a_run_can_be_allowed(tmp_path: Path) -> No
     assert len(metrics_of(strict.folder)) == 2
 
 
-def test_the_first_signal_asks_to_stop_and_ctrl_c_then_ends(caplog: pytest.LogCaptureFixture) -> None:
-    with stop_request() as is_asked, caplog.at_level("INFO"):
-        signal.raise_signal(signal.SIGTERM)
-        assert is_asked()
-        signal.raise_signal(signal.SIGINT)
-        assert "stopping after this step; Ctrl-C again ends the run at once" in caplog.text
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+def test_the_first_signal_asks_to_stop_and_ctrl_c_then_ends() -> None:
+    """In a process of its own, which started with Python's answer to Ctrl-C and which nobody else signals."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["asked by SIGTERM", "ended by the second Ctrl-C"], done
+    assert "stopping after this step; Ctrl-C again ends the run at once" in done.stderr
 
 
 def test_a_run_in_the_background_of_a_shell_ignores_ctrl_c() -> None:

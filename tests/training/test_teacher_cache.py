@@ -82,7 +82,7 @@ def test_a_run_stopped_within_an_epoch_leaves_whole_epochs_alone(
 
     def keep_and_stop(self: TeacherCache, step: int, turn: int, logits: torch.Tensor) -> torch.Tensor:
         if turn == 0 and (cache / "epoch-0001.npz").is_file():
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+            signal.raise_signal(signal.SIGTERM)  # Ctrl-C does the same, but a shell may have its jobs ignore it
         return keep(self, step, turn, logits)
 
     with monkeypatch.context() as patched, pytest.raises(TrainingError, match=r"stopped after step 1 of epoch 2"):
