@@ -9,6 +9,9 @@ LOOPBACK = "127.0.0.1"
 CANDIDATES = range(10_000, 32_768)
 """Linux takes the ports of outgoing connections from 32768 on: one that is free there may be gone a moment later."""
 
+DRAWN = 1000
+"""How many candidates are looked at, at most."""
+
 
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on now.
@@ -16,12 +19,12 @@ def free_ports(count: int) -> list[int]:
     They are drawn at random, so that servers that start at the same time do not choose the same.
 
     Raises:
-        OSError: there are not as many.
+        OSError: there are not enough.
     """
-    drawn = random.SystemRandom().sample(CANDIDATES, len(CANDIDATES))
+    drawn = random.Random().sample(CANDIDATES, DRAWN)  # its own seed: other processes may share that of `random`
     free = list(itertools.islice(filter(is_free, drawn), count))
     if len(free) < count:
-        raise OSError(f"{count} free ports are needed, and {LOOPBACK} has {len(free)} from {CANDIDATES[0]} on")
+        raise OSError(f"{count} free ports of {LOOPBACK} are needed, and of {DRAWN} only {len(free)} are free")
     return free
 
 

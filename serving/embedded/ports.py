@@ -17,13 +17,15 @@ def with_free_ports(ports: TritonPorts, *, avoids_taken: bool) -> TritonPorts:
     Args:
         avoids_taken: also replace default ports that another program has.
     """
-    chosen = ports
-    for field, free in zip(fields(TritonPorts), free_ports(len(fields(TritonPorts))), strict=True):
+    replaced = []
+    for field in fields(TritonPorts):
         port = getattr(ports, field.name)
         if port == 0 or (avoids_taken and port is not None and port == field.default and not is_free(port)):
-            chosen = replace(chosen, **{field.name: free})
-            logger.info("Triton uses port %d for %s", free, field.name)
-    return chosen
+            replaced.append(field.name)
+    chosen = dict(zip(replaced, free_ports(len(replaced)), strict=True))
+    for name, port in chosen.items():
+        logger.info("Triton uses port %d for %s", port, name)
+    return replace(ports, **chosen)
 
 
 def check_port_is_free(port: int, flag: str) -> None:

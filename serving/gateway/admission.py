@@ -222,7 +222,7 @@ class Ticket:
         """Take places for the images of the request, once they have arrived; `pixels` is what each declares.
 
         Raises:
-            Overloaded: there is no room left.
+            Overloaded: the limit on images or megapixels is reached.
         """
         admission = self._admission
         small, large = admission._small, admission._large

@@ -19,7 +19,7 @@ EXTRAS = sorted(tomllib.loads((REPOSITORY_ROOT / "pyproject.toml").read_text())[
 BIN = Path(sys.executable).parent
 UV = BIN / "uv"
 
-# What pip and uv say where there is no package index, or one that does not answer.
+# What pip and uv print if the package index is missing or does not respond.
 UNREACHABLE = (
     r"Failed to (fetch|download)|Could not find a version|No matching distribution|timed out|Connection|error sending"
 )

@@ -1,18 +1,17 @@
 """`deit serve` as its users start it: a process, asked over HTTP."""
 
-import subprocess
+import os
+import signal
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import httpx
 
+from benchmark.server import running
 from deit.ports import free_ports
-from tests.serving.conftest import START_TIMEOUT_S
+from tests.serving.conftest import eventually, is_alive
 
 STOP_TIMEOUT_S = 60
 """Triton alone may take ten."""
@@ -26,41 +25,14 @@ def serving(repository: Path, *options: str, grpc_port: int | None = None, max_w
     """
     port, grpc, metrics = free_ports(3)
     command = [
-        *(Path(sys.executable).with_name("deit"), "serve", "--model-repository", repository, "--port", str(port)),
+        *(str(Path(sys.executable).with_name("deit")), "serve", "--model-repository", str(repository)),
+        *("--port", str(port)),
         *("--max-wait-s", str(max_wait_s), *options),
         *("--triton-grpc-port", str(grpc_port or grpc), "--triton-metrics-port", str(metrics)),
     ]
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL) as process,
-    ):
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            _wait_for_the_end(process, log)
-
-
-def _wait_for_the_end(process: subprocess.Popen[bytes], log: IO[str]) -> None:
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        log.seek(0)
-        raise AssertionError(f"deit serve did not end in {STOP_TIMEOUT_S} s, its log:\n{log.read()}") from None
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            log.seek(0)
-            raise AssertionError(f"deit serve was not ready; status {process.returncode}, its log:\n{log.read()}")
-        time.sleep(0.1)
+    url = f"http://127.0.0.1:{port}"
+    with running(command, name="deit serve") as server:
+        server.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        yield url
+        os.kill(server.pid, signal.SIGTERM)
+        eventually(lambda: not is_alive(server.pid), STOP_TIMEOUT_S)

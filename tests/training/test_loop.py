@@ -462,7 +462,7 @@ def test_a_run_tells_where_its_time_went_and_draws_what_it_did(
         assert set(step) == set(PARTS)
         assert all(seconds >= 0 for seconds in step.values())
         assert step["student"] > 0 < step["backward"]
-    # there is no teacher; the quickest step of each, because a busy machine may pause within any
+    # This run has no teacher. The quickest steps are compared, because a busy machine may pause in any of them.
     assert min(step["teacher"] for step in steps) < min(step["student"] for step in steps)
     # the parts are the whole: the epoch has only these steps, the loader's start and its end besides
     assert sum(sum(step.values()) for step in steps) <= metrics[-1]["train_s"] + 0.05

@@ -149,8 +149,8 @@ def test_a_bomb_is_refused_for_little_time_and_memory(server, bombs, name):
         assert answer.status_code == 200
     for pid in pids:
         assert memory_bytes(pid, "VmHWM") - before[pid] <= BOMB_BYTES
-    # Processor time of gateway and decoders, because the machine may be busy, and four times slower than ours.
-    assert took_s <= 4 * BOMB_S
+    # Processor time of gateway and decoders, because the machine may be busy; the kernel counts in hundredths.
+    assert took_s <= BOMB_S + 0.02
     assert server.decoders() == pids[1:]
 
 
