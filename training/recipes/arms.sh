@@ -12,14 +12,14 @@ threads=${OMP_NUM_THREADS:-$(($(nproc) / jobs))}
 train_convnet() {
     "$here/run.sh" miniature-teacher --seed 0 \
         --model resnet18 --model-arg 'channels=[32,64,128,256]' --model-arg 'layers=[1,1,1,1]' \
-        --image-size 64 --crop-pct 1.0 --drop-path 0 \
+        --image-size 64 --crop-pct 1.0 --drop-path 0 --pixel-bank --evaluate-every 5 \
         --epochs 10 --warmup-epochs 1 --batch-size 128 --learning-rate 2e-3 --weight-decay 0.05 \
         --min-crop-area 0.4 --random-erasing 0 --mixing-probability 0 --label-smoothing 0.1
 }
 
 # NAME OPTION...: a transformer that teaches, twice as wide, and on all images: it has seen three times what its students see.
 train_wide() {
-    "$here/run.sh" "$@" --seed 0 --preset miniature --train-images 50000 --epochs 12 --warmup-epochs 2 \
+    "$here/run.sh" "$@" --seed 0 --preset miniature --train-images 50000 --epochs 12 --warmup-epochs 2 --evaluate-every 6 \
         --model-arg patch_size=8 --model-arg embed_dim=192 --model-arg num_heads=3 --model-arg depth=6
 }
 
