@@ -1,4 +1,4 @@
-"""The gateway's cost of an image by the number of images in a request to the model, with an engine as fast as a GPU.
+"""The gateway's cost of an image by images in a request to the model and by gateways, with an engine as fast as a GPU.
 
 The engine is simulated: a process that speaks Triton's gRPC, keeps the pace of a GPU and computes nothing, so only the
 gateway can be the limit. Images are small, because decoding is not measured.
@@ -7,6 +7,7 @@ gateway can be the limit. Images are small, because decoding is not measured.
 import asyncio
 import contextlib
 import io
+import itertools
 import sys
 import time
 from collections import defaultdict
@@ -59,6 +60,7 @@ class JoiningConfig:
     """The loads to measure."""
 
     images_per_request: Annotated[list[int], Option(help="As in deit serve. Repeatable.")]
+    gateways: Annotated[list[int] | None, Option(help="As in deit serve. Repeatable.  [default: 1]")] = None
     concurrency: Annotated[int, Option(min=1, help="Requests of one image in flight over HTTP.")] = 64
     engine_images_per_s: Annotated[int, Option(min=1, help="Images per second of the simulated engine.")] = 10_000
     decoders: Annotated[int, Option(min=1, help="As in deit serve.")] = 2
@@ -73,8 +75,8 @@ class Joined:
 
     Attributes:
         images_per_request: what Triton got, on average.
-        gateway_ms: processor time of the gateway's process for an image.
-        gateway_cores: cores that this process used.
+        gateway_ms: processor time of the gateways' processes for an image.
+        gateway_cores: cores that these processes used.
         call_ms: processor time of the call to the model alone, when every request is full.
     """
 
@@ -171,7 +173,7 @@ def engine(config: JoiningConfig) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def gateway(config: JoiningConfig, images_per_request: int) -> Iterator[tuple[str, int]]:
+def gateway(config: JoiningConfig, gateways: int, images_per_request: int) -> Iterator[tuple[str, int]]:
     """Run `deit serve` in front of a simulated engine, and give its address and the id of its first process."""
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -179,15 +181,15 @@ def gateway(config: JoiningConfig, images_per_request: int) -> Iterator[tuple[st
         command = [
             *(sys.executable, "-m", "deit", "serve", "--triton-url", f"127.0.0.1:{engine_port}", "--port", str(port)),
             *("--images-per-request", str(images_per_request), "--decoders", str(config.decoders)),
-            *("--gateways", "1", "--max-wait-s", "60", "--no-log-requests"),
+            *("--gateways", str(gateways), "--max-wait-s", "60", "--no-log-requests"),
         ]
         with running(command, name="deit serve") as process:
             process.wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
             yield url, process.pid
 
 
-def measure(config: JoiningConfig, images_per_request: int) -> Joined:
-    """One window of closed-loop load on a separate gateway.
+def measure(config: JoiningConfig, gateways: int, images_per_request: int) -> Joined:
+    """One window of closed-loop load on a `deit serve` of its own.
 
     Raises:
         BenchmarkError: a process did not start, or some images got no answer.
@@ -196,7 +198,7 @@ def measure(config: JoiningConfig, images_per_request: int) -> Joined:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     picture = io.BytesIO()
     Image.fromarray(pixels).resize((config.picture_side, config.picture_side)).save(picture, "JPEG")
-    with gateway(config, images_per_request) as (url, pid):
+    with gateway(config, gateways, images_per_request) as (url, pid):
         requests = requests_of(url + CLASSIFY, [picture.getvalue()], as_form=False)
         processes = ServerProcesses.of(pid)
 
@@ -255,22 +257,22 @@ def joined_so_far(url: str) -> tuple[float, float]:
     return sent, images
 
 
-def as_table(config: JoiningConfig, measured: dict[int, list[Joined]]) -> str:
+def as_table(config: JoiningConfig, measured: dict[tuple[int, int], list[Joined]]) -> str:
     """Markdown: the median of the rounds, and the lowest and highest of the two figures that matter."""
     machine = this_environment().machine
     lines = [
         f"{machine}; {config.concurrency} requests in flight, an engine of {config.engine_images_per_s:,} a second; "
         f"{config.rounds} rounds of {config.seconds:g} s",
         "",
-        "| at most | images a request | images/s | gateway, ms an image | of a core | p50 ms | p99 ms | full requests: "
-        "call, ms an image |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| gateways | at most | images a request | images/s | gateway, ms an image | of a core | p50 ms | p99 ms "
+        "| full requests: call, ms an image |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for images_per_request, rounds in measured.items():
+    for (gateways, images_per_request), rounds in measured.items():
         rates, costs = [each.images_per_s for each in rounds], [each.gateway_ms for each in rounds]
         middle = {name: median(getattr(each, name) for each in rounds) for name in Joined.__dataclass_fields__}
         lines.append(
-            f"| {images_per_request} | {middle['images_per_request']:.1f} "
+            f"| {gateways} | {images_per_request} | {middle['images_per_request']:.1f} "
             f"| {middle['images_per_s']:.0f} ({min(rates):.0f} to {max(rates):.0f}) "
             f"| {middle['gateway_ms']:.2f} ({min(costs):.2f} to {max(costs):.2f}) | {middle['gateway_cores']:.2f} "
             f"| {middle['p50_ms']:.0f} | {middle['p99_ms']:.0f} | {middle['call_ms']:.3f} |"
@@ -284,12 +286,15 @@ app = typer.Typer()
 @app.command()
 @command_of(JoiningConfig)
 def images_per_request(config: JoiningConfig) -> None:
-    """Measure images a second and the gateway's processor time for an image, by images in one request to the model."""
+    """Measure images a second and the gateway's processor time for an image.
+
+    By images in one request to the model, and by gateways.
+    """
     configure_logging("text")
-    measured: defaultdict[int, list[Joined]] = defaultdict(list)
+    measured: defaultdict[tuple[int, int], list[Joined]] = defaultdict(list)
     for _ in range(config.rounds):
-        for each in config.images_per_request:
-            measured[each].append(measure(config, each))
+        for setting in itertools.product(config.gateways or [1], config.images_per_request):
+            measured[setting].append(measure(config, *setting))
     typer.echo(as_table(config, measured))
 
 

@@ -17,7 +17,9 @@ def test_the_gateway_takes_the_simulated_engine_for_a_triton_with_a_gpu() -> Non
 
 @pytest.mark.soak
 def test_the_command_measures_each_setting() -> None:
-    sizes = ["--images-per-request", "1", "--images-per-request", "8"]
-    done = CliRunner().invoke(app, [*sizes, "--rounds", "1", "--seconds", "1"])
+    settings = ["--images-per-request", "1", "--images-per-request", "8", "--gateways", "1", "--gateways", "2"]
+    done = CliRunner().invoke(app, [*settings, "--rounds", "1", "--seconds", "1"])
     assert done.exit_code == 0, done.output
-    assert re.findall(r"^\| (\d+) \| (\d+\.\d) \|", done.output, re.MULTILINE)[0] == ("1", "1.0")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+\.\d) \|", done.output, re.MULTILINE)
+    assert [row[:2] for row in rows] == [("1", "1"), ("1", "8"), ("2", "1"), ("2", "8")]
+    assert rows[0][2] == "1.0"
