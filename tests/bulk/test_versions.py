@@ -120,7 +120,7 @@ def asked(server: DeitServe, content: bytes) -> httpx.Response:
     answers: list[httpx.Response] = []
 
     def is_answered() -> bool:
-        answers.append(httpx.post(f"{server.url}/classify?top_k=10", content=content, timeout=60))
+        answers.append(server.post("/classify?top_k=10", content=content))
         return answers[-1].status_code == 200
 
     eventually(is_answered)

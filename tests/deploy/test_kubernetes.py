@@ -258,7 +258,7 @@ def test_metrics_that_autoscaling_alerts_and_dashboard_ask_for_exist(server):
     """Prometheus gives no error for a name that nobody writes."""
     objects = kustomized("cpu-autoscaled")
     for content in (encoded(photograph(64, 64)), b"torn"):
-        httpx.post(f"{server.url}/classify?heads=true", content=content, timeout=60)
+        server.post("/classify?heads=true", content=content)
     with (KUBERNETES.parent / "prometheus" / "alerts.yml").open() as file:
         alerts = " ".join(rule["expr"] for group in yaml.safe_load(file)["groups"] for rule in group["rules"])
     triggers = named(objects, "ScaledObject", "deit-triton")["spec"]["triggers"]

@@ -32,7 +32,7 @@ def test_sigterm_finishes_requests_and_then_stops_both(deit_serve, model_reposit
         eventually(lambda: "finishing the requests" in server.output)
         yield content[1000:]
 
-    answer = httpx.post(f"{server.url}/classify", content=body(), timeout=60)
+    answer = server.post("/classify", content=body())
     assert answer.status_code == 200
     assert server.wait() == 0
     assert not any(map(is_alive, children))
@@ -69,12 +69,12 @@ def test_a_second_signal_ends_at_once(deit_serve, model_repository):
 
     def post():
         with contextlib.suppress(httpx.HTTPError):
-            httpx.post(f"{server.url}/classify", content=endless_body(), timeout=60)
+            server.post("/classify", content=endless_body())
 
     request = threading.Thread(target=post)
     request.start()
     try:
-        eventually(lambda: "deit_requests_in_flight 2.0" in httpx.get(f"{server.url}/metrics", timeout=60).text)
+        eventually(lambda: "deit_requests_in_flight 2.0" in server.get("/metrics").text)
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: "finishing the requests" in server.output)
         server.process.send_signal(signal.SIGTERM)
@@ -216,9 +216,9 @@ def test_what_the_backend_cannot_honour_is_a_warning(several):
 
 def test_several_models_are_served_and_one_is_the_default(several):
     content = encoded(photograph(96, 64))
-    assert httpx.post(f"{several.url}/classify", content=content, timeout=60).json()["model"] == "b"
-    assert httpx.post(f"{several.url}/classify?model=a", content=content, timeout=60).json()["model"] == "a"
-    assert [model["name"] for model in httpx.get(f"{several.url}/models", timeout=60).json()["models"]] == ["a", "b"]
+    assert several.post("/classify", content=content).json()["model"] == "b"
+    assert several.post("/classify?model=a", content=content).json()["model"] == "a"
+    assert [model["name"] for model in several.get("/models").json()["models"]] == ["a", "b"]
 
 
 def test_triton_opens_its_http_port_when_asked(several):

@@ -232,7 +232,7 @@ class Stack:
         found = set()
         for gateway in filter(lambda each: each.url, self.gateways):
             for _ in range(count):
-                answer = httpx.post(f"{gateway.url}/classify", content=PICTURES[0], timeout=60)
+                answer = gateway.post("/classify", content=PICTURES[0])
                 found.add(answer.json()["version"] if answer.status_code == 200 else "none")
         return found
 
@@ -241,7 +241,7 @@ class Stack:
         deadline = time.monotonic() + START_TIMEOUT_S
         for gateway in self.gateways:
             gateway.wait_until_ready()
-            while f"deit_tritons {count}.0" not in (page := httpx.get(f"{gateway.url}/metrics", timeout=60).text):
+            while f"deit_tritons {count}.0" not in (page := gateway.get("/metrics").text):
                 assert time.monotonic() < deadline, page
                 for triton in self.tritons:
                     triton.keep()

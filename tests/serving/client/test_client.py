@@ -10,7 +10,6 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import httpx
 import pytest
 
 from serving.client import AsyncClient, Client, Refused, Unreachable
@@ -38,7 +37,7 @@ def deit_classify(url, *arguments):
 
 
 def test_the_client_gives_what_the_api_gives(server, pictures):
-    body = httpx.post(f"{server.url}/classify?heads=true&top_k=2", content=JPEG, timeout=60).json()
+    body = server.post("/classify?heads=true&top_k=2", content=JPEG).json()
     with Client(server.url) as client:
         answer = client.classify(pictures / "a.jpg", heads=True, top_k=2, model=MODEL)
         assert answer == client.classify(JPEG, heads=True, top_k=2)

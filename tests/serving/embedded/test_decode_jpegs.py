@@ -50,7 +50,7 @@ def expected(model_repository):
 
 def counted(server):
     """JPEGs that Triton was asked to decode, by what became of them."""
-    lines = httpx.get(f"{server.url}/metrics", timeout=60).text
+    lines = server.get("/metrics").text
     counts = re.findall(r'^deit_triton_jpegs_total{outcome="(\w+)"} (\S+)$', lines, re.MULTILINE)
     return {"decoded": 0.0} | {outcome: float(count) for outcome, count in counts}
 
@@ -72,7 +72,7 @@ def test_pictures_of_different_sizes_in_one_request_are_answered_as_exactly_deco
     before = counted(server)["decoded"]
     files, damaged = list(jpegs()), encoded(photograph(96, 64))[:-200]
     fields = [("image", each) for each in [*files[:5], encoded(photograph(80, 80), "PNG"), damaged, *files[5:]]]
-    answer = httpx.post(f"{server.url}/classify?top_k=10", files=fields, timeout=60)
+    answer = server.post("/classify?top_k=10", files=fields)
     results = answer.json()["results"]
     problem = results.pop(6)["problem"]
     assert problem["type"] == "/problems/undecodable-image"
@@ -86,11 +86,11 @@ def test_pictures_of_different_sizes_in_one_request_are_answered_as_exactly_deco
 def test_the_heads_come_too_and_what_needs_the_pixels_gets_them(server):
     (content,) = [encoded(photograph(96, 64))]
     before = counted(server)["decoded"]
-    answer = httpx.post(f"{server.url}/classify?heads=true", content=content, timeout=60)
+    answer = server.post("/classify?heads=true", content=content)
     assert answer.json()["heads"].keys() >= {"class", "distillation"}
     assert "decode;" not in answer.headers["server-timing"]
     assert counted(server)["decoded"] == before + 1
-    answer = httpx.post(f"{server.url}/classify?pixels=true", content=content, timeout=60)
+    answer = server.post("/classify?pixels=true", content=content)
     assert answer.json()["pixels"]
     assert "decode;" in answer.headers["server-timing"]
     assert counted(server)["decoded"] == before + 1
@@ -127,7 +127,7 @@ def test_when_its_processes_are_killed_every_picture_is_still_answered(server):
         assert {each.result().status_code for each in answers} == {200}
 
     def is_decoded_in_triton():
-        assert httpx.post(f"{server.url}/classify", content=content, timeout=60).status_code == 200
+        assert server.post("/classify", content=content).status_code == 200
         return not set(killed) & set(filter(is_alive, processes(server))) and (
             counted(server)["decoded"] > before["decoded"] + 20
         )

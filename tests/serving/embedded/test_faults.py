@@ -82,9 +82,9 @@ def test_requests_end_soon_with_503_and_triton_is_started_again(deit_serve, mode
         at = len(callers.answers)
         os.kill(victim(server), by)
         eventually(lambda: 503 in callers.statuses_since(at), timeout_s=60)
-        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        assert server.get("/healthz").status_code == 200
         eventually(lambda: callers.statuses_since(-10).count(200) == 10, timeout_s=200)
-        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
+        assert server.get("/readyz").status_code == 200
     assert set(callers.statuses_since(0)) == {200, 503}
     assert max(seconds for _, seconds in callers.answers) < SOON_S
     assert not any(map(is_alive, first))
@@ -134,13 +134,13 @@ def test_without_restarts_a_pause_is_survived_and_a_death_ends_it_with_status_1(
     server = deit_serve("--model-repository", model_repository, "--triton-restarts=0").wait_until_ready()
     triton, children = triton_of(server), server.children()
     os.kill(triton, signal.SIGSTOP)
-    eventually(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503)
-    refusal = httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60)
+    eventually(lambda: server.get("/readyz").status_code == 503)
+    refusal = server.post("/classify", content=CONTENT)
     assert (refusal.status_code, refusal.json()["type"]) == (503, "/problems/not-ready")
     assert refusal.headers["retry-after"]
     os.kill(triton, signal.SIGCONT)
-    eventually(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200)
-    assert httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60).status_code == 200
+    eventually(lambda: server.get("/readyz").status_code == 200)
+    assert server.post("/classify", content=CONTENT).status_code == 200
     assert triton_of(server) == triton
     os.kill(triton, signal.SIGKILL)
     assert server.wait() == 1
@@ -171,12 +171,10 @@ def test_a_model_that_does_not_load_leaves_the_others_alone(deit_serve, tmp_path
     picture = encoded(photograph(64, 48))
 
     def status(model):
-        return httpx.post(f"{server.url}/classify?model={model}", content=picture, timeout=60).status_code
+        return server.post(f"/classify?model={model}", content=picture).status_code
 
     assert [status(name) for name in ("sound", "spoilt", "torn")] == [200, 200, 503]
-    assert re.search(
-        r'^deit_models_broken{triton="127.0.0.1:\d+"} 1.0$', httpx.get(f"{server.url}/metrics", timeout=60).text, re.M
-    )
+    assert re.search(r'^deit_models_broken{triton="127.0.0.1:\d+"} 1.0$', server.get("/metrics").text, re.M)
     (tmp_path / "spoilt" / "1" / "model.onnx").write_bytes(b"not a graph")
     os.kill(triton_of(server), signal.SIGKILL)
     eventually(lambda: status("sound") == 200, 60)
@@ -191,11 +189,11 @@ def test_a_dead_triton_elsewhere_is_found_and_found_again(deit_serve, model_repo
     server = deit_serve(f"--triton-url=127.0.0.1:{port}").wait_until_ready()
     assert "tritonserver" not in commands(server.children())
     os.kill(triton_of(owner), signal.SIGKILL)
-    eventually(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503, timeout_s=60)
+    eventually(lambda: server.get("/readyz").status_code == 503, timeout_s=60)
     assert owner.wait() == 1
     deit_serve(*repository, f"--triton-grpc-port={port}").wait_until_ready()
-    eventually(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200, timeout_s=60)
-    assert httpx.post(f"{server.url}/classify", content=CONTENT, timeout=60).json()["model"] == "tiny"
+    eventually(lambda: server.get("/readyz").status_code == 200, timeout_s=60)
+    assert server.post("/classify", content=CONTENT).json()["model"] == "tiny"
 
 
 def arguments(pid):

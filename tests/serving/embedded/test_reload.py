@@ -11,7 +11,6 @@ import socket
 import threading
 from pathlib import Path
 
-import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -165,7 +164,7 @@ def test_two_reloads_under_load_fail_no_request_and_mix_no_versions(server, repo
 
 
 def metrics(server):
-    return httpx.get(f"{server.url}/metrics", timeout=60).text
+    return server.get("/metrics").text
 
 
 @pytest.mark.soak
@@ -257,7 +256,7 @@ def test_a_version_whose_preprocessing_is_not_known_is_not_served(server, reposi
     assert f"{name}: loaded, serving version {published}\n" in reloaded(server)
     assert client.classify(PICTURES[0], model=name).version == published
     other = {"model": name, "version": "2" if published == "1" else "1"}
-    assert httpx.post(f"{server.url}/classify", params=other, content=PICTURES[0], timeout=60).status_code == 404
+    assert server.post("/classify", params=other, content=PICTURES[0]).status_code == 404
 
 
 def test_the_default_model_cannot_be_removed(server, repository, client):

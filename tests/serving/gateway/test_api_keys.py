@@ -3,7 +3,6 @@
 import hashlib
 import signal
 
-import httpx
 import pytest
 
 from deit.errors import ServingError
@@ -70,7 +69,7 @@ def test_a_hangup_reads_the_file_anew_and_a_broken_file_changes_nothing(deit_ser
     server.wait_until_ready()
 
     def status(key):
-        return httpx.get(f"{server.url}/models", headers={"X-API-Key": key}, timeout=60).status_code
+        return server.get("/models", headers={"X-API-Key": key}).status_code
 
     def hang_up(content, said):
         file.write_text(content)

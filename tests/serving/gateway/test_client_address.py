@@ -2,7 +2,6 @@
 
 import json
 
-import httpx
 import pytest
 
 from serving.gateway.client_address import client_address, networks
@@ -44,8 +43,8 @@ def test_the_log_names_the_client(deit_serve, model_repository):
         "--model-repository", model_repository, "--log-format=json", "--trusted-proxies=127.0.0.0/8"
     ).wait_until_ready()
     header = {"X-Forwarded-For": "1.2.3.4, 198.51.100.7"}
-    assert httpx.get(f"{server.url}/models", headers=header, timeout=60).status_code == 200
-    assert httpx.post(f"{server.url}/classify", content=b"x", headers=header, timeout=60).status_code == 415
+    assert server.get("/models", headers=header).status_code == 200
+    assert server.post("/classify", content=b"x", headers=header).status_code == 415
     for said in ("GET /models 200", "POST /classify 415"):
         eventually(lambda said=said: any(line["event"] == said for line in lines(server)))
         (line,) = [line for line in lines(server) if line["event"] == said]

@@ -218,4 +218,4 @@ def test_a_decoder_that_is_killed_costs_one_image(server):
     assert len(set(known.answers)) == 1
     assert known.answers[0][0] == 200
     eventually(lambda: len(set(server.decoders()) - {busy[0]}) == len(decoders))
-    assert "deit_decoders_lost_total 1.0" in httpx.get(f"{server.url}/metrics", timeout=60).text
+    assert "deit_decoders_lost_total 1.0" in server.get("/metrics").text

@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc.service_pb2 import ModelInferResponse
@@ -295,7 +294,7 @@ def test_no_answer_of_a_joined_request_belongs_to_another_image(server, deit_ser
     ).wait_until_ready()
     crowd = assert_nothing_is_mixed_up(gateway, model_repository, 300)
     assert crowd.refused == 0
-    page = httpx.get(f"{gateway.url}/metrics", timeout=60).text
+    page = gateway.get("/metrics").text
     requests, images = (
         float(re.search(rf'^deit_model_request_images_{what}{{model="tiny"}} (\S+)$', page, re.MULTILINE)[1])
         for what in ("count", "sum")

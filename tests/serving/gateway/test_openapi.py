@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.serving.conftest import running
@@ -52,7 +51,7 @@ def guarded(model_repository):
 
 
 def test_the_keys_are_described(guarded):
-    schema = httpx.get(f"{guarded.url}/openapi.json", timeout=60).json()
+    schema = guarded.get("/openapi.json").json()
     assert set(schema["components"]["securitySchemes"]) == {"bearer", "header"}
     assert "401" in schema["paths"]["/classify"]["post"]["responses"]
     assert "security" not in schema["paths"]["/healthz"]["get"]

@@ -67,10 +67,8 @@ def test_uploads_that_stand_still_keep_nobody_out(short_of_memory):
     with contextlib.ExitStack() as stack:
         for _ in range(26):
             stack.enter_context(connect(short_of_memory.url)).sendall(HEADER + b"\xff\xd8")
-        eventually(
-            lambda: "deit_requests_in_flight 27.0" in httpx.get(f"{short_of_memory.url}/metrics", timeout=60).text
-        )
-        answer = httpx.post(f"{short_of_memory.url}/classify", content=encoded(photograph(96, 64)), timeout=60)
+        eventually(lambda: "deit_requests_in_flight 27.0" in short_of_memory.get("/metrics").text)
+        answer = short_of_memory.post("/classify", content=encoded(photograph(96, 64)))
         assert answer.status_code == 200
 
 
@@ -78,9 +76,7 @@ def test_bodies_that_arrive_share_the_memory_that_there_is(short_of_memory):
     with connect(short_of_memory.url) as first, connect(short_of_memory.url) as second:
         for connection in (first, second):
             connection.sendall(HEADER)
-        eventually(
-            lambda: "deit_requests_in_flight 3.0" in httpx.get(f"{short_of_memory.url}/metrics", timeout=60).text
-        )
+        eventually(lambda: "deit_requests_in_flight 3.0" in short_of_memory.get("/metrics").text)
         for connection in (first, second):
             connection.sendall(b"\xff" * 800_000)
         (refused,), _, _ = select.select([first, second], [], [], 30)
@@ -108,8 +104,9 @@ def test_large_images_keep_no_small_ones_out(deit_serve, model_repository, twelv
                 is_over.wait(0.05)
 
     small = encoded(photograph(96, 64))
-    with ThreadPoolExecutor(8) as threads, httpx.Client(base_url=server.url, timeout=100) as client:
-        done = threads.map(crowd, range(8))
+    # so many that the last ones wait longer than a second even where one takes 50 ms
+    with ThreadPoolExecutor(32) as threads, httpx.Client(base_url=server.url, timeout=100) as client:
+        done = threads.map(crowd, range(32))
         try:
             eventually(lambda: 429 in statuses, timeout_s=100)
             assert [client.post("/classify", content=small).status_code for _ in range(30)] == [200] * 30

@@ -3,7 +3,6 @@
 import base64
 import io
 
-import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -84,7 +83,7 @@ def wait_for_answer(page):
 
 
 def said_by_api(served, **query):
-    answer = httpx.post(f"{served.url}/classify", params=query, content=PHOTOGRAPH, timeout=60).json()
+    answer = served.post("/classify", params=query, content=PHOTOGRAPH).json()
     best = answer["predictions"][0]
     return best["label"], f"{best['probability'] * 100:.1f} %"
 

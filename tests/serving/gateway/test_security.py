@@ -180,7 +180,7 @@ def test_a_client_that_asked_to_close_and_never_ends_its_body_is_cut_off(server)
 
 
 def test_the_server_answers_on_after_all_of_this(server):
-    assert httpx.post(f"{server.url}/classify", content=encoded(photograph(96, 64)), timeout=60).status_code == 200
+    assert server.post("/classify", content=encoded(photograph(96, 64))).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_the_server_answers_on_after_all_of_this(server):
 )
 def test_every_live_key_opens(guarded, headers):
     content = encoded(photograph(96, 64))
-    answer = httpx.post(f"{guarded.url}/classify", content=content, headers=headers, timeout=60)
+    answer = guarded.post("/classify", content=content, headers=headers)
     assert answer.status_code == 200
-    assert httpx.get(f"{guarded.url}/models", headers=headers, timeout=60).status_code == 200
+    assert guarded.get("/models", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_health_and_page_are_open(guarded):
 
 
 def test_a_key_is_in_no_log_and_in_no_environment_of_triton(guarded):
-    httpx.get(f"{guarded.url}/models", headers={"X-API-Key": KEY}, timeout=60)
-    httpx.get(f"{guarded.url}/models?key={OTHER_KEY}", timeout=60)
+    guarded.get("/models", headers={"X-API-Key": KEY})
+    guarded.get(f"/models?key={OTHER_KEY}")
     assert KEY not in guarded.output
     assert OTHER_KEY not in guarded.output
     for pid in guarded.children():
@@ -232,16 +232,16 @@ def test_each_wrong_key_costs_its_connection_half_a_second(guarded):
 
 def test_only_the_listed_page_may_ask_from_a_browser_and_errors_say_so_too(guarded):
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    allowed = httpx.options(f"{guarded.url}/classify", headers={"Origin": ORIGIN, **asks}, timeout=60)
+    allowed = guarded.options("/classify", headers={"Origin": ORIGIN, **asks})
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, ORIGIN)
-    refused = httpx.options(f"{guarded.url}/classify", headers={"Origin": "https://evil.example", **asks}, timeout=60)
+    refused = guarded.options("/classify", headers={"Origin": "https://evil.example", **asks})
     assert "access-control-allow-origin" not in refused.headers
-    error = httpx.get(f"{guarded.url}/models", headers={"Origin": ORIGIN}, timeout=60)
+    error = guarded.get("/models", headers={"Origin": ORIGIN})
     assert (error.status_code, error.headers["access-control-allow-origin"]) == (401, ORIGIN)
 
 
 def test_without_a_list_no_page_elsewhere_may_ask(server):
-    answer = httpx.get(f"{server.url}/models", headers={"Origin": ORIGIN}, timeout=60)
+    answer = server.get("/models", headers={"Origin": ORIGIN})
     assert "access-control-allow-origin" not in answer.headers
 
 
@@ -262,7 +262,7 @@ def test_a_key_may_not_ask_more_often_than_its_limit(deit_serve, model_repositor
     content = encoded(photograph(96, 64))
 
     def ask(key):
-        return httpx.post(f"{server.url}/classify", content=content, headers={"X-API-Key": key}, timeout=60)
+        return server.post("/classify", content=content, headers={"X-API-Key": key})
 
     assert ask(KEY).status_code == 200
     refused = ask(KEY)

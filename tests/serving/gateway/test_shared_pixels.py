@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
@@ -175,7 +174,7 @@ def test_without_the_key_nobody_registers_memory_and_requests_carry_their_pixels
 
 def classified(server):
     """The status of one upload."""
-    return httpx.post(f"{server.url}/classify", content=encoded(photograph(60, 50)), timeout=60).status_code
+    return server.post("/classify", content=encoded(photograph(60, 50))).status_code
 
 
 def test_a_gateway_in_front_of_an_external_triton_takes_its_key(triton, deit_serve):

@@ -7,7 +7,6 @@ import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
 import pytest
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -101,7 +100,7 @@ def traced(model_repository, collector):
 
 def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(traced, collector):
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "find-me"}
-    httpx.post(f"{traced.url}/classify", content=encoded(photograph(96, 64)), headers=headers, timeout=60)
+    traced.post("/classify", content=encoded(photograph(96, 64)), headers=headers)
 
     def ours(service, trace=TRACE):
         return [span for span in collector.spans if span.trace == trace and span.service == service]
@@ -125,7 +124,7 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
     def one_more_is_continued():
         sent.append(f"{len(sent) + 1:032x}")
         headers = {"traceparent": f"00-{sent[-1]}-{PARENT}-01"}
-        httpx.post(f"{traced.url}/classify", content=encoded(photograph(96, 64)), headers=headers, timeout=60)
+        traced.post("/classify", content=encoded(photograph(96, 64)), headers=headers)
         asked = {span.id for trace in sent for span in ours("deit-server", trace) if span.name == "model"}
         return any(span.parent in asked for trace in sent for span in ours("triton", trace))
 
@@ -133,8 +132,8 @@ def test_a_request_is_one_trace_from_the_caller_through_the_gateway_into_triton(
 
 
 def test_a_request_without_a_caller_starts_a_trace_and_health_has_none(traced, collector):
-    httpx.get(f"{traced.url}/readyz", timeout=60)
-    httpx.get(f"{traced.url}/models", timeout=60)
+    traced.get("/readyz")
+    traced.get("/models")
     eventually(lambda: any(span.name == "GET /models" for span in collector.spans))
     assert not [span for span in collector.spans if "readyz" in span.name]
 

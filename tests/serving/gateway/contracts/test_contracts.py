@@ -350,7 +350,7 @@ def test_one_option_turns_them_off(guarded):
 
 @pytest.mark.parametrize("path", CLASSIFYING)
 def test_each_asks_for_a_key_before_the_body(guarded, path):
-    answer = httpx.post(f"{guarded.url}{path}", content=b"", timeout=60)
+    answer = guarded.post(path, content=b"")
     assert problem(answer) == (401, "unauthorized")
 
 
