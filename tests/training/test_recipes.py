@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
+from export.command import app as export_app
 from studies.comparison import read_comparison
 from tests.conftest import REPOSITORY_ROOT
 from tests.training.test_preset import parsed
@@ -86,6 +88,18 @@ def test_arms_that_another_recipe_has_trained_are_not_trained_again(
     for name in common:
         assert after[name].resume
         assert {**after[name].settings, "preset": None} == {**before[name].settings, "preset": None}
+
+
+def test_the_recipe_of_the_bundled_model_distils_a_convnet_into_deit_ti_and_exports_it(noted: object) -> None:
+    status, (first, second, export) = noted("cifar10.sh", "data", "deit.pth", "lite.pth")
+    assert status == 0
+    teacher, student = (parsed(*line.split()[1:]) for line in (first, second))
+    assert (teacher.model, teacher.initial_checkpoint) == ("tf_efficientnet_lite0", "lite.pth")
+    assert (student.model, student.initial_checkpoint) == ("deit_tiny_distilled_patch16_224", "deit.pth")
+    assert (student.distillation, student.teacher) == ("hard", "runs/cifar10-teacher/checkpoint")
+    asked = typer.main.get_command(export_app).make_context("export", export.split()[1:]).params
+    assert (str(asked["checkpoint"]), asked["name"]) == ("runs/cifar10-student/checkpoint", "deit_cifar10")
+    assert str(asked["repository"]) == "model_repository"
 
 
 def test_the_gpu_recipe_distils_each_variant_from_one_convnet_and_judges_it(noted: object, tmp_path: Path) -> None:
