@@ -96,7 +96,10 @@ def watched(
 
 def _program(process: psutil.Process) -> str:
     """A short name: of the script where an interpreter runs one, else of the executable."""
-    for word in process.cmdline()[:3]:
+    command = process.cmdline()
+    if "serving.gateway_process" in command:  # one of several gateways
+        return "deit"
+    for word in command[:3]:
         name = word.rpartition("/")[2]
         if name and not name.startswith(("python", "-")):
             return name.removesuffix(".py")

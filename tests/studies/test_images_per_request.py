@@ -20,6 +20,7 @@ def test_the_command_measures_each_setting() -> None:
     settings = ["--images-per-request", "1", "--images-per-request", "8", "--gateways", "1", "--gateways", "2"]
     done = CliRunner().invoke(app, [*settings, "--rounds", "1", "--seconds", "1"])
     assert done.exit_code == 0, done.output
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+\.\d) \|", done.output, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+\.\d) \| [^|]+ \| (\d+\.\d+) \(", done.output, re.MULTILINE)
     assert [row[:2] for row in rows] == [("1", "1"), ("1", "8"), ("2", "1"), ("2", "8")]
     assert rows[0][2] == "1.0"
+    assert all(float(gateway_ms) > 0.1 for *_, gateway_ms in rows)
