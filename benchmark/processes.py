@@ -16,13 +16,16 @@ Seen = TypeVar("Seen")
 
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
+GATEWAY = "deit"
+"""What `Use.cpu_s` calls the processes of the gateway: `deit serve`, and each of several gateways."""
+
 
 @dataclass(frozen=True)
 class Use:
     """What a server's processes have used until now.
 
     Attributes:
-        cpu_s: seconds of processor time, by program: "deit", "tritonserver", the stubs of its backends.
+        cpu_s: seconds of processor time, by program: GATEWAY, "tritonserver", the stubs of its backends.
         memory_mib: resident, with shared pages divided among those that share them (PSS).
     """
 
@@ -97,8 +100,8 @@ def watched(
 def _program(process: psutil.Process) -> str:
     """A short name: of the script where an interpreter runs one, else of the executable."""
     command = process.cmdline()
-    if "serving.gateway_process" in command:  # one of several gateways
-        return "deit"
+    if "serving.gateway_process" in command:
+        return GATEWAY
     for word in command[:3]:
         name = word.rpartition("/")[2]
         if name and not name.startswith(("python", "-")):

@@ -17,7 +17,7 @@ from typer import Option
 
 from benchmark.environment import this_environment
 from benchmark.load import closed_loop, media_type_of
-from benchmark.processes import ServerProcesses, watched
+from benchmark.processes import GATEWAY, ServerProcesses, watched
 from benchmark.server import our_server
 from deit.errors import BenchmarkError
 from deit.log import configure_logging
@@ -26,8 +26,6 @@ from deit.options import command_of
 from studies import run_study
 
 WARM_UP_S = 1.0
-
-GATEWAY = "deit"
 
 
 @dataclass(frozen=True, kw_only=True)

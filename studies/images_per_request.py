@@ -29,7 +29,7 @@ from typer import Option
 
 from benchmark.environment import this_environment
 from benchmark.load import closed_loop, requests_of
-from benchmark.processes import ServerProcesses, watched
+from benchmark.processes import GATEWAY, ServerProcesses, watched
 from benchmark.server import CLASSIFY, running
 from deit.errors import BenchmarkError
 from deit.log import configure_logging
@@ -51,8 +51,6 @@ SHORTEST_S = 0.001
 
 WARM_UP_S = 2.0
 CALLED_IMAGES = 4096
-GATEWAY = "deit"
-"""What benchmark/processes.py calls the gateway's process among those of `deit serve`."""
 
 
 @dataclass(frozen=True, kw_only=True)

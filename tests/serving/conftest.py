@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -211,18 +212,12 @@ class DeitServe:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return self._ask("GET", path, options)
-
-    def post(self, path: str, **options: Any) -> httpx.Response:
-        return self._ask("POST", path, options)
-
-    def options(self, path: str, **options: Any) -> httpx.Response:
-        return self._ask("OPTIONS", path, options)
-
-    def _ask(self, method: str, path: str, options: dict[str, Any]) -> httpx.Response:
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request on a connection of its own; the time is for a busy machine."""
         return httpx.request(method, self.url + path, timeout=60, **options)
+
+    get = partialmethod(ask, "GET")
+    post = partialmethod(ask, "POST")
 
     def wait_until_ready(self) -> "DeitServe":
         assert self._is_ready.wait(START_TIMEOUT_S), f"not ready:\n{self.output}"

@@ -7,7 +7,6 @@ import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -121,7 +120,7 @@ def test_when_its_processes_are_killed_every_picture_is_still_answered(server):
     killed = processes(server)
     before = counted(server)
     with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(httpx.post, f"{server.url}/classify", content=content, timeout=60) for _ in range(20)]
+        answers = [pool.submit(server.post, "/classify", content=content) for _ in range(20)]
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         assert {each.result().status_code for each in answers} == {200}

@@ -208,7 +208,7 @@ def test_a_decoder_that_is_killed_costs_one_image(server):
     decoders = server.decoders()
     idle_bytes = {pid: memory_bytes(pid, "RssAnon") for pid in decoders}
     with KnownPicture(server.url) as known, ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(httpx.post, f"{server.url}/classify", content=content, timeout=60)
+        answer = thread.submit(server.post, "/classify", content=content)
         while not (busy := [pid for pid in decoders if memory_bytes(pid, "RssAnon") > idle_bytes[pid] + 20 * 2**20]):
             assert not answer.done()
         os.kill(busy[0], signal.SIGKILL)
