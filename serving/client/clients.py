@@ -5,7 +5,8 @@
     with Client("http://127.0.0.1:8080") as client:
         print(client.classify("photo.jpg").best.label)
 
-A busy server says when to retry; both clients wait that long and retry, for at most `patience_s`.
+A busy server says when to retry; both clients wait that long and retry, for at most `patience_s`. A request
+whose connection breaks is sent once more.
 """
 
 import asyncio
@@ -28,6 +29,10 @@ KEY_VARIABLE = "DEIT_API_KEY"
 
 # Added to the server's Retry-After, so that clients that were refused together do not come back together.
 JITTER = 0.25
+
+# A connection kept between requests may break just as the next one is sent: the server or a proxy closes it as idle, or
+# httpcore 1.0 does so for another task. Asking twice is safe, because no request changes the server.
+BROKEN_CONNECTION = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
 Image = bytes | str | Path
 
@@ -79,7 +84,10 @@ class Client:
         waits = _waits_s(self._patience_s)
         while True:
             try:
-                response = self._http.send(request)
+                try:
+                    response = self._http.send(request)
+                except BROKEN_CONNECTION:
+                    response = self._http.send(request)
             except httpx.TransportError as error:
                 raise _unreachable(request, error) from error
             if (wait_s := _wait_s(response, waits)) is None:
@@ -119,7 +127,10 @@ class AsyncClient:
         waits = _waits_s(self._patience_s)
         while True:
             try:
-                response = await self._http.send(request)
+                try:
+                    response = await self._http.send(request)
+                except BROKEN_CONNECTION:
+                    response = await self._http.send(request)
             except httpx.TransportError as error:
                 raise _unreachable(request, error) from error
             if (wait_s := _wait_s(response, waits)) is None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -72,6 +73,9 @@ def test_a_refusal_has_the_name_of_its_problem(server, free_port):
         client.classify(JPEG)
 
 
+CAT = {"model": "m", "version": "1", "predictions": [{"index": 0, "label": "cat", "probability": 1.0}]}
+
+
 class Busy(BaseHTTPRequestHandler):
     """Refuses twice, then answers."""
 
@@ -79,10 +83,11 @@ class Busy(BaseHTTPRequestHandler):
         self.server.asked_s.append(time.monotonic())
         self.rfile.read(int(self.headers["Content-Length"]))
         if len(self.server.asked_s) > 2:
-            prediction = {"index": 0, "label": "cat", "probability": 1.0}
-            status, body = 200, {"model": "m", "version": "1", "predictions": [prediction]}
+            self.answer(200, CAT)
         else:
-            status, body = 429, {"type": "/problems/overloaded", "title": "Busy", "status": 429, "detail": "later"}
+            self.answer(429, {"type": "/problems/overloaded", "title": "Busy", "status": 429, "detail": "later"})
+
+    def answer(self, status, body):
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if status == 200 else "application/problem+json")
@@ -95,15 +100,23 @@ class Busy(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def busy():
-    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+@contextmanager
+def in_a_thread(handler):
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         server.asked_s = []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def busy():
+    with in_a_thread(Busy) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_a_busy_server_is_asked_again_when_it_says(busy):
@@ -118,6 +131,49 @@ def test_patience_ends(busy):
     with Client(f"http://127.0.0.1:{busy.server_port}", patience_s=0.5) as client, pytest.raises(Refused, match="Busy"):
         client.classify(JPEG)
     assert len(busy.asked_s) == 1
+
+
+@contextmanager
+def breaking(answers):
+    """A server that closes the connection instead of answering, but for the requests with the numbers `answers`."""
+    asked = []
+
+    class Breaking(Busy):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(len(asked))
+            if asked[-1] in answers:
+                self.answer(200, CAT)
+            else:
+                self.close_connection = True
+
+    with in_a_thread(Breaking) as server:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+
+
+def ask_in_turn(url, count):
+    with Client(url) as client:
+        return [client.classify(JPEG) for _ in range(count)]
+
+
+def ask_in_a_loop(url, count):
+    async def ask():
+        async with AsyncClient(url) as client:
+            return [await client.classify(JPEG) for _ in range(count)]
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("ask", [ask_in_turn, ask_in_a_loop])
+def test_a_request_is_sent_once_more_when_its_connection_breaks(ask):
+    with breaking(answers={0, 2}) as (url, asked):
+        assert [each.best.label for each in ask(url, 2)] == ["cat", "cat"]
+    assert asked == [0, 1, 2]
+    with breaking(answers={}) as (url, asked), pytest.raises(Unreachable, match="disconnected"):
+        ask(url, 1)
+    assert asked == [0, 1]
 
 
 def test_classify_takes_folders_and_says_which_file_is_broken(server, pictures):

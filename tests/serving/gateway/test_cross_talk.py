@@ -66,7 +66,8 @@ class Crowd:
         return (len(self.served) + self.refused + self.left) / len(self._contents)
 
     async def ask_all(self):
-        limits = httpx.Limits(max_connections=2 * CLIENTS)
+        # Kept for good, because httpcore 1.0 may close a connection as idle that has just been given to another task.
+        limits = httpx.Limits(max_connections=2 * CLIENTS, keepalive_expiry=None)
         async with httpx.AsyncClient(base_url=self._url, timeout=120, limits=limits) as client:
             await asyncio.gather(*(self._ask_in_turn(client) for _ in range(CLIENTS)))
 
