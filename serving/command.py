@@ -6,7 +6,7 @@ import typer
 
 from deit.log import configure_logging
 from deit.options import SERVING, command_of, resolved
-from serving.settings import ServeSettings
+from serving.settings.serve import ServeSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -43,7 +43,8 @@ from serving.gateway.readiness import PROBE_TIMEOUT_S, Readiness, in_background
 from serving.gateway.server import GatewayServer, bracketed, reserve_port, url_of
 from serving.gateway.tracing import Tracing, traces_url
 from serving.gateway.triton_client import TritonClient
-from serving.settings import ServeSettings, StandaloneSettings
+from serving.settings.serve import ServeSettings
+from serving.settings.standalone import StandaloneSettings
 
 logger = logging.getLogger(__name__)
 

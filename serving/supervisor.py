@@ -47,7 +47,9 @@ from serving.launcher import (
     triton_of,
     watch,
 )
-from serving.settings import Decoding, ServeSettings, TritonPorts
+from serving.settings.decoding import Decoding
+from serving.settings.serve import ServeSettings
+from serving.settings.triton import TritonPorts
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deit.ports import LOOPBACK
 from serving.gateway.shared_pixels import KEY_NAME
-from serving.settings import TritonPorts
+from serving.settings.triton import TritonPorts
 
 EXIT_TIMEOUT_S = 10
 """How long a stopping Triton waits for requests. The gateway has finished its own by then."""

@@ -12,7 +12,7 @@ from deit.jpeg_step import DECODED, JPEGS, STEP
 from deit.model import CLASS_PROBABILITIES, DISTILLATION_PROBABILITIES, PROBABILITIES
 from deit.repository.layout import CONFIG_FILE
 from serving.gateway.decoder_handle import PACKAGES
-from serving.settings import DecodingDevice
+from serving.settings.triton import DecodingDevice
 
 LARGEST_BATCH, QUEUE_SIZE, QUEUE_TIMEOUT_US = 64, 1024, 10_000_000
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from deit.errors import ServingError
 from deit.options import named
 from deit.ports import LOOPBACK, bind, free_ports, is_free
-from serving.settings import TritonPorts
+from serving.settings.triton import TritonPorts
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from serving.embedded.run_folder import close_shared_memory, remove_shared_memor
 from serving.embedded.snapshot import Offer, Snapshot
 from serving.embedded.wheel import find_wheel
 from serving.gateway.readiness import SILENCE_ENDS_S, Readiness, in_background
-from serving.settings import TritonSettings
+from serving.settings.triton import TritonSettings
 
 logger = logging.getLogger(__name__)
 

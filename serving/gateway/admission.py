@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from serving.gateway.errors import Draining, Overloaded
-from serving.settings import Limits
+from serving.settings.limits import Limits
 
 logger = logging.getLogger(__name__)
 

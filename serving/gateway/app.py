@@ -49,7 +49,7 @@ from serving.gateway.shadow import Shadow
 from serving.gateway.state import GatewayState, gateway_state
 from serving.gateway.tracing import Tracing
 from serving.gateway.tritons import Triton, Tritons
-from serving.settings import ServeSettings
+from serving.settings.serve import ServeSettings
 
 Companion = Callable[[Readiness], AbstractAsyncContextManager[None]]
 """Tasks that run while the application does, such as the watch over an embedded Triton."""

@@ -25,7 +25,7 @@ from deit.options import named
 from serving.gateway.metrics import Metrics
 from serving.gateway.triton_client import Probabilities
 from serving.gateway.uploads import Upload
-from serving.settings import CaptureSettings
+from serving.settings.capture import CaptureSettings
 
 logger = logging.getLogger(__name__)
 

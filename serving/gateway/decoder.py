@@ -17,7 +17,8 @@ from deit.preprocessing import Preprocessing
 from serving.gateway.admission import LARGE_PIXELS
 from serving.gateway.decoder_handle import DecoderProcess, ModelInput
 from serving.gateway.errors import NotReady
-from serving.settings import Decoding, Limits
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from deit.picture_header import Header
 from deit.preprocessing import Preprocessing
 from serving.gateway.decoder_process import MESSAGE_BYTES, question
 from serving.gateway.errors import PROBLEMS, DecoderLost, ImageTooComplex, UndecodableImage
-from serving.settings import Limits
+from serving.settings.limits import Limits
 
 PACKAGES = Path(__file__).parents[2]
 

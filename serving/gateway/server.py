@@ -15,7 +15,7 @@ from deit.errors import ServingError
 from deit.options import named
 from serving.gateway.admission import Admission
 from serving.gateway.protocol import GuardedProtocol
-from serving.settings import ServeSettings
+from serving.settings.serve import ServeSettings
 
 logger = logging.getLogger(__name__)
 

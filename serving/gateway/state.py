@@ -15,7 +15,7 @@ from serving.gateway.parameters import Parameters
 from serving.gateway.question import Question
 from serving.gateway.record import RequestRecord
 from serving.gateway.tritons import Tritons
-from serving.settings import Limits
+from serving.settings.limits import Limits
 
 DEFAULT_TOP_K = 5
 

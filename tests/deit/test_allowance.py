@@ -5,7 +5,7 @@ import os
 import pytest
 
 from deit.allowance import usable_cores, usable_memory_bytes
-from serving.settings import decoders_for
+from serving.settings.decoding import decoders_for
 
 GIB = 2**30
 

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from export.config import ExportConfig
 from export.pipeline import export_models
 from serving.embedded.command_line import triton_options
-from serving.settings import TritonPorts
+from serving.settings.triton import TritonPorts
 from tests.conftest import REPOSITORY_ROOT
 from tests.export.conftest import checkpoint, pictures  # noqa: F401
 

@@ -245,7 +245,7 @@ def test_only_gateways_reach_triton(objects):
 def test_grace_is_longer_than_what_stopping_takes(objects):
     from serving.embedded.command_line import EXIT_TIMEOUT_S
     from serving.gateway.server import LATE_REQUESTS_S
-    from serving.settings import Limits
+    from serving.settings.limits import Limits
 
     drains = {"deit-gateway": LATE_REQUESTS_S + Limits().request_timeout_s + 1, "deit-triton": EXIT_TIMEOUT_S + 5}
     for name, drain_s in drains.items():

@@ -95,7 +95,7 @@ def test_grace_is_longer_than_the_drains(project):
     """The gateway: late requests 1 s, then the longest request and 1 s; Triton: its own 10 s and 5 s."""
     from serving.embedded.command_line import EXIT_TIMEOUT_S
     from serving.gateway.server import LATE_REQUESTS_S
-    from serving.settings import Limits
+    from serving.settings.limits import Limits
 
     grace = {
         name: int(project["services"][name]["stop_grace_period"].removesuffix("s")) for name in ("gateway", "triton")
@@ -254,7 +254,7 @@ def test_the_proxys_own_errors_are_problems_of_the_gateway():
 
 
 def test_the_proxy_and_the_gateway_agree_on_sizes():
-    from serving.settings import Limits
+    from serving.settings.limits import Limits
 
     settings = (REPOSITORY_ROOT / "deploy/proxy/http-settings.conf").read_text()
     (megabytes,) = re.findall(r"client_max_body_size (\d+)m;", settings)

@@ -8,7 +8,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from deit.options import SERVING, command_of
-from serving.settings import ServeSettings, StandaloneSettings
+from serving.settings.serve import ServeSettings
+from serving.settings.standalone import StandaloneSettings
 from tests.conftest import REPOSITORY_ROOT
 from tests.deploy.manifests import COMPOSE_FILES, OVERLAYS, composed, containers, kustomized
 from training.command import app as train

@@ -24,7 +24,8 @@ from deit.preprocessing import Preprocessing, resize_and_crop
 from export.samples import load_samples
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import UnsupportedType
-from serving.settings import Decoding, Limits
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
 from tests.conftest import encoded
 from training.data import AugmentedImages, evaluation_batches
 from training.images import LabelledImages, decode, open_images

@@ -5,15 +5,12 @@ import os
 import pytest
 
 from deit.options import Secret
-from serving.settings import (
-    CaptureSettings,
-    Decoding,
-    Limits,
-    ServeSettings,
-    StandaloneSettings,
-    TritonPorts,
-    TritonSettings,
-)
+from serving.settings.capture import CaptureSettings
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
+from serving.settings.serve import ServeSettings
+from serving.settings.standalone import StandaloneSettings
+from serving.settings.triton import TritonPorts, TritonSettings
 
 
 @pytest.mark.parametrize("url", ["triton:8001", "127.0.0.1:8001", "[::1]:8001", "triton.models.svc.cluster.local:1"])

@@ -9,7 +9,10 @@ from dataclasses import fields
 import httpx
 import pytest
 
-from serving.settings import Decoding, Limits, ServeSettings, TritonPorts, TritonSettings, gateways_for
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
+from serving.settings.serve import ServeSettings, gateways_for
+from serving.settings.triton import TritonPorts, TritonSettings
 from serving.supervisor import share_of
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import eventually, is_alive, shared_regions

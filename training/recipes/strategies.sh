@@ -18,7 +18,7 @@ else
     # shellcheck disable=SC2086  # the options are words
     "$here/run.sh" strategies-transformer --seed 0 --preset fine-tune \
         --initial-checkpoint "${WEIGHTS:-deit_tiny_patch16_224.fb_in1k}" --image-size 64 --crop-pct 1.0 \
-        --train-images 10000 --batch-size 128 --epochs 2 ${TRANSFORMER_OPTIONS:-}
+        --train-images 15000 --batch-size 128 --learning-rate 4e-4 --epochs 2 ${TRANSFORMER_OPTIONS:-}
     convnet=$runs/miniature-teacher/checkpoint transformer=$runs/strategies-transformer/checkpoint
 fi
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from serving.embedded.command_line import triton_options
-from serving.settings import TritonPorts
+from serving.settings.triton import TritonPorts
 
 PLACES = {
     "model_repository": Path("/models"),

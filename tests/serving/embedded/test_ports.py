@@ -4,7 +4,7 @@ import contextlib
 import socket
 
 from serving.embedded.ports import with_free_ports
-from serving.settings import TritonPorts
+from serving.settings.triton import TritonPorts
 
 
 def test_a_port_that_nobody_chose_gives_way_to_another_server():

@@ -7,7 +7,7 @@ import pytest
 
 from serving.gateway.admission import FIRST_IMAGE_LIMIT, MIN_IMAGE_LIMIT, Admission
 from serving.gateway.errors import Draining, Overloaded
-from serving.settings import Limits
+from serving.settings.limits import Limits
 
 MEGABYTE = 10**6
 

@@ -27,7 +27,8 @@ from serving.gateway.record import CanaryRecord, ImageRecord, RequestRecord
 from serving.gateway.shadow import Shadow
 from serving.gateway.state import GatewayState
 from serving.gateway.tritons import Triton, Tritons
-from serving.settings import Decoding, Limits
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
 from tests.serving.conftest import PREPROCESSING
 from tests.serving.gateway.test_tritons import MODEL, PICTURE, Scripted
 

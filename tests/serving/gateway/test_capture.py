@@ -15,7 +15,8 @@ from serving.gateway.admission import Admission
 from serving.gateway.capture import ABANDONED_S, MOST_WAITING, TALLY_FILE, Capture, Captured
 from serving.gateway.metrics import Metrics
 from serving.gateway.uploads import Upload
-from serving.settings import CaptureSettings, Limits
+from serving.settings.capture import CaptureSettings
+from serving.settings.limits import Limits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import eventually, running
 

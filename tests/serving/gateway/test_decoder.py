@@ -19,7 +19,8 @@ from deit.preprocessing import Preprocessing
 from serving.gateway import decoder_handle
 from serving.gateway.decoder import Decoder
 from serving.gateway.errors import DecoderLost, ImageTooComplex, NotReady, UndecodableImage, UnsupportedType
-from serving.settings import Decoding, Limits
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
 from tests.conftest import REPOSITORY_ROOT, encoded, photograph
 from tests.serving.conftest import is_alive
 

@@ -10,7 +10,7 @@ from serving.gateway.errors import NotReady
 from serving.gateway.metrics import Metrics
 from serving.gateway.shadow import AT_ONCE, MOST_WAITING, MOST_WAITING_BYTES, Shadow, ShadowImage
 from serving.gateway.triton_client import ModelOutput
-from serving.settings import Limits
+from serving.settings.limits import Limits
 from tests.serving.gateway.test_tritons import MODEL
 
 ANSWER = ModelOutput("1", np.array([0.75, 0.25], np.float32))

@@ -20,7 +20,7 @@ from serving.gateway.connection import wait_until_ready
 from serving.gateway.errors import DeadlineExceeded
 from serving.gateway.shared_pixels import KEY_NAME, REGION_BYTES, Region
 from serving.gateway.triton_client import TritonClient
-from serving.settings import TritonPorts, TritonSettings
+from serving.settings.triton import TritonPorts, TritonSettings
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import IMAGE_SIZE, MODEL, commands, descendants, eventually, shared_regions
 from tests.serving.gateway.test_cross_talk import assert_nothing_is_mixed_up

@@ -29,7 +29,8 @@ from serving.gateway.record import RequestRecord
 from serving.gateway.shadow import Shadow
 from serving.gateway.tritons import Triton, Tritons
 from serving.gateway.uploads import Upload
-from serving.settings import Decoding, Limits
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
 from tests.conftest import encoded, photograph
 from tests.serving.conftest import PREPROCESSING
 

@@ -1,224 +1,23 @@
-"""The options of `deit serve` and `deit triton`. Each is declared here, once, and checked once.
-
-`deit/options.py` derives the command line and the environment variables: --max-images and DEIT_MAX_IMAGES.
-"""
+"""The options of `deit serve`."""
 
 import ipaddress
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Option
 
 from deit.allowance import usable_cores, usable_memory_bytes
 from deit.candidate import CandidateModel, Mode, candidates_of
-from deit.log import LogFormat
 from deit.options import Secret, named, wrong
-
-LARGEST_IMAGE_PIXELS = 400_000_000
-"""Twice the pixels of the largest cameras. A decoder may need 32 bytes for each."""
-
-# The panels of --help.
-MODELS, GATEWAY, ACCESS, TRITON, LIMITS, LOG = "Models", "Gateway", "Access", "Triton", "Limits", "Log"
-CAPTURE = "Capture"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TritonPorts:
-    """Where the embedded Triton listens."""
-
-    grpc: Annotated[
-        int,
-        Option(
-            "--triton-grpc-port",
-            help="gRPC port of the embedded Triton; 0 picks a free one, as `deit serve` does if 8001 is taken. Set it "
-            "so that other programs can reach Triton.",
-            rich_help_panel=TRITON,
-        ),
-    ] = 8001
-    metrics: Annotated[
-        int,
-        Option(
-            "--triton-metrics-port",
-            help="Metrics port of the embedded Triton; 0 picks a free one, as `deit serve` does if 8002 is taken. "
-            "Set it for Prometheus.",
-            rich_help_panel=TRITON,
-        ),
-    ] = 8002
-    http: Annotated[
-        int | None,
-        Option(
-            "--triton-http-port",
-            help="HTTP port of the embedded Triton, only on loopback. Open it for perf_analyzer or a health check; "
-            "it is closed by default.",
-            rich_help_panel=TRITON,
-        ),
-    ] = None
-
-    def by_flag(self) -> dict[str, int]:
-        flags = {"--triton-grpc-port": self.grpc, "--triton-metrics-port": self.metrics}
-        return flags if self.http is None else {**flags, "--triton-http-port": self.http}
-
-    def __post_init__(self) -> None:
-        ports = self.by_flag()
-        for flag, port in ports.items():
-            if not 0 <= port <= 65535:
-                raise wrong(flag, port, "choose a port from 1 to 65535, or 0 for a free one")
-        chosen = [port for port in ports.values() if port]
-        if len(set(chosen)) < len(chosen):
-            listed = ", ".join(f"{named(flag)} is {port}" for flag, port in ports.items())
-            raise ValueError(f"{listed}: two services of Triton cannot share a port; give each its own")
-
-
-DecodingDevice = Literal["gpu", "cpu"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TritonSettings:
-    """The options about models and Triton that `deit serve` and `deit triton` share."""
-
-    model_repository: Annotated[
-        Path,
-        Option(help="Folder that `deit export` publishes models in. Set it to serve your own.", rich_help_panel=MODELS),
-    ] = Path("model_repository")
-    start_timeout_s: Annotated[
-        float,
-        Option(
-            help="Seconds that Triton may take to load all models. Raise it if Triton builds TensorRT engines.",
-            rich_help_panel=TRITON,
-        ),
-    ] = 120.0
-    decodes_on: Annotated[
-        DecodingDevice | None,
-        Option(
-            "--triton-decode",
-            help="Decode plain JPEGs in the embedded Triton; unset, the gateway's processes decode everything. Choose "
-            "gpu if decoding keeps the cores busy while the GPU waits; cpu is for tests.",
-            rich_help_panel=TRITON,
-        ),
-    ] = None
-    ports: TritonPorts = TritonPorts()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.start_timeout_s < math.inf:
-            raise wrong("--start-timeout-s", self.start_timeout_s, "give seconds above 0; the default is 120")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogSettings:
-    """How `deit serve` and `deit triton` log."""
-
-    format: Annotated[
-        LogFormat,
-        Option(
-            "--log-format",
-            help="Format of the log on stderr. Choose json if a program reads it.",
-            rich_help_panel=LOG,
-        ),
-    ] = "text"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits on one request, and on all requests together."""
-
-    max_body_bytes: Annotated[
-        int,
-        Option(
-            help="Largest request body in bytes. Raise it for larger photographs; each request may take this much "
-            "memory.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 10 * 2**20
-    max_image_pixels: Annotated[
-        int,
-        Option(
-            help="Largest width x height of an image; with --decode fast, single-scan JPEGs may have eight times as "
-            "many pixels. Raise it for larger images; decoding takes up to 32 bytes per pixel.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 25_000_000
-    max_images: Annotated[
-        int,
-        Option(
-            help="Maximum number of images in one request. Raise it, and --max-body-bytes, for large batches of small "
-            "images.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 64
-    request_timeout_s: Annotated[
-        float,
-        Option(
-            help="Seconds from the first byte of a request to its response; beyond it, 504. Raise it for slow uploads, "
-            "lower it if callers give up sooner.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 10.0
-    max_wait_s: Annotated[
-        float,
-        Option(
-            help="Longest expected time in seconds from an image's arrival to its result; beyond it, new requests get "
-            "429. Raise it if callers would rather wait.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 0.5
-    max_in_flight_bytes: Annotated[
-        int,
-        Option(
-            help="Total bytes of request bodies in memory; beyond it, 429. Lower it if memory is short.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 256 * 2**20
-    max_in_flight_pixels: Annotated[
-        int,
-        Option(
-            help="Total pixels of all images that wait or are being decoded; beyond it, large images get 429. Raise it "
-            "if the machine has many cores.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 100_000_000
-
-    def __post_init__(self) -> None:
-        for flag, count, default in (
-            ("--max-body-bytes", self.max_body_bytes, Limits.max_body_bytes),
-            ("--max-images", self.max_images, Limits.max_images),
-            ("--max-in-flight-bytes", self.max_in_flight_bytes, Limits.max_in_flight_bytes),
-            ("--max-in-flight-pixels", self.max_in_flight_pixels, Limits.max_in_flight_pixels),
-        ):
-            if count < 1:
-                raise wrong(flag, count, f"give at least 1; the default is {default}")
-        for flag, seconds, usual in (
-            ("--request-timeout-s", self.request_timeout_s, Limits.request_timeout_s),
-            ("--max-wait-s", self.max_wait_s, Limits.max_wait_s),
-        ):
-            if not 0 < seconds < math.inf:
-                raise wrong(flag, seconds, f"give seconds above 0; the default is {usual:g}")
-        if not 1 <= self.max_image_pixels <= LARGEST_IMAGE_PIXELS:
-            raise wrong(
-                "--max-image-pixels",
-                self.max_image_pixels,
-                f"give 1 to {LARGEST_IMAGE_PIXELS}; with --decode fast JPEGs may have eight times as many pixels",
-            )
-
-
-DECODER_BYTES = 32 * 2**20
-"""A little more than the memory of an idle decoding process."""
-
-MOST_DECODERS = 32
-"""With more, the gateway, a single process, is the bottleneck."""
-
-
-def decoders_for(cores: int, memory_bytes: int | None) -> int:
-    """One more than there are cores, because large images keep at most as many busy as there are cores.
-
-    But no more than fit, when idle, into a quarter of the memory, and at least two, so that one stays free of large
-    images.
-    """
-    fitting = MOST_DECODERS if memory_bytes is None else memory_bytes // 4 // DECODER_BYTES
-    return max(2, min(cores + 1, fitting, MOST_DECODERS))
-
+from serving.settings.capture import CaptureSettings
+from serving.settings.decoding import Decoding
+from serving.settings.limits import Limits
+from serving.settings.log import LogSettings
+from serving.settings.panels import ACCESS, GATEWAY, LOG, MODELS, TRITON
+from serving.settings.triton import TritonSettings
 
 CORES_PER_GATEWAY = 4
 """Decoding and, if it runs on the CPU, the engine keep the other three busy."""
@@ -235,99 +34,15 @@ def gateways_for(cores: int, memory_bytes: int | None) -> int:
     return max(1, min(cores // CORES_PER_GATEWAY, fitting, MOST_GATEWAYS))
 
 
-def decoders_here() -> int:
-    return decoders_for(usable_cores(), usable_memory_bytes())
-
-
 MOST_IMAGES_PER_REQUEST = 64
 """As many of 512 x 512 pixels fit into a gRPC message (serving/gateway/connection.py)."""
-
-DecodingMode = Literal["exact", "fast"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How images are decoded."""
-
-    processes: Annotated[
-        int,
-        Option(
-            "--decoders",
-            help="Processes that decode images. Lower it to save memory.",
-            show_default="one more than cores, up to 32, in at most a quarter of the memory",
-            rich_help_panel=GATEWAY,
-        ),
-    ] = field(default_factory=decoders_here)
-    mode: Annotated[
-        DecodingMode,
-        Option(
-            "--decode",
-            help="fast resizes with SIMD instructions, within 2 of 255 levels of Pillow, and scales large JPEGs down "
-            "while decoding; exact gives the pixels of Pillow and timm. Choose exact to compare bit by bit.",
-            rich_help_panel=GATEWAY,
-        ),
-    ] = "fast"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.processes <= 256:
-            raise wrong(
-                "--decoders", self.processes, "give 1 to 256, or leave it out for one more than cores, up to 32"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureSettings:
-    """Which images are saved with their predictions, and how many."""
-
-    folder: Annotated[
-        Path | None,
-        Option(
-            "--capture",
-            help="Folder in which to save a sample of the images with their predictions; unset, none are saved. Set it "
-            "to inspect real requests, if the callers have agreed.",
-            rich_help_panel=CAPTURE,
-        ),
-    ] = None
-    percent: Annotated[
-        float,
-        Option(
-            "--capture-percent",
-            help="Percentage of requests whose images are saved. Raise it if there are few requests.",
-            rich_help_panel=CAPTURE,
-        ),
-    ] = 1.0
-    max_images: Annotated[
-        int,
-        Option(
-            "--capture-max-images",
-            help="Maximum number of images in the folder; when it is full, saving stops until you delete some. Raise "
-            "it to inspect more.",
-            rich_help_panel=CAPTURE,
-        ),
-    ] = 10_000
-    max_bytes: Annotated[
-        int,
-        Option(
-            "--capture-max-bytes",
-            help="Maximum bytes of images in the folder; when it is full, saving stops until you delete some. Raise it "
-            "if the disk has room.",
-            rich_help_panel=CAPTURE,
-        ),
-    ] = 2**30
-
-    def __post_init__(self) -> None:
-        if not 0 < self.percent <= 100:
-            raise wrong("--capture-percent", self.percent, "give a share above 0, up to 100")
-        for flag, count in (("--capture-max-images", self.max_images), ("--capture-max-bytes", self.max_bytes)):
-            if count < 1:
-                raise wrong(flag, count, "give at least 1, or leave out --capture")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """The options of `deit serve`."""
 
-    triton: TritonSettings = TritonSettings()
+    triton: TritonSettings = field(default_factory=TritonSettings)
     default_model: Annotated[
         str | None,
         Option(
@@ -496,9 +211,9 @@ class ServeSettings:
             rich_help_panel=GATEWAY,
         ),
     ] = True
-    limits: Limits = Limits()
-    capture: CaptureSettings = CaptureSettings()
-    log: LogSettings = LogSettings()
+    limits: Limits = field(default_factory=Limits)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     log_requests: Annotated[
         bool,
         Option(help="Log a line per request. Turn it off if a proxy does.", rich_help_panel=LOG),
@@ -612,41 +327,3 @@ class ServeSettings:
     def origins(self) -> tuple[str, ...]:
         """--cors-origins, one by one."""
         return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StandaloneSettings:
-    """The options of `deit triton`."""
-
-    triton: TritonSettings = TritonSettings()
-    host: Annotated[
-        str,
-        Option(
-            help="Address of gRPC and metrics. Set 0.0.0.0 in a container, or :: if it has IPv6; the metrics then "
-            "listen on IPv6 only.",
-            rich_help_panel=ACCESS,
-        ),
-    ] = "127.0.0.1"
-    insecure: Annotated[
-        bool,
-        Option(
-            "--insecure",
-            help="Accept other machines, although Triton does not check API keys. Set it only where the network lets "
-            "only the gateway through.",
-            rich_help_panel=ACCESS,
-        ),
-    ] = False
-    log: LogSettings = LogSettings()
-
-    def __post_init__(self) -> None:
-        try:
-            is_loopback = ipaddress.ip_address(self.host).is_loopback
-        except ValueError as error:
-            raise wrong("--host", repr(self.host), "give an IP address, such as 127.0.0.1, 0.0.0.0 or ::") from error
-        if not is_loopback and not self.insecure:
-            raise wrong(
-                "--host",
-                self.host,
-                f"this accepts other machines, and Triton does not check API keys; add {named('--insecure')} if the "
-                "network lets only the gateway through",
-            )
