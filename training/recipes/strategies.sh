@@ -25,13 +25,14 @@ fi
 two_tokens="--model deit_tiny_distilled_patch16_224"
 for seed in $seeds; do
     common="--preset miniature --seed $seed"
-    # arms of one teacher and kind of answer show it the same images, so it is asked once for each seed
+    # Arms of one teacher and kind of answer show it the same images, so it is asked once for each seed: by the first of
+    # two arms, which must not run side by side.
     decisions="--teacher $convnet --teacher-cache $runs/strategies-decisions-s$seed"
     logits="--teacher $convnet --teacher-cache $runs/strategies-logits-s$seed --label-weight 0.9 --temperature 3"
     echo "miniature-none-s$seed $common"
     echo "miniature-hard-class-s$seed $common --distillation hard --token class $decisions"
-    echo "miniature-hard-token-s$seed $common --distillation hard $two_tokens $decisions"
     echo "strategies-soft-class-s$seed $common --distillation soft --token class $logits"
+    echo "miniature-hard-token-s$seed $common --distillation hard $two_tokens $decisions"
     echo "strategies-soft-token-s$seed $common --distillation soft $two_tokens $logits"
     echo "strategies-two-class-tokens-s$seed $common --distillation two-class-tokens $two_tokens"
     echo "strategies-transformer-token-s$seed $common --distillation hard $two_tokens --teacher $transformer"
