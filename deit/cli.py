@@ -1,5 +1,6 @@
 """The `deit` command: a table of subcommands, each stage imported only when its subcommand runs."""
 
+import errno
 import importlib
 import os
 import sys
@@ -25,6 +26,9 @@ SUBCOMMANDS = {
     "models": ("deit.repository.command", "List, publish, roll back, remove and check the models of a repository."),
     "benchmark": ("benchmark.command", "Measure models, servers and machines, and report the results."),
 }
+
+# Also a user's quota.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # The extra whose absence explains a missing module, by the top-level name that failed to import.
 EXTRA_OF_MODULE = {
@@ -94,12 +98,17 @@ def main() -> None:
         if missing not in EXTRA_OF_MODULE:
             raise
         sys.exit(f"deit: {missing} is not installed; {how_to_install(EXTRA_OF_MODULE[missing])}")
-    except PermissionError as error:
-        place = error.filename or error
-        sys.exit(f"deit: {place}: user {os.getuid()} may not do this; give it access, or choose another place")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         # `deit ... | head`: the reader has what it wanted. Python would complain again when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except PermissionError as error:
+        place = error.filename or error
+        sys.exit(f"deit: {place}: user {os.getuid()} may not do this; give it access, or choose another place")
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"deit: {place}{error.strerror}; make room, then run the command again (deit train: with --resume)")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deit.errors import TrainingError
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -18,7 +20,10 @@ CURVES = ("test_ema", "test", "val_ema", "val")
 
 
 class Events:
-    """Curves by step: within the epochs, and of each epoch's evaluation."""
+    """Curves by step: within the epochs, and of each epoch's evaluation.
+
+    Both methods raise TrainingError when the folder of the run is gone.
+    """
 
     def __init__(self, writer: "SummaryWriter | None", steps_per_epoch: int) -> None:
         self._writer = writer
@@ -28,6 +33,7 @@ class Events:
     def step(self, step: int, values: dict[str, float]) -> None:
         """`step` counts from the start of the run."""
         if self._writer is not None and step % self._every == 0:
+            _check_folder(Path(self._writer.log_dir))
             for name, value in values.items():
                 self._writer.add_scalar(f"step/{name}", value, step)
 
@@ -35,11 +41,19 @@ class Events:
         """A line of metrics.jsonl, at the last step of its epoch."""
         if self._writer is None:
             return
+        _check_folder(Path(self._writer.log_dir))
         for name, value in record.items():
             split = next((split for split in CURVES if name.startswith(f"{split}_")), None)
             tag = f"epoch/{name}" if split is None else f"{split}/{name.removeprefix(f'{split}_')}"
             self._writer.add_scalar(tag, value, int(record["epoch"]) * self._steps_per_epoch)
         self._writer.flush()
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise TrainingError(
+            f"{folder.parent} was deleted or moved, so the run stops; move it back and use --resume, or start again"
+        )
 
 
 @contextmanager
@@ -56,5 +70,9 @@ def event_file(folder: Path, *, first_step: int, steps_per_epoch: int, enabled: 
         logger.warning("%s is not installed, so the run writes only metrics.jsonl, without event files", error.name)
         yield Events(None, steps_per_epoch)
         return
-    with SummaryWriter(str(folder), purge_step=first_step) as writer:
+    writer = SummaryWriter(str(folder), purge_step=first_step)
+    try:
         yield Events(writer, steps_per_epoch)
+    finally:
+        if folder.is_dir():  # else its thread fails, and prints why
+            writer.close()

@@ -66,3 +66,10 @@ def test_a_place_of_another_user_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cli, "app", refused)
     with pytest.raises(SystemExit, match=r"deit: model_repository/deit: user \d+ may not do this; give it access"):
         cli.main()
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "deit", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("deit: No space left on device; make room, then run the command again")

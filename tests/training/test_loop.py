@@ -22,7 +22,6 @@ from training import distillation
 from training.config import TrainConfig
 from training.evaluate_checkpoint import evaluate_checkpoint
 from training.evaluate_config import EvaluateConfig
-from training.events import event_file
 from training.loop import train
 from training.model import create_model
 from training.processes import Processes
@@ -484,19 +483,6 @@ def test_a_run_tells_where_its_time_went_and_draws_what_it_did(
     assert f"| joint, averaged weights | {metrics[-1]['test_ema_joint_top1']:.2%} |" in report
     assert "| batch_size | 32 |" in report
     assert "<svg" in (run / "curves.svg").read_text()
-
-
-def test_points_that_a_killed_run_left_are_dropped_when_it_goes_on(colours_data: Path, tmp_path: Path) -> None:
-    with event_file(tmp_path, first_step=0, steps_per_epoch=10, enabled=True) as events:
-        for step in range(15):
-            events.step(step, {"loss": 1.0})
-    with event_file(tmp_path, first_step=10, steps_per_epoch=10, enabled=True) as events:
-        for step in range(10, 20):
-            events.step(step, {"loss": 2.0})
-    curves = EventAccumulator(str(tmp_path))
-    curves.Reload()
-    points = curves.Scalars("step/loss")
-    assert [(point.step, point.value) for point in points] == [(step, 1.0 if step < 10 else 2.0) for step in range(20)]
 
 
 @pytest.mark.soak  # a minute of compiling
