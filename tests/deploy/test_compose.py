@@ -280,7 +280,7 @@ def test_a_broken_model_leaves_the_others_alone_and_four_models_fit_on_many_core
 
 
 def test_a_triton_of_two_that_is_stopped_fails_no_request(stack, image):
-    two = {"DEIT_TRITONS": "2"}
+    two = {"DEIT_TRITON_CONTAINERS": "2"}
     stack.compose("up", "--detach", "--wait", "--no-recreate", **two)
     with load(stack, image) as outcomes:
         time.sleep(3)  # a name is looked up every second
@@ -293,7 +293,7 @@ def test_a_triton_of_two_that_is_stopped_fails_no_request(stack, image):
 
 
 def test_gateways_ask_every_triton_in_turn(stack, image):
-    stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITONS="2")
+    stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITON_CONTAINERS="2")
     metrics = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8002/metrics').read().decode())"
 
     def counts() -> list[float]:
@@ -311,7 +311,7 @@ def test_gateways_ask_every_triton_in_turn(stack, image):
         return min(now - then for now, then in zip(counts(), before, strict=True)) >= 15
 
     eventually(both_are_asked, 30)  # the name is looked up every second
-    stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITONS="1")
+    stack.compose("up", "--detach", "--wait", "--no-recreate", DEIT_TRITON_CONTAINERS="1")
     eventually(lambda: answers(stack, image), 60)
 
 
