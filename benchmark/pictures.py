@@ -12,20 +12,22 @@ from benchmark.paper import TABLE_5, published
 from benchmark.results import Record
 
 OURS, OTHERS, FAMILIES = "#0969da", "#8c959f", {"DeiT": "#0969da", "EfficientNet": "#bf8700", "RegNet": "#1a7f37"}
+STYLE = {"svg.hashsalt": "deit", "svg.fonttype": "none", "font.size": 9}
+"""The same figures give the same bytes, so that a test can compare."""
+
 STAGES = ("receive", "wait", "decode", "preprocess", "model")
 
 
 def pictures(records: Sequence[Record], machine: str) -> dict[str, str]:
     """SVG by name of every picture that the records of one machine fill."""
-    # The same records give the same bytes, so that a test can compare.
-    with matplotlib.rc_context({"svg.hashsalt": "deit", "svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context(STYLE):
         drawn = {
             "trade_off": _trade_off(records, machine),
             "latency": _latency(records),
             "stages": _stages(records),
             "peers": _peers(records),
         }
-        return {name: _svg(canvas) for name, canvas in drawn.items() if canvas is not None}
+        return {name: as_svg(canvas) for name, canvas in drawn.items() if canvas is not None}
 
 
 def _trade_off(records: Sequence[Record], machine: str) -> Canvas | None:
@@ -150,7 +152,7 @@ def _peers(records: Sequence[Record]) -> Canvas | None:
     return canvas
 
 
-def _svg(canvas: Any) -> str:
+def as_svg(canvas: Any) -> str:
     buffer = io.StringIO()
     canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -34,6 +34,7 @@ from studies.comparison import (
     spread,
 )
 from studies.decisions import Decided, Decisions, decide
+from studies.gains import gains_svg
 from training.processes import choose_device
 
 
@@ -64,15 +65,18 @@ def compare(config: CompareConfig) -> None:
     comparison = read_comparison(config.comparison)
     runs = find_runs(comparison, config.runs)
     decided = decide(runs, config.data, workers=config.workers, device=choose_device(config.device))
-    write_file(config.output, "\n".join(report(comparison, runs, decided)) + "\n")
+    picture = config.output.with_suffix(".svg")
+    if len(runs) > 1:
+        write_file(picture, gains_svg(next(iter(runs)), gains(runs, decided)))
+    write_file(config.output, "\n".join(report(comparison, runs, decided, picture.name)) + "\n")
     typer.echo(config.output)
     if config.results is not None:
         environment = this_environment()
         keep(list(results(config, runs, decided)), environment, config.results, "python", "-m", "studies.compare")
 
 
-def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str]:
-    """The lines of the report."""
+def report(comparison: Comparison, runs: Runs, decided: Decided, picture: str) -> Iterator[str]:
+    """The lines of the report; `picture` is the file of the gains beside it."""
     yield from (f"# {comparison.title}", "")
     if comparison.about:
         yield from (comparison.about, "")
@@ -89,7 +93,8 @@ def report(comparison: Comparison, runs: Runs, decided: Decided) -> Iterator[str
         yield from (_sentence(claim, runs, decided) for claim in comparison.claims)
         yield ""
     yield from _accuracy(runs, decided)
-    yield from _paired(runs, decided)
+    if len(runs) > 1:
+        yield from _paired(runs, decided, picture)
     if comparison.paper:
         yield from ("## The paper's results", "", comparison.paper, "")
     yield from _settings(runs)
@@ -164,23 +169,30 @@ def _accuracy(runs: Runs, decided: Decided) -> Iterator[str]:
     yield ""
 
 
-def _paired(runs: Runs, decided: Decided) -> Iterator[str]:
-    seeds, (baseline, *others) = list(next(iter(runs.values()))), list(runs)
-    if not others:
-        return
-    yield from (f"## Points above {baseline}, seed by seed", "")
+def gains(runs: Runs, decided: Decided) -> dict[str, PairedDifference]:
+    """Of each arm over the first one, as shares of the images."""
+    baseline, *others = runs
+    right = _values(baseline, "top1", runs, decided)
+    return {
+        arm: PairedDifference(
+            differences=tuple(a - b for a, b in zip(_values(arm, "top1", runs, decided), right, strict=True))
+        )
+        for arm in others
+    }
+
+
+def _paired(runs: Runs, decided: Decided, picture: str) -> Iterator[str]:
+    seeds, baseline = list(next(iter(runs.values()))), next(iter(runs))
+    yield from (f"## Points above {baseline}, seed by seed", "", f"![]({picture})", "")
     yield (
         "The read-out is joint for arms with two tokens, else the class token's. The interval is Student's, of paired "
         "differences; values inside it are not resolved."
     )
     yield ""
     yield from _header(["arm", *(f"seed {seed}" for seed in seeds), "mean", "deviation", "95 % interval"], left=1)
-    right = _values(baseline, "top1", runs, decided)
-    for arm in others:
-        left = _values(arm, "top1", runs, decided)
-        difference = PairedDifference(differences=tuple(a - b for a, b in zip(left, right, strict=True)))
-        numbers = [f"{100 * value:+.2f}" for value in (*difference.differences, difference.mean)]
-        yield _row(arm, *numbers, _number(100 * difference.deviation, ".2f"), f"± {100 * difference.half_width:.2f}")
+    for arm, gain in gains(runs, decided).items():
+        numbers = [f"{100 * value:+.2f}" for value in (*gain.differences, gain.mean)]
+        yield _row(arm, *numbers, _number(100 * gain.deviation, ".2f"), f"± {100 * gain.half_width:.2f}")
     yield ""
 
 
