@@ -183,7 +183,7 @@ def gains(runs: Runs, decided: Decided) -> dict[str, PairedDifference]:
 
 def _paired(runs: Runs, decided: Decided, picture: str) -> Iterator[str]:
     seeds, baseline = list(next(iter(runs.values()))), next(iter(runs))
-    yield from (f"## Points above {baseline}, seed by seed", "", f"![]({picture})", "")
+    yield from (f"## Points above {baseline}, seed by seed", "", f"![Points above {baseline}]({picture})", "")
     yield (
         "The read-out is joint for arms with two tokens, else the class token's. The interval is Student's, of paired "
         "differences; values inside it are not resolved."

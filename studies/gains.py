@@ -21,6 +21,6 @@ def gains_svg(baseline: str, gains: Mapping[str, PairedDifference]) -> str:
                 axes.errorbar(100 * gain.mean, place, xerr=100 * gain.half_width, color=OTHERS, capsize=4)
             axes.plot([100 * each for each in gain.differences], [place] * len(gain.differences), "o", color=OURS)
         axes.set_yticks(range(len(gains)), gains)
-        axes.invert_yaxis()
+        axes.set_ylim(len(gains) - 0.5, -0.5)
         axes.set_xlabel(f"points of top-1 above {baseline}")
         return as_svg(canvas)

@@ -77,7 +77,7 @@ def test_the_report_tells_what_the_runs_logged(
         values = [100 * logged[arm, seed][f"test_{readout}_top1"] for seed in SEEDS]
         assert [float(cell) for cell in row_of_arm[1:3]] == pytest.approx(values, abs=0.01)
         assert float(row_of_arm[3]) == pytest.approx(sum(values) / 2, abs=0.01)
-    assert "![](report.svg)" in report
+    assert "![Points above none](report.svg)" in report
     picture = output.with_suffix(".svg").read_text()
     assert all(each in picture for each in ("points of top-1 above none", ">token<"))
     gains = [100 * (logged["token", s]["test_joint_top1"] - logged["none", s]["test_class_top1"]) for s in SEEDS]
