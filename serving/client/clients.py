@@ -5,8 +5,8 @@
     with Client("http://127.0.0.1:8080") as client:
         print(client.classify("photo.jpg").best.label)
 
-A busy server says when to retry; both clients wait that long and retry, for at most `patience_s`. A request
-whose connection breaks is sent once more.
+A busy server says when to retry; both clients wait that long and retry, for at most `patience_s`. A request whose
+connection breaks is sent once more.
 """
 
 import asyncio
