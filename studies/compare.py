@@ -34,7 +34,7 @@ from studies.comparison import (
     spread,
 )
 from studies.decisions import Decided, Decisions, decide
-from studies.gains import gains_svg
+from studies.gains import Gains, gains_svg
 from training.processes import choose_device
 
 
@@ -66,17 +66,17 @@ def compare(config: CompareConfig) -> None:
     runs = find_runs(comparison, config.runs)
     decided = decide(runs, config.data, workers=config.workers, device=choose_device(config.device))
     picture = config.output.with_suffix(".svg")
-    if len(runs) > 1:
-        write_file(picture, gains_svg(next(iter(runs)), gains(runs, decided)))
-    write_file(config.output, "\n".join(report(comparison, runs, decided, picture.name)) + "\n")
+    if gained := gains(runs, decided):
+        write_file(picture, gains_svg(next(iter(runs)), gained))
+    write_file(config.output, "\n".join(report(comparison, runs, decided, gained, picture.name)) + "\n")
     typer.echo(config.output)
     if config.results is not None:
         environment = this_environment()
         keep(list(results(config, runs, decided)), environment, config.results, "python", "-m", "studies.compare")
 
 
-def report(comparison: Comparison, runs: Runs, decided: Decided, picture: str) -> Iterator[str]:
-    """The lines of the report; `picture` is the file of the gains beside it."""
+def report(comparison: Comparison, runs: Runs, decided: Decided, gained: Gains, picture: str) -> Iterator[str]:
+    """The lines of the report; `picture` is the file beside it that shows what was gained."""
     yield from (f"# {comparison.title}", "")
     if comparison.about:
         yield from (comparison.about, "")
@@ -93,8 +93,8 @@ def report(comparison: Comparison, runs: Runs, decided: Decided, picture: str) -
         yield from (_sentence(claim, runs, decided) for claim in comparison.claims)
         yield ""
     yield from _accuracy(runs, decided)
-    if len(runs) > 1:
-        yield from _paired(runs, decided, picture)
+    if gained:
+        yield from _paired(runs, gained, picture)
     if comparison.paper:
         yield from ("## The paper's results", "", comparison.paper, "")
     yield from _settings(runs)
@@ -169,8 +169,8 @@ def _accuracy(runs: Runs, decided: Decided) -> Iterator[str]:
     yield ""
 
 
-def gains(runs: Runs, decided: Decided) -> dict[str, PairedDifference]:
-    """Of each arm over the first one, as shares of the images."""
+def gains(runs: Runs, decided: Decided) -> Gains:
+    """Of each further arm over the first one, as shares of the images."""
     baseline, *others = runs
     right = _values(baseline, "top1", runs, decided)
     return {
@@ -181,7 +181,7 @@ def gains(runs: Runs, decided: Decided) -> dict[str, PairedDifference]:
     }
 
 
-def _paired(runs: Runs, decided: Decided, picture: str) -> Iterator[str]:
+def _paired(runs: Runs, gained: Gains, picture: str) -> Iterator[str]:
     seeds, baseline = list(next(iter(runs.values()))), next(iter(runs))
     yield from (f"## Points above {baseline}, seed by seed", "", f"![Points above {baseline}]({picture})", "")
     yield (
@@ -190,7 +190,7 @@ def _paired(runs: Runs, decided: Decided, picture: str) -> Iterator[str]:
     )
     yield ""
     yield from _header(["arm", *(f"seed {seed}" for seed in seeds), "mean", "deviation", "95 % interval"], left=1)
-    for arm, gain in gains(runs, decided).items():
+    for arm, gain in gained.items():
         numbers = [f"{100 * value:+.2f}" for value in (*gain.differences, gain.mean)]
         yield _row(arm, *numbers, _number(100 * gain.deviation, ".2f"), f"± {100 * gain.half_width:.2f}")
     yield ""

@@ -9,8 +9,11 @@ from matplotlib.figure import Figure as Canvas
 from benchmark.pictures import OTHERS, OURS, STYLE, as_svg
 from studies.comparison import PairedDifference
 
+Gains = Mapping[str, PairedDifference]
+"""By arm."""
 
-def gains_svg(baseline: str, gains: Mapping[str, PairedDifference]) -> str:
+
+def gains_svg(baseline: str, gains: Gains) -> str:
     """A line for each arm, with a dot for each seed and a bar over the 95 % interval of their mean."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(7, 0.8 + 0.3 * len(gains)), layout="constrained")
