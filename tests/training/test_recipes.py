@@ -67,6 +67,11 @@ def test_a_recipe_trains_every_arm_of_its_comparison_with_options_that_exist(
         assert {config.teacher for config in configs} == {None, *teachers}
 
 
+@pytest.mark.parametrize("recipe", ["miniature", "vitkd-miniature"])
+def test_one_teacher_of_two_is_refused(noted: object, recipe: str) -> None:
+    assert noted(f"{recipe}.sh", "data", "convnet") == (2, [])
+
+
 def test_the_recipe_of_the_bundled_model_distils_a_convnet_into_deit_ti_and_exports_it(noted: object) -> None:
     status, (first, second, export) = noted("cifar10.sh", "data", "deit.pth", "lite.pth")
     assert status == 0

@@ -11,10 +11,15 @@ set -eu
 here=$(dirname "$0")
 . "$here/arms.sh"
 
-if [ -n "${3:-}" ]; then
+if [ $# -eq 3 ]; then
     convnet=$2 transformer=$3
 else
-    train_convnet
+    # on images enlarged to 64 px, because timm's stem divides the resolution by four
+    "$here/run.sh" miniature-teacher --seed 0 \
+        --model resnet18 --model-arg 'channels=[32,64,128,256]' --model-arg 'layers=[1,1,1,1]' \
+        --image-size 64 --crop-pct 1.0 --drop-path 0 --pixel-bank --evaluate-every 5 \
+        --epochs 10 --warmup-epochs 1 --batch-size 128 --learning-rate 2e-3 --weight-decay 0.05 \
+        --min-crop-area 0.4 --random-erasing 0 --mixing-probability 0 --label-smoothing 0.1
     # shellcheck disable=SC2086  # the options are words
     "$here/run.sh" miniature-transformer --seed 0 --preset fine-tune \
         --initial-checkpoint "${WEIGHTS:-deit_tiny_patch16_224.fb_in1k}" --image-size 64 --crop-pct 1.0 \
@@ -26,7 +31,7 @@ two_tokens="--model deit_tiny_distilled_patch16_224"
 for seed in $seeds; do
     common="--preset miniature --seed $seed"
     # Arms of one teacher and kind of answer show it the same images, so it is asked once for each seed: by the first of
-    # two arms, which must not run side by side.
+    # two arms, if they do not run side by side, which this order sees to.
     decisions="--teacher $convnet --teacher-cache $runs/miniature-decisions-s$seed"
     logits="--teacher $convnet --teacher-cache $runs/miniature-logits-s$seed --label-weight 0.9 --temperature 3"
     echo "miniature-none-s$seed $common"
