@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from bulk.model import Session
@@ -20,40 +21,62 @@ from deit.pictures import configure_pillow
 
 logger = logging.getLogger(__name__)
 
-ROUNDS_WITHOUT_A_PART = 3
-"""How often in a row processes may die before any part is done: after that, an image is probably killing them."""
+DEATHS_OF_A_PART = 3
+"""How many processes may die at the same part: after that, one of its images is probably killing them."""
+
+DEATH = (BrokenProcessPool, BrokenPipeError)
+"""What a dead process raises; BrokenPipeError if it died before it had read what it is to do."""
 
 
 def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Done]:
     """Yields the result of each part, in any order.
 
     Raises:
-        DataError: processes keep dying.
+        DataError: processes keep dying at a part.
     """
     # Forked from a fresh process: this one has threads, and a fork might copy their locks in the locked state.
     context = multiprocessing.get_context("forkserver")
     # pyarrow imports pandas for its first table, which takes a second; preloaded, that happens once
     context.set_forkserver_preload([__name__, "pandas"])
-    left = {part.number: part for part in parts}
-    rounds = 0
-    while left:
-        pool = ProcessPoolExecutor(min(processes, len(left)), context, initializer=_begin, initargs=(work,))
-        try:
-            futures = {pool.submit(_classify_part, part): part for part in left.values()}
-            for future in as_completed(futures):
-                done = future.result()
-                rounds = 0
-                del left[futures[future].number]
-                yield done
-        except BrokenProcessPool:
-            rounds += 1
-            if rounds == ROUNDS_WITHOUT_A_PART:
-                raise DataError(
-                    f"the processes keep dying with {len(left)} parts left; the first one begins with "
-                    f"{next(iter(left.values())).names()[0]}: give them more memory, or use fewer --processes"
-                ) from None
-            logger.warning("a process died; new ones continue with the %d parts left", len(left))
-        finally:
+    left, running = deque(parts), dict[Future[Done], tuple[ProcessPoolExecutor, Part]]()
+    deaths = Counter[int]()
+
+    # A pool for each process: its death breaks no other. In Python 3.11 and 3.12 a pool of several may also wait
+    # forever, when one process dies while it starts another.
+    def start() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, context, initializer=_begin, initargs=(work,))
+
+    def replace(pool: ProcessPoolExecutor, part: Part) -> ProcessPoolExecutor:
+        pool.shutdown()
+        left.appendleft(part)
+        deaths[part.number] += 1
+        if deaths[part.number] == DEATHS_OF_A_PART:
+            raise DataError(
+                f"{DEATHS_OF_A_PART} processes died at the part that begins with {part.names()[0]}: give them more "
+                "memory, use fewer --processes, or remove the image that kills them"
+            )
+        logger.warning("a process died; a new one does its part again")
+        return start()
+
+    free = [start() for _ in range(min(processes, len(parts)))]
+    try:
+        while left or running:
+            while left and free:
+                pool, part = free.pop(), left.popleft()
+                try:
+                    running[pool.submit(_classify_part, part)] = pool, part
+                except DEATH:
+                    free.append(replace(pool, part))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                pool, part = running[future]
+                try:
+                    yield future.result()
+                except DEATH:
+                    pool = replace(pool, part)
+                del running[future]
+                free.append(pool)
+    finally:
+        for pool in [*free, *(pool for pool, _ in running.values())]:
             pool.shutdown(cancel_futures=True)
 
 

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import select
 import sys
 from typing import Any
 
@@ -87,6 +88,14 @@ def deit(
     pass
 
 
+def _reader_has_gone() -> bool:
+    """Nobody reads what this process prints any more. Any other broken pipe is an error."""
+    poll = select.poll()
+    for standard_output_or_error in (1, 2):
+        poll.register(standard_output_or_error, 0)  # asks for nothing: a gone reader is always reported
+    return bool(poll.poll(0))
+
+
 def main() -> None:
     """Run the command. Exit status: 0 done, 1 the work failed (one line on stderr), 2 wrong usage, 130 interrupted."""
     try:
@@ -99,6 +108,8 @@ def main() -> None:
             raise
         sys.exit(f"deit: {missing} is not installed; {how_to_install(EXTRA_OF_MODULE[missing])}")
     except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         # `deit ... | head`: the reader has what it wanted. Python would complain again when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -43,6 +43,11 @@ def descendants(pid: int) -> list[psutil.Process]:
     return sorted(psutil.Process(pid).children(recursive=True), key=psutil.Process.create_time)
 
 
+def workers(pid: int) -> list[psutil.Process]:
+    """Those that classify: the command starts the fork server, which starts them."""
+    return [each for each in descendants(pid) if each.ppid() != pid]
+
+
 def actors(pid: int, name: str) -> list[psutil.Process]:
     return [each for each in descendants(pid) if re.match(rf"ray::.*{name}", title(each))]
 
@@ -118,14 +123,15 @@ def test_a_process_and_then_the_job_are_killed_and_nothing_is_missing_or_double(
     arguments = ["--images", images, "--output", output, "--model=deit_cifar10", "--part-images=10", "--processes=2"]
 
     process = command(*arguments)
+    eventually(lambda: workers(process.pid), 120)
+    workers(process.pid)[0].kill()  # it has hardly begun
     wait_for_parts(process, output, 2)
-    family = descendants(process.pid)
-    family[-1].kill()  # the youngest, which is one that works
+    workers(process.pid)[-1].kill()
     wait_for_parts(process, output, len(parts_of(output)) + 5)
-    family += descendants(process.pid)
+    family = descendants(process.pid)
     process.kill()
     said, _ = process.communicate(timeout=60)  # which waits for the end of all that could write to it
-    assert "a process died; new ones continue with" in said
+    assert said.count("a process died; a new one does its part again") == 2, said
     finished = {path: path.stat().st_mtime_ns for path in parts_of(output)}
     assert len(finished) < 60, "it was over before it could be killed"
     eventually(lambda: not any(is_alive(each.pid) and each.is_running() for each in family), 60)
@@ -134,6 +140,18 @@ def test_a_process_and_then_the_job_are_killed_and_nothing_is_missing_or_double(
     assert second.returncode == 0, said
     assert answers(output)["image"].to_pylist() == [f"{images}#{row}" for row in range(600)]
     assert all(path.stat().st_mtime_ns == modified for path, modified in finished.items()), "done again in vain"
+
+
+def test_a_part_at_which_every_process_dies_ends_the_job(table, tmp_path):
+    process = command("--images", table, "--output", tmp_path / "answers", "--model=deit_cifar10", "--processes=1")
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in workers(process.pid):
+                each.kill()
+    said, _ = process.communicate()
+    assert process.returncode == 1
+    assert f"deit: 3 processes died at the part that begins with {table}#0: give them more memory" in said
+    assert not parts_of(tmp_path / "answers")
 
 
 def test_a_job_for_gpus_ends_before_it_begins_where_there_is_none(pictures, tmp_path):

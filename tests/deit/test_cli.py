@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,23 @@ def test_a_full_disk_is_one_sentence() -> None:
         done = subprocess.run([sys.executable, "-m", "deit", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("deit: No space left on device; make room, then run the command again")
+
+
+def test_a_reader_that_has_what_it_wanted_ends_the_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", "deit", "--help"], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_any_other_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deit import cli
+
+    def write_to_a_process_that_died() -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "app", write_to_a_process_that_died)
+    with pytest.raises(BrokenPipeError):
+        cli.main()
