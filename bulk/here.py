@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 DEATHS_OF_A_PART = 3
 """How many processes may die at the same part: after that, one of its images is probably killing them."""
 
-DEATH = (BrokenProcessPool, BrokenPipeError)
-"""What a dead process raises; BrokenPipeError if it died before it had read what it is to do."""
-
 
 def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Done]:
     """Yields the result of each part, in any order.
@@ -48,7 +45,7 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
 
     def replace(pool: ProcessPoolExecutor, part: Part) -> ProcessPoolExecutor:
         pool.shutdown()
-        left.appendleft(part)
+        left.append(part)  # the last, so that one that kills them all comes after the others
         deaths[part.number] += 1
         if deaths[part.number] == DEATHS_OF_A_PART:
             raise DataError(
@@ -65,13 +62,13 @@ def classify_here(work: Work, parts: list[Part], processes: int) -> Iterator[Don
                 pool, part = free.pop(), left.popleft()
                 try:
                     running[pool.submit(_classify_part, part)] = pool, part
-                except DEATH:
+                except (BrokenProcessPool, ConnectionError, EOFError):  # it or its fork server died before it began
                     free.append(replace(pool, part))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 pool, part = running[future]
                 try:
                     yield future.result()
-                except DEATH:
+                except BrokenProcessPool:
                     pool = replace(pool, part)
                 del running[future]
                 free.append(pool)
