@@ -9,6 +9,7 @@ plain asyncio transport, and responses are parsed in C; the client's own cost is
 """
 
 import asyncio
+import gc
 import math
 import time
 from collections import Counter
@@ -145,10 +146,10 @@ async def closed_loop(
     A refused request (429, 503) is sent again when the server says, as a client should: a server that is asked again at
     once spends its time on refusals.
     """
-    clock = Clock()
     turn = 0
     answers: list[Response] = []
     async with Connections(url, at_most=concurrency) as connections:
+        clock = Clock()
 
         async def worker() -> None:
             nonlocal turn
@@ -172,11 +173,10 @@ async def closed_loop(
 
 async def each_once(url: str, requests: Sequence[bytes], *, concurrency: int) -> Load:
     """Send every request once; the answers come in the order of `requests`."""
-    clock = Clock()
     left = iter(range(len(requests)))
     answers: list[Response] = []
-    cpu_before = time.process_time()
     async with Connections(url, at_most=concurrency) as connections:
+        clock, cpu_before = Clock(), time.process_time()
 
         async def worker() -> None:
             for image in left:
@@ -230,9 +230,8 @@ async def open_loop(
     count = int((warm_up_s + duration_s) * rate_per_s * 1.5) + 100  # more than will be due
     due_times = np.cumsum(random.exponential(1 / rate_per_s, count))
     due_times = due_times[due_times < warm_up_s + duration_s]
-    cpu_before = time.process_time()
-    clock = Clock()
     async with Connections(url, at_most=max_connections) as connections, asyncio.TaskGroup() as group:
+        clock, cpu_before = Clock(), time.process_time()
         tasks = []
         for turn, due_s in enumerate(due_times.tolist()):
             if (early_s := due_s - clock.now_s()) > 0:
@@ -248,7 +247,11 @@ async def open_loop(
 
 
 class Connections:
-    """Keep-alive connections to one server, opened as they are needed, at most so many at once."""
+    """Keep-alive connections to one server, opened as they are needed, at most so many at once.
+
+    No garbage is collected while they are open: with torch loaded, a collection takes up to a second, in which nothing
+    is sent or read, and which the latencies would blame on the server.
+    """
 
     def __init__(self, url: str, *, at_most: int) -> None:
         parts = _split(url)
@@ -257,9 +260,12 @@ class Connections:
         self._idle: list[_Connection] = []
 
     async def __aenter__(self) -> "Connections":
+        gc.collect()
+        gc.disable()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        gc.enable()
         for connection in self._idle:
             connection.close()
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn

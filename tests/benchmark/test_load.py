@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -59,6 +60,20 @@ def measured(handler: Handler, load: Callable[[str], Awaitable[Load]]) -> Load:
             return await load(url)
 
     return asyncio.run(run())
+
+
+def test_no_garbage_is_collected_between_the_first_request_and_the_last_answer(images):
+    collections = []
+
+    async def remember(head: bytes, body: bytes) -> bytes:
+        _ = [[] for _ in range(5000)]  # enough for Python to collect, after some hundred of them
+        collections.append(sum(generation["collections"] for generation in gc.get_stats()))
+        return OK
+
+    load = measured(remember, lambda url: closed_loop(url, requests_of(url, images), concurrency=2, duration_s=0.2))
+    assert load.answers
+    assert len(set(collections)) == 1
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("as_form", [True, False])
