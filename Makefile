@@ -29,7 +29,7 @@ test: .venv/development ## Install everything and run the tests, in several proc
 	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv/bin/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .PHONY: soak
-soak: .venv/development ## Run the long tests too: an hour of load, faults and kills on an idle machine.
+soak: .venv/development ## Run the long tests too: over an hour of load, faults and kills on an idle machine.
 	@.venv/bin/pytest -m soak --timeout 3600 $(PYTEST)
 
 .PHONY: compose-test
