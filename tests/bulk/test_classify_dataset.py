@@ -39,13 +39,14 @@ def command(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Everything that the command started, from the oldest to the youngest; ids begin anew at 32768."""
-    return sorted(psutil.Process(pid).children(recursive=True), key=psutil.Process.create_time)
+    """Everything that the command started."""
+    return psutil.Process(pid).children(recursive=True)
 
 
 def workers(pid: int) -> list[psutil.Process]:
     """Those that classify: the command starts the fork server, which starts them."""
-    return [each for each in descendants(pid) if each.ppid() != pid]
+    started = psutil.Process(pid).children()
+    return [each for server in started if "forkserver" in title(server) for each in server.children()]
 
 
 def actors(pid: int, name: str) -> list[psutil.Process]:
